@@ -1,0 +1,42 @@
+"""The command ``nnUNetv2_sam3d``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nnunetv2_sam3d import __version__
+from nnunetv2_sam3d.commands import demo, doctor, experiment, plan, weights
+
+COMMANDS = (doctor, plan, weights, experiment, demo)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_sam3d",
+        description="Tools beside nnU-Net's own commands for the SAM3D trainers. Training and prediction themselves are "
+                    "nnUNetv2_train -tr nnUNetTrainer_SAM3D... and nnUNetv2_predict.")
+    parser.add_argument("--version", action="version", version=f"nnunetv2_sam3d {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        module.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; expected errors become one message and exit status 1."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+        sys.stderr.write(f"nnUNetv2_sam3d {options.command}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to go on\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

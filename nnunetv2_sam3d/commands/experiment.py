@@ -1,0 +1,2 @@
+def add_parser(c):
+    p=c.add_parser("experiment")

@@ -1,0 +1,98 @@
+"""``nnUNetv2_sam3d plan``"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.network_architecture.config import VARIANTS
+
+NETWORK_SETTINGS = ("adapter_dim", "checkpointing", "epochs", "iterations_per_epoch", "val_iterations_per_epoch",
+                    "initial_lr", "sam_checkpoint")
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = add_command(commands, "plan", "Derive plans for the SAM3D trainers from nnU-Net's plans.", """\
+        nnUNetv2_plan_and_preprocess -d 48 -c 3d_fullres
+        nnUNetv2_sam3d plan -d 48 --patch-size 128 128 128 --spacing 1 1 1 --batch-size 1
+        nnUNetv2_sam3d plan -d 4 --variant vit_tiny --token-stride 2 --epochs 40 --iterations-per-epoch 50
+        nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainer_SAM3DFull -p nnUNetSAM3DPlans
+        """)
+    parser.add_argument("-d", "--dataset", required=True, help="data set name or number")
+    parser.add_argument("-p", "--plans", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
+    parser.add_argument("-o", "--name", default="nnUNetSAM3DPlans", help="name of the new plans (default: %(default)s)")
+    parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), help="size of the encoder (default: vit_b)")
+    parser.add_argument("--like", metavar="FILE", help="take the sizes from a weights file instead of a variant")
+    parser.add_argument("--token-stride", type=int, nargs="+", metavar="S",
+                        help="voxels per token, one number or three for D H W; 1, 2, 4, 8 or 16 (default: 4)")
+    parser.add_argument("--patch-size", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels")
+    parser.add_argument("--spacing", type=float, nargs=3, metavar=("D", "H", "W"),
+                        help="target spacing in mm; needs preprocessing")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--adapter-dim", type=int, help="bottleneck of the adapters (default: half the width)")
+    parser.add_argument("--no-prompt-encoder", action="store_true",
+                        help="the reference's automatic network, which takes no clicks")
+    parser.add_argument("--checkpointing", action="store_true", default=None,
+                        help="recompute activations in the backward pass: less memory, more time")
+    parser.add_argument("--epochs", type=int, help="default: 500")
+    parser.add_argument("--iterations-per-epoch", type=int, help="default: 250")
+    parser.add_argument("--val-iterations-per-epoch", type=int, help="default: 50")
+    parser.add_argument("--initial-lr", type=float, help="default: 4e-4")
+    parser.add_argument("--sam-checkpoint", metavar="FILE", help="SAM's weights, noted in the plans")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes the plans and says what to do next."""
+    from nnunetv2_sam3d.planning import derive_plans
+
+    plan = derive_plans(options.dataset, base=options.plans, name=options.name, configuration=options.configuration,
+                        settings=settings_from(options), patch_size=options.patch_size, spacing_mm=options.spacing,
+                        batch_size=options.batch_size)
+    say(f"wrote {plan.file}")
+    for key, value in plan.summary.items():
+        say(f"  {key}: {value}")
+    if plan.preprocess:
+        say(f"The data must be preprocessed for these plans:\n  {plan.preprocess} -np 2")
+    else:
+        say("The preprocessed data of the base plans fit, preprocessing need not be run again.")
+    say(f"Train with them:\n  nnUNetv2_train {options.dataset} {options.configuration} 0 "
+        f"-tr nnUNetTrainer_SAM3DDualPath -p {options.name}")
+    return 0
+
+
+def settings_from(options: argparse.Namespace) -> Any:
+    """The settings that the options describe; what is not given keeps its default."""
+    from nnunetv2_sam3d.settings import Settings
+
+    values = {name: getattr(options, name) for name in NETWORK_SETTINGS if getattr(options, name, None) is not None}
+    if options.variant:
+        values["variant"] = options.variant
+    if options.token_stride:
+        if len(options.token_stride) not in (1, 3):
+            raise ValueError(f"--token-stride takes one number or three, got {len(options.token_stride)}")
+        stride = options.token_stride
+        values["token_stride"] = stride[0] if len(stride) == 1 else tuple(stride)
+    if options.no_prompt_encoder:
+        values["prompt_encoder"] = False
+    if getattr(options, "like", None):
+        if options.variant:
+            raise ValueError("--like and --variant exclude each other: both choose the size of the network")
+        values |= _like(options.like)
+    return Settings(**values)
+
+
+def _like(file: str) -> dict[str, Any]:
+    """Sizes of a weights file, as settings."""
+    from nnunetv2_sam3d.weights.reading import read_weights
+
+    weights = read_weights(file)
+    if weights.config is None:
+        raise ValueError(f"{weights.describe()} holds the encoder only; choose its size with --variant")
+    sizes = weights.config.to_dict()
+    for name in ("num_classes", "in_channels", "adapter", "token_stride", "checkpointing"):
+        del sizes[name]
+    return {"prompt_encoder": sizes.pop("prompt_encoder"), "adapter_dim": sizes.pop("adapter_dim"), "network": sizes}

@@ -1,0 +1,1 @@
+"""Synthetic CT data for demonstrations and end-to-end checks."""

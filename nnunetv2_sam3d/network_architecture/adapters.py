@@ -1,0 +1,124 @@
+"""The trained bottlenecks in front of every frozen transformer block."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunetv2_sam3d.network_architecture.layers import channels_first, channels_last
+
+# Gate bias of a warm start: sigmoid(6) = 0.9975 of the fused signal comes from the trained global path.
+WARM_GATE_BIAS = 6.0
+
+
+def _depthwise3d(channels: int) -> nn.Conv3d:
+    return nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
+
+
+class OriginalAdapter3d(nn.Module):
+    """Bottleneck adapter with a depthwise 3D convolution; the residual is included.
+
+    Source: Gong et al., arXiv:2306.13465, section 3.2.
+
+    Args:
+        width: token width C.
+        bottleneck: hidden width.
+
+    Shape:
+        tokens: (B, D, H, W, C) -> (B, D, H, W, C)
+
+    Raises:
+        ValueError: if ``bottleneck`` is not positive.
+    """
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        _check_bottleneck(bottleneck)
+        self.linear1 = nn.Linear(width, bottleneck)
+        self.conv = _depthwise3d(bottleneck)
+        self.linear2 = nn.Linear(bottleneck, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = F.relu(self.linear1(tokens))
+        hidden = F.relu(self.conv(channels_first(hidden)))
+        return tokens + F.relu(self.linear2(channels_last(hidden)))
+
+
+class InPlaneConv3d(nn.Sequential):
+    """Depthwise 1x3x3 convolution, pointwise 1x1x1 convolution, InstanceNorm3d, ReLU.
+
+    The convolutions have no bias: the normalisation would remove it.
+
+    Shape:
+        x: (B, in_channels, D, H, W) -> (B, out_channels, D, H, W)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Conv3d(in_channels, in_channels, (1, 3, 3), padding=(0, 1, 1), groups=in_channels, bias=False),
+            nn.Conv3d(in_channels, out_channels, 1, bias=False),
+            nn.InstanceNorm3d(out_channels, affine=True),
+            nn.ReLU(),
+        )
+
+
+class DualPathAdapter3d(nn.Module):
+    """Bottleneck adapter with a global 3x3x3 path, a local in-plane UNet++ path and a gate between them.
+
+    ``g`` is a depthwise 3x3x3 convolution of the bottleneck. The local path is a two-level UNet++ in the slice plane:
+    ``x00``, ``x10`` at half the in-plane resolution, ``x01`` from both. The gate mixes them voxel by voxel and channel
+    by channel: ``a * g + (1 - a) * x01``. Residual included.
+
+    Source: this project; Zhou et al., arXiv:1807.10165 (UNet++).
+
+    Args:
+        width: token width C.
+        bottleneck: hidden width.
+
+    Shape:
+        tokens: (B, D, H, W, C) -> (B, D, H, W, C)
+
+    Raises:
+        ValueError: if ``bottleneck`` is not positive.
+    """
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        _check_bottleneck(bottleneck)
+        self.linear1 = nn.Linear(width, bottleneck)
+        self.global_conv = _depthwise3d(bottleneck)
+        self.conv_0_0 = InPlaneConv3d(bottleneck, bottleneck)
+        self.conv_1_0 = InPlaneConv3d(bottleneck, bottleneck)
+        self.conv_0_1 = InPlaneConv3d(2 * bottleneck, bottleneck)
+        self.gate = nn.Conv3d(2 * bottleneck, bottleneck, 1)
+        self.linear2 = nn.Linear(bottleneck, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = channels_first(F.relu(self.linear1(tokens)))
+        g = self.global_conv(hidden)
+        x00 = self.conv_0_0(hidden)
+        # ceil_mode keeps odd grids (and a single row) alive; the way up returns to the exact size
+        down = F.avg_pool3d(x00, (1, 2, 2), (1, 2, 2), ceil_mode=True, count_include_pad=False)
+        x10 = self.conv_1_0(down)
+        up = F.interpolate(x10, size=x00.shape[2:], mode="trilinear", align_corners=False)
+        x01 = self.conv_0_1(torch.cat([x00, up], 1))
+        a = torch.sigmoid(self.gate(torch.cat([g, x01], 1)))
+        fused = F.relu(torch.lerp(x01, g, a))  # a * g + (1 - a) * x01
+        return tokens + F.relu(self.linear2(channels_last(fused)))
+
+    def bias_gate_to_global(self) -> None:
+        """Make the gate pass almost only the global path, the start that a trained original adapter needs."""
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, WARM_GATE_BIAS)  # type: ignore[arg-type]
+
+
+def _check_bottleneck(bottleneck: int) -> None:
+    if bottleneck < 1:
+        raise ValueError(f"an adapter's bottleneck must be at least 1 wide, got {bottleneck}")
+
+
+ADAPTER_CLASSES: dict[str, type[OriginalAdapter3d] | type[DualPathAdapter3d]] = {
+    "original": OriginalAdapter3d,
+    "dualpath": DualPathAdapter3d,
+}

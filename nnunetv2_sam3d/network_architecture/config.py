@@ -1,0 +1,126 @@
+"""Sizes of the network, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import ceil
+from typing import Any
+
+TOKEN_STRIDES = (1, 2, 4, 8, 16)
+ADAPTERS = ("original", "dualpath")
+TAPS = 4
+
+
+@dataclass(frozen=True)
+class SAM3DConfig:
+    """Everything that is needed to build the network; no file, no environment.
+
+    Args:
+        embed_dim: token width C of the image encoder.
+        depth: number of transformer blocks, a multiple of 4 (a tap after each quarter).
+        num_heads: attention heads; ``embed_dim / num_heads`` is the head width.
+        global_attn_indexes: blocks whose relative position tables have SAM's global size (127 rows instead of 27).
+            All blocks attend within windows; only the tables differ.
+        out_channels: width of the taps after the neck (SAM: 256).
+        decoder_channels: width of the mask decoder (reference: 128).
+        prompt_mlp_dim: hidden width of the prompt encoder's MLP (reference: 2048).
+        position_grid: edge of the token grid that the position tables are made for (reference: 32).
+        num_classes: channels of the logits.
+        in_channels: channels of the image, see :class:`~nnunetv2_sam3d.network_architecture.stem.FoldedStem3d`.
+        token_stride: voxels per token and axis ``(D, H, W)``; each 1, 2, 4, 8 or 16. The reference's 128^3 crop has 4.
+        adapter: ``"original"`` or ``"dualpath"``.
+        adapter_dim: bottleneck width of the adapters; ``None`` means ``embed_dim // 2``.
+        prompt_encoder: ``False`` gives the reference's ``train_auto`` network, which refuses points.
+        checkpointing: recompute each block's activations in the backward pass (less memory, more time).
+
+    Raises:
+        ValueError: if sizes do not fit together.
+    """
+
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
+    out_channels: int = 256
+    decoder_channels: int = 128
+    prompt_mlp_dim: int = 2048
+    position_grid: int = 32
+    num_classes: int = 2
+    in_channels: int = 1
+    token_stride: tuple[int, int, int] = (4, 4, 4)
+    adapter: str = "original"
+    adapter_dim: int | None = None
+    prompt_encoder: bool = True
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "global_attn_indexes", tuple(self.global_attn_indexes))
+        object.__setattr__(self, "token_stride", as_token_stride(self.token_stride))
+        for name in ("embed_dim", "depth", "num_heads", "out_channels", "decoder_channels", "prompt_mlp_dim",
+                     "position_grid", "num_classes", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.depth % TAPS:
+            raise ValueError(f"depth must be a multiple of {TAPS} (one tap after each quarter), got {self.depth}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        if self.adapter not in ADAPTERS:
+            raise ValueError(f"adapter must be one of {ADAPTERS}, got {self.adapter!r}")
+        if self.adapter_dim is not None and self.adapter_dim < 1:
+            raise ValueError(f"adapter_dim must be at least 1, got {self.adapter_dim}")
+        if self.prompt_encoder and self.out_channels % 16:
+            raise ValueError("out_channels must be a multiple of 16 for the prompt encoder (8 heads of half width), "
+                             f"got {self.out_channels}")
+
+    @property
+    def bottleneck(self) -> int:
+        """Hidden width of the adapters."""
+        return self.embed_dim // 2 if self.adapter_dim is None else self.adapter_dim
+
+    def token_grid(self, patch_size: Sequence[int]) -> tuple[int, int, int]:
+        """Tokens along D, H, W for a patch in voxels; the patch is padded up to it."""
+        grid = tuple(ceil(size / stride) for size, stride in zip(patch_size, self.token_stride, strict=True))
+        return grid  # type: ignore[return-value]
+
+    def check_patch_size(self, patch_size: Sequence[int]) -> None:
+        """Raises ValueError if the network cannot work on patches of this size (voxels, D H W)."""
+        if len(patch_size) != 3 or any(int(size) != size or size < 1 for size in patch_size):
+            raise ValueError(f"the network is three-dimensional; expected a patch size of three positive voxel counts, "
+                             f"got {list(patch_size)}")
+        depth, height, width = self.token_grid(patch_size)
+        if depth * ceil(height / 2) * ceil(width / 2) < 2:
+            raise ValueError(
+                f"a patch of {list(patch_size)} voxels at token stride {list(self.token_stride)} is a grid of only "
+                f"{depth}x{height}x{width} tokens, too few to normalise over. Choose a larger patch or a smaller "
+                f"stride: nnUNetv2_sam3d plan --patch-size D H W --token-stride S")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON and checkpoints."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SAM3DConfig:
+        """Inverse of :meth:`to_dict`; unknown names are a ValueError."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown network settings {unknown}; known: {[field.name for field in fields(cls)]}")
+        return cls(**values)
+
+
+def as_token_stride(value: int | Sequence[int]) -> tuple[int, int, int]:
+    """One stride for all axes or one for each of D, H, W -> a checked triple."""
+    strides = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(strides) != 3 or any(stride not in TOKEN_STRIDES for stride in strides):
+        raise ValueError(f"token_stride must be one or three of {TOKEN_STRIDES} voxels per token, got {value}")
+    return strides  # type: ignore[return-value]
+
+
+# SAM's published sizes, and a small one for CPUs and small data, for which no published weights exist.
+VARIANTS: dict[str, SAM3DConfig] = {
+    "vit_b": SAM3DConfig(),
+    "vit_l": SAM3DConfig(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)),
+    "vit_h": SAM3DConfig(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)),
+    "vit_tiny": SAM3DConfig(embed_dim=96, depth=4, num_heads=3, global_attn_indexes=(1, 3), out_channels=64,
+                            decoder_channels=32, prompt_mlp_dim=256, position_grid=16),
+}

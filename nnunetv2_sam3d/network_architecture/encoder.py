@@ -1,0 +1,118 @@
+"""SAM's image encoder, lifted to 3D."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nnunetv2_sam3d.network_architecture.adapters import ADAPTER_CLASSES
+from nnunetv2_sam3d.network_architecture.attention import SAM_GLOBAL_ROWS, SAM_WINDOW_ROWS, WindowAttention3d
+from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.layers import MLP, ChannelLayerNorm3d, channels_first
+from nnunetv2_sam3d.network_architecture.stem import FoldedStem3d
+from nnunetv2_sam3d.network_architecture.windows import WindowLayout, window_layout
+
+
+class Block3d(nn.Module):
+    """Adapter, window attention, MLP: ``x = adapter(x); x = x + attn(norm1(x)); x = x + mlp(norm2(x))``.
+
+    Args:
+        config: sizes.
+        index: position in the encoder; even blocks have shifted windows, global ones longer position tables.
+
+    Shape:
+        x: (B, D, H, W, C) -> (B, D, H, W, C)
+    """
+
+    def __init__(self, config: SAM3DConfig, index: int) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.shifted = index % 2 == 0
+        rows = SAM_GLOBAL_ROWS if index in config.global_attn_indexes else SAM_WINDOW_ROWS
+        self.adapter = ADAPTER_CLASSES[config.adapter](width, config.bottleneck)
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = WindowAttention3d(width, config.num_heads, rows)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLP(width, 4 * width, nn.GELU)
+
+    def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
+        x = self.adapter(x)
+        tokens = self.norm1(x).flatten(1, 3)
+        windows = tokens[:, layout.gather].unflatten(1, (-1, layout.tokens))
+        attended = self.attn(windows, layout).flatten(1, 2)[:, layout.scatter]
+        x = x + attended.view_as(x)
+        return x + self.mlp(self.norm2(x))
+
+
+class ImageEncoder3d(nn.Module):
+    """Stem, positions, transformer blocks with adapters, and a neck for each of the four taps.
+
+    Source: Gong et al., arXiv:2306.13465, section 3.
+
+    Args:
+        config: sizes.
+
+    Shape:
+        image: (B, in_channels, D, H, W), sizes divisible by the token stride s
+            -> four taps (B, out_channels, D/s, H/s, W/s), shallow to deep
+    """
+
+    def __init__(self, config: SAM3DConfig) -> None:
+        super().__init__()
+        width, grid = config.embed_dim, config.position_grid
+        self.checkpointing = config.checkpointing
+        self.stem = FoldedStem3d(width, config.in_channels, config.token_stride)
+        self.pos_embed = nn.Parameter(torch.zeros(1, 2 * grid, 2 * grid, width))  # SAM's, at twice the token grid
+        self.depth_embed = nn.Parameter(torch.zeros(1, grid, width))
+        self.blocks = nn.ModuleList(Block3d(config, index) for index in range(config.depth))
+        self.neck_3d = nn.ModuleList(_neck(width, config.out_channels) for _ in range(TAPS))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """ViT's start, for what no checkpoint replaces."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and ".adapter." not in name:
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = self.stem(image)
+        grid = (x.shape[1], x.shape[2], x.shape[3])
+        x = x + self.positions(grid)
+        layouts = {shifted: window_layout(grid, shifted, x.device) for shifted in (True, False)}
+        per_tap = len(self.blocks) // TAPS
+        taps = []
+        for index, block in enumerate(self.blocks):
+            layout = layouts[block.shifted]
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, layout, use_reentrant=False)
+            else:
+                x = block(x, layout)
+            if (index + 1) % per_tap == 0:
+                taps.append(self.neck_3d[len(taps)](channels_first(x)))
+        return taps
+
+    def positions(self, grid: tuple[int, int, int]) -> Tensor:
+        """Absolute position embedding (1, D, H, W, C) of a token grid.
+
+        SAM's table is average-pooled by 2; both tables are interpolated linearly where the grid differs from theirs.
+        """
+        plane = F.avg_pool2d(self.pos_embed.movedim(-1, 1), 2)
+        if plane.shape[2:] != grid[1:]:
+            plane = F.interpolate(plane, size=grid[1:], mode="bilinear", align_corners=False)
+        line = self.depth_embed.movedim(-1, 1)
+        if line.shape[2] != grid[0]:
+            line = F.interpolate(line, size=grid[0], mode="linear", align_corners=False)
+        return (plane[:, :, None] + line[..., None, None]).movedim(1, -1)
+
+
+def _neck(width: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(width, out_channels, 1, bias=False),
+        ChannelLayerNorm3d(out_channels),
+        nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
+        ChannelLayerNorm3d(out_channels),
+    )

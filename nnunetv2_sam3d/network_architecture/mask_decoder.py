@@ -1,0 +1,51 @@
+"""The mask decoder: four taps and the image itself to logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunetv2_sam3d.network_architecture.config import TAPS
+
+
+class MaskDecoder3d(nn.Module):
+    """Multi-layer aggregation decoder.
+
+    Every tap passes two convolutions and is doubled in size; the four and the image at that size are fused. The image
+    enters with one channel, the mean of its channels, so that pretrained decoders fit any number of them.
+
+    Source: Gong et al., arXiv:2306.13465, section 3.4.
+
+    Args:
+        width: channels of the taps.
+        channels: channels of the decoder.
+        num_classes: channels of the logits.
+
+    Shape:
+        taps: four of (B, width, d, h, w); image: (B, C, D, H, W) -> logits (B, num_classes, D, H, W)
+    """
+
+    def __init__(self, width: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(*_conv_norm_relu(width, channels), *_conv_norm_relu(channels, channels)) for _ in range(TAPS)
+        )
+        self.fuse = nn.Sequential(*_conv_norm_relu(TAPS * channels + 1, channels))
+        # nnU-Net's -pretrained_weights skips keys with ".seg_layers.", the only part that depends on the classes
+        self.seg_layers = nn.ModuleList([nn.Conv3d(channels, num_classes, 3, padding=1, bias=False)])
+
+    def forward(self, taps: list[Tensor], image: Tensor) -> Tensor:
+        doubled = [
+            F.interpolate(head(tap), scale_factor=2, mode="trilinear", align_corners=True)
+            for head, tap in zip(self.heads, taps, strict=True)
+        ]
+        gray = image if image.shape[1] == 1 else image.mean(1, keepdim=True)
+        gray = F.interpolate(gray, size=doubled[0].shape[2:], mode="trilinear", align_corners=False)
+        logits = self.seg_layers[0](self.fuse(torch.cat([*doubled, gray.to(doubled[0].dtype)], 1)))
+        return F.interpolate(logits, size=image.shape[2:], mode="trilinear", align_corners=True)
+
+
+def _conv_norm_relu(in_channels: int, out_channels: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    convolution = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
+    return convolution, nn.InstanceNorm3d(out_channels), nn.ReLU()

@@ -1,0 +1,110 @@
+"""The prompt encoder: points and learned queries speak to the deepest tap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunetv2_sam3d.network_architecture.layers import MLP, channels_first, channels_last
+
+NUM_QUERIES = 10
+NUM_HEADS = 8
+NUM_LAYERS = 2
+
+
+class Attention(nn.Module):
+    """Multi-head attention with separate projections and an inner width (SAM's mask decoder attention).
+
+    Shape:
+        q: (B, N, C), k and v: (B, M, C) -> (B, N, C)
+    """
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(width, inner)
+        self.k_proj = nn.Linear(width, inner)
+        self.v_proj = nn.Linear(width, inner)
+        self.out_proj = nn.Linear(inner, width)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (
+            proj(x).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
+            for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
+        )
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(x.transpose(1, 2).flatten(2))
+
+
+class PromptLayer(nn.Module):
+    """Queries and points attend to each other, then the image attends to the queries.
+
+    Shape:
+        image: (B, T, C), points: (B, N, C), N may be 0 -> the same two shapes
+    """
+
+    def __init__(self, width: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.global_query = nn.Parameter(torch.randn(1, NUM_QUERIES, width) * 0.1)
+        self.self_attn = Attention(width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_dim, nn.ReLU)
+        self.norm3 = nn.LayerNorm(width)
+        self.norm4 = nn.LayerNorm(width)
+        self.cross_attn = Attention(width, width // 2)
+
+    def forward(self, image: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        q = torch.cat([self.global_query.expand(len(points), -1, -1).to(points.dtype), points], 1)
+        q = self.norm2(q + self.norm1(self.self_attn(q, q, q)))
+        queries, points = q[:, :NUM_QUERIES], q[:, NUM_QUERIES:]
+        queries = self.norm3(queries + self.mlp(queries))
+        image = self.norm4(image + self.cross_attn(image, queries, queries))
+        return image, points
+
+
+class PromptEncoder3d(nn.Module):
+    """Brings clicks into the deepest tap; without clicks the learned queries work alone.
+
+    Source: Gong et al., arXiv:2306.13465, section 3.3.
+
+    Args:
+        width: channels of the tap.
+        mlp_dim: hidden width of the MLPs.
+
+    Shape:
+        features: (B, C, D, H, W), points: (B, N, 3) in (z, y, x) voxels of an image of ``image_size`` -> like features
+    """
+
+    def __init__(self, width: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(PromptLayer(width, mlp_dim) for _ in range(NUM_LAYERS))
+
+    def forward(self, features: Tensor, points: Tensor, image_size: Sequence[int]) -> Tensor:
+        tokens = sample_features(features, points, image_size)
+        image = channels_last(features).flatten(1, 3)
+        for layer in self.layers:
+            image, tokens = layer(image, tokens)
+        return channels_first(image.unflatten(1, features.shape[2:]))
+
+
+def sample_features(features: Tensor, points: Tensor, image_size: Sequence[int]) -> Tensor:
+    """Features at points, trilinear; zero outside the volume.
+
+    Args:
+        features: (B, C, D, H, W) over the whole image.
+        points: (B, N, 3) as (z, y, x) in voxels of the image, voxel centre = integer.
+        image_size: voxels of the image along D, H, W.
+
+    Returns:
+        (B, N, C)
+    """
+    if points.shape[1] == 0:
+        return features.new_zeros(features.shape[0], 0, features.shape[1])
+    size = torch.tensor(image_size, dtype=torch.float32, device=points.device)
+    # float32 throughout: bfloat16 cannot name a voxel of a 512 edge
+    grid = ((points.float() + 0.5) / size * 2 - 1).flip(-1)[:, :, None, None]  # grid_sample wants (x, y, z)
+    sampled = F.grid_sample(features.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled[..., 0, 0].transpose(1, 2).to(features.dtype)

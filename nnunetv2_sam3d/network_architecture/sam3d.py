@@ -1,0 +1,64 @@
+"""The whole network."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.encoder import ImageEncoder3d
+from nnunetv2_sam3d.network_architecture.mask_decoder import MaskDecoder3d
+from nnunetv2_sam3d.network_architecture.prompt_encoder import PromptEncoder3d
+
+
+class SAM3D(nn.Module):
+    """3DSAM-adapter: image encoder, prompt encoder on the deepest tap, mask decoder.
+
+    Source: Gong et al., arXiv:2306.13465.
+
+    Args:
+        config: sizes, see :class:`SAM3DConfig`.
+
+    Shape:
+        image: (B, in_channels, D, H, W), any size; padded at its end to whole tokens, the logits are cropped back.
+        points: (B, N, 3), (z, y, x) in voxels of the image, fractional allowed; N may be 0, ``None`` means no points.
+        returns logits (B, num_classes, D, H, W); no final nonlinearity.
+
+    Raises:
+        ValueError: for an image or points of another shape, and for points given to a network without prompt encoder.
+    """
+
+    def __init__(self, config: SAM3DConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = ImageEncoder3d(config)
+        self.prompt_encoder = (
+            PromptEncoder3d(config.out_channels, config.prompt_mlp_dim) if config.prompt_encoder else None
+        )
+        self.mask_decoder = MaskDecoder3d(config.out_channels, config.decoder_channels, config.num_classes)
+
+    def forward(self, image: Tensor, points: Tensor | None = None) -> Tensor:
+        points = self._checked(image, points)
+        size = image.shape[2:]
+        pad = [-length % stride for length, stride in zip(size, self.config.token_stride, strict=True)]
+        if any(pad):
+            image = F.pad(image, [part for after in reversed(pad) for part in (0, after)], mode="replicate")
+        taps = self.encoder(image)
+        if self.prompt_encoder is not None:
+            taps[-1] = self.prompt_encoder(taps[-1], points, image.shape[2:])
+        logits = self.mask_decoder(taps, image)
+        return logits[:, :, : size[0], : size[1], : size[2]] if any(pad) else logits
+
+    def _checked(self, image: Tensor, points: Tensor | None) -> Tensor:
+        if image.ndim != 5 or image.shape[1] != self.config.in_channels:
+            raise ValueError(f"expected an image of shape (B, {self.config.in_channels}, D, H, W), "
+                             f"got {tuple(image.shape)}")
+        if points is None:
+            return image.new_zeros(image.shape[0], 0, 3)
+        if points.ndim != 3 or points.shape[0] != image.shape[0] or points.shape[2] != 3:
+            raise ValueError(f"expected points of shape ({image.shape[0]}, N, 3) as (z, y, x) voxels, "
+                             f"got {tuple(points.shape)}")
+        if self.prompt_encoder is None and points.shape[1]:
+            raise ValueError("this network has no prompt encoder (an automatic checkpoint) and cannot take points; "
+                             "call it with points=None or load a prompted checkpoint")
+        return points

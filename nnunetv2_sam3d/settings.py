@@ -1,0 +1,89 @@
+"""The settings of a run. They live in the plans, so that a saved model predicts as it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from nnunetv2_sam3d.network_architecture import VARIANTS, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.config import as_token_stride
+
+PLANS_KEY = "sam3d"  # beside patch_size, spacing, ... in a configuration of the plans
+DEFAULT_EPOCHS = 500
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``plans["configurations"][NAME]["sam3d"]`` holds; stock plans without it get the defaults.
+
+    Args:
+        variant: ``vit_b``, ``vit_l``, ``vit_h`` or ``vit_tiny``.
+        network: sizes that differ from the variant's, by their names in ``SAM3DConfig``.
+        token_stride: voxels per token, one number or three (D, H, W).
+        adapter_dim: bottleneck of the adapters, half the width by default.
+        prompt_encoder: whether the network has one; without it, it is the reference's automatic variant.
+        checkpointing: trade time for memory in training.
+        epochs: number of epochs, and the length of the learning rate's way down.
+        iterations_per_epoch: training steps per epoch.
+        val_iterations_per_epoch: validation steps per epoch.
+        initial_lr: learning rate of the first epoch.
+        sam_checkpoint: SAM's weights; before the variable ``nnUNet_sam_checkpoint`` and the cache.
+
+    Raises:
+        ValueError: for values that cannot work.
+    """
+
+    variant: str = "vit_b"
+    network: Mapping[str, Any] | None = None
+    token_stride: int | tuple[int, int, int] = 4
+    adapter_dim: int | None = None
+    prompt_encoder: bool = True
+    checkpointing: bool = False
+    epochs: int = DEFAULT_EPOCHS
+    iterations_per_epoch: int = 250
+    val_iterations_per_epoch: int = 50
+    initial_lr: float = 4e-4
+    sam_checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"unknown variant {self.variant!r}; choose one of {sorted(VARIANTS)}")
+        as_token_stride(self.token_stride)
+        for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not 0 < self.initial_lr < 1:
+            raise ValueError(f"initial_lr must lie between 0 and 1, got {self.initial_lr!r}")
+
+    def network_config(self, *, adapter: str, in_channels: int, num_classes: int) -> SAM3DConfig:
+        """The network that these settings describe."""
+        sizes = {**VARIANTS[self.variant].to_dict(), **(self.network or {})}
+        return replace(
+            SAM3DConfig.from_dict(sizes), adapter=adapter, in_channels=in_channels, num_classes=num_classes,
+            token_stride=as_token_stride(self.token_stride), adapter_dim=self.adapter_dim,
+            prompt_encoder=self.prompt_encoder, checkpointing=self.checkpointing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the plans: plain types, only what differs from the defaults, and the variant."""
+        defaults = asdict(Settings())
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if key == "variant" or value != defaults[key]}
+
+    @classmethod
+    def from_plans(cls, configuration: Mapping[str, Any]) -> Settings:
+        """Settings of one configuration of the plans (``ConfigurationManager.configuration``).
+
+        Raises:
+            ValueError: for unknown or impossible settings, naming them.
+        """
+        values = dict(configuration.get(PLANS_KEY, {}))
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"the plans hold unknown settings {unknown} under {PLANS_KEY!r}; known: {known}. "
+                             f"Write them with: nnUNetv2_sam3d plan")
+        if isinstance(values.get("token_stride"), list):
+            values["token_stride"] = tuple(values["token_stride"])
+        return cls(**values)

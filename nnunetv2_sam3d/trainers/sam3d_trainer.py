@@ -1,0 +1,234 @@
+"""What nnU-Net asks of a trainer, for all SAM3D recipes; variants are classes, because nnU-Net names folders by class."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import cast
+
+import torch
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.helpers import dummy_context
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import autocast, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_sam3d.compat import check_nnunet_version
+from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.settings import Settings
+from nnunetv2_sam3d.trainers.losses import DiceCELoss
+from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
+from nnunetv2_sam3d.trainers.schedule import LinearDecay
+from nnunetv2_sam3d.trainers.start import Run, Start, take_over_pretrained_weights
+from nnunetv2_sam3d.weights.files import write_checkpoint
+from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, Weights, read_weights
+from nnunetv2_sam3d.weights.transfer import check_same_network
+
+
+class nnUNetTrainer_SAM3D(nnUNetTrainer):
+    """Base of the SAM3D trainers: network and settings from the plans, recipe from the class.
+
+    nnU-Net keeps data loading, augmentation, validation, inference and export.
+
+    Raises:
+        NotImplementedError: for 2d and cascade configurations.
+        ValueError: for settings or patch sizes that cannot work.
+    """
+
+    recipe: Recipe
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
+                 device: torch.device = torch.device("cuda")):
+        check_nnunet_version()
+        # before nnU-Net makes folders for a run that cannot begin
+        settings = _checked_settings(PlansManager(deepcopy(plans)).get_configuration(configuration), configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.settings = settings
+        self.initial_lr = settings.initial_lr
+        self.weight_decay = self.recipe.weight_decay
+        self.num_epochs = settings.epochs
+        self.num_iterations_per_epoch = settings.iterations_per_epoch
+        self.num_val_iterations_per_epoch = settings.val_iterations_per_epoch
+        self.save_every = max(1, min(50, settings.epochs // 10))
+        self.enable_deep_supervision = False
+        self.start: Start | None = None
+        self.resumed_from: Weights | None = None
+        if not self.label_manager.foreground_labels:
+            raise ValueError(f"{self.plans_manager.dataset_name} has no foreground label in its dataset.json; there is "
+                             f"nothing to segment. Add the labels, then plan and preprocess again.")
+
+    @classmethod
+    def build_network_architecture(cls, plans_manager: PlansManager,  # type: ignore[override]
+                                   configuration_manager: ConfigurationManager, num_input_channels: int,
+                                   num_output_channels: int, enable_deep_supervision: bool = True) -> nn.Module:
+        """The network of the plans with this trainer's adapters; needs nothing but its arguments, loads no weights.
+
+        A class method where nnU-Net has a static one: it is called in the same way, and knows its recipe.
+        """
+        settings = _checked_settings(configuration_manager, "this configuration")
+        return SAM3D(settings.network_config(adapter=cls.recipe.adapter, in_channels=num_input_channels,
+                                             num_classes=num_output_channels))
+
+    @property
+    def plain_network(self) -> SAM3D:
+        """The network without DDP's and torch.compile's wrappers."""
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        return cast(SAM3D, network._orig_mod if isinstance(network, OptimizedModule) else network)
+
+    def prepare_parameters(self) -> list[list[nn.Parameter]]:
+        """Freezes by the recipe and loads the start.
+
+        The weights come here and not later, since which parameters are trained can depend on them, and DDP, which
+        wraps the network next, must know.
+
+        Returns:
+            the trained parameters, in the groups of the optimizer.
+        """
+        network = self.plain_network
+        groups = apply_freezing(network, self.recipe)
+        self.start = Start(network, self.print_to_log_file)
+        self._load_start()
+        if self.recipe.groups and (last := self.start.random_last_convolution()):
+            groups.append([parameter.requires_grad_(True) for parameter in last])
+            self.print_to_log_file("The last convolution is trained too: the start has other classes")
+        trained = sum(parameter.numel() for group in groups for parameter in group)
+        total = sum(parameter.numel() for parameter in network.parameters())
+        self.print_to_log_file(f"{type(self).__name__}: {trained:,} of {total:,} parameters are trained "
+                               f"({100 * trained / total:.1f} %), {total - trained:,} are frozen")
+        return groups
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LinearDecay]:
+        """One AdamW over what the recipe trains."""
+        groups = [{"params": group} for group in self.prepare_parameters()]
+        optimizer = torch.optim.AdamW(groups, lr=self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, LinearDecay(optimizer, self.initial_lr, self.num_epochs)
+
+    def _load_start(self) -> None:
+        assert self.start is not None
+        if self.resumed_from is not None:  # its weights follow in load_checkpoint
+            self.start.provenance = dict(self.resumed_from.metadata.get("provenance", {}))
+            self.start.loaded = {name for name in self.resumed_from.state
+                                 if name not in self.resumed_from.metadata.get("trained", ())}
+        elif file := take_over_pretrained_weights():
+            self.start.take(file)
+        else:
+            self.start.find(self.run(), self.recipe, self.settings.sam_checkpoint, self.settings.variant)
+
+    def _build_loss(self) -> nn.Module:
+        return DiceCELoss(self.label_manager, self.configuration_manager.batch_dice, self.is_ddp)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """The network has one output; there is nothing to switch."""
+
+    def run(self) -> Run:
+        """This run's identity."""
+        return Run(self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name, self.fold,
+                   type(self).__name__, Path(cast(str, nnUNet_results.require())))
+
+    def on_train_start(self) -> None:
+        """Finds the weights and refuses a run that cannot work, before nnU-Net starts its workers."""
+        if not self.was_initialized:
+            self.initialize()
+        assert self.start is not None
+        self.start.check(self.run(), self.recipe)
+        self._check_data()
+        super().on_train_start()
+
+    def _check_data(self) -> None:
+        """Raises ValueError if no training case has any foreground (the loss would have nothing to learn)."""
+        dataset, _ = self.get_tr_and_val_datasets()
+        for case in dataset.identifiers:
+            properties = dataset.load_case(case)[-1]
+            if any(len(places) for places in properties["class_locations"].values()):
+                return
+        raise ValueError(f"none of the {len(dataset.identifiers)} training cases of fold {self.fold} in "
+                         f"{self.preprocessed_dataset_folder} has a single foreground voxel. Check the label files in "
+                         f"labelsTr against the labels in dataset.json, then preprocess again.")
+
+    def train_step(self, batch: dict) -> dict:
+        """One step of the recipe: its loss, its clipping."""
+        data, target = (batch[key].to(self.device, non_blocking=True) for key in ("data", "target"))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss.train()
+        with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
+            loss = self.loss(self.network(data), target)
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            self.clip_gradients()
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            loss.backward()
+            self.clip_gradients()
+            self.optimizer.step()
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def clip_gradients(self) -> None:
+        """Limits the gradient norm of each clip group of the recipe."""
+        for parameters in clip_groups(self.plain_network, self.recipe):
+            nn.utils.clip_grad_norm_(parameters, self.recipe.max_grad_norm)
+
+    def validation_step(self, batch: dict) -> dict:
+        """nnU-Net's, with the Dice loss alone."""
+        self.loss.eval()
+        return super().validation_step(batch)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint with the network's sizes and provenance, written whole or not at all."""
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        assert self.start is not None
+        network = self.plain_network
+        write_checkpoint({
+            "network_weights": network.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            METADATA_KEY: {
+                "format": FORMAT_VERSION,
+                "network": network.config.to_dict(),
+                "provenance": self.start.provenance,
+                "trained": [name for name, parameter in network.named_parameters() if parameter.requires_grad],
+            },
+        }, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """nnU-Net's, after a check that the checkpoint is this network's.
+
+        Raises:
+            WeightsError: for a damaged file or another network, naming both.
+        """
+        weights = read_weights(cast(str, filename_or_checkpoint))
+        if not self.was_initialized:
+            self.resumed_from = weights
+            self.initialize()
+        check_same_network(weights, self.plain_network)
+        super().load_checkpoint(filename_or_checkpoint)
+
+
+def _checked_settings(configuration_manager: ConfigurationManager, name: str) -> Settings:
+    """The settings of a configuration that a SAM3D trainer can work with."""
+    if configuration_manager.previous_stage_name is not None:
+        raise NotImplementedError(f"{name} is a cascade stage; the SAM3D trainers take no segmentation of an earlier "
+                                  f"stage. Use 3d_fullres or 3d_lowres.")
+    if len(configuration_manager.patch_size) != 3:
+        raise NotImplementedError(f"{name} is two-dimensional; the SAM3D trainers are three-dimensional. Use 3d_fullres "
+                                  f"or 3d_lowres.")
+    settings = Settings.from_plans(configuration_manager.configuration)
+    settings.network_config(adapter="original", in_channels=1, num_classes=2).check_patch_size(
+        configuration_manager.patch_size)
+    return settings
+

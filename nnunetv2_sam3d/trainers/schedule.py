@@ -1,0 +1,32 @@
+"""The learning rate's way down."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+END_FACTOR = 0.01
+
+
+class LinearDecay:
+    """From the initial learning rate to a hundredth of it, linearly in the epoch.
+
+    The values are those of ``torch.optim.lr_scheduler.LinearLR(start_factor=1, end_factor=0.01)``. nnU-Net sets the
+    epoch itself, ``step(current_epoch)``, which torch's class deprecates.
+
+    Args:
+        optimizer: all its groups get the same rate.
+        initial_lr: rate at epoch 0.
+        epochs: epoch at which the end would be reached.
+    """
+
+    def __init__(self, optimizer: Optimizer, initial_lr: float, epochs: int) -> None:
+        self.optimizer = optimizer
+        self.initial_lr = initial_lr
+        self.epochs = epochs
+        self.step(0)
+
+    def step(self, epoch: int) -> None:
+        """Sets the rate of an epoch."""
+        progress = min(epoch / self.epochs, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.initial_lr * (1 + (END_FACTOR - 1) * progress)

@@ -1,0 +1,160 @@
+"""Where a run's weights come from, and the refusal to train around frozen random ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.trainers.recipes import Recipe
+from nnunetv2_sam3d.weights import WeightsError, load_into, read_weights
+from nnunetv2_sam3d.weights.sources import find_sam_checkpoint
+from nnunetv2_sam3d.weights.transfer import SEG_LAYERS, part_of
+
+RANDOM = {"kind": "random"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What identifies a run, as nnU-Net names it."""
+
+    dataset: str
+    plans: str
+    configuration: str
+    fold: int | str
+    trainer: str
+    results: Path
+
+    def checkpoint_of(self, trainer: str) -> Path:
+        """The finished model of another trainer on the same data set, plans, configuration and fold."""
+        folder = f"{trainer}__{self.plans}__{self.configuration}"
+        return self.results / self.dataset / folder / f"fold_{self.fold}" / "checkpoint_final.pth"
+
+    def command(self, trainer: str, more: str = "") -> str:
+        """The nnU-Net command that trains this run with another trainer."""
+        return f"nnUNetv2_train {self.dataset} {self.configuration} {self.fold} -tr {trainer} -p {self.plans}{more}"
+
+
+@dataclass(repr=False)
+class Start:
+    """The weights that a network has got so far.
+
+    Attributes:
+        provenance: for each part of the network the record of its file, or ``RANDOM``.
+        loaded: names of the weights that came from a file.
+    """
+
+    network: SAM3D
+    log: Callable[[str], None]
+    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+    loaded: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        for name in self.network.state_dict():
+            self.provenance.setdefault(part_of(name), RANDOM)
+
+    def take(self, path: str | os.PathLike[str]) -> None:
+        """Loads a file into the network, logs what it gave and records where it came from.
+
+        Raises:
+            WeightsError: if the file cannot be used; the network is then unchanged.
+        """
+        weights = read_weights(path)
+        given = load_into(self.network, weights)
+        self.log(f"Weights from {weights.describe()}: {len(given.names)} tensors")
+        for note in given.notes:
+            self.log(f"  {note}")
+        record = weights.provenance()
+        for part in sorted({part_of(name) for name in given.names}):
+            self.provenance[part] = record
+        self.loaded |= given.names
+
+    def find(self, run: Run, recipe: Recipe, sam_setting: str | None, variant: str) -> None:
+        """Takes the finished model that the recipe starts from, or SAM's encoder, whichever there is.
+
+        Only the same fold's model is looked at: another fold's has seen this fold's validation cases.
+        """
+        for trainer in recipe.starts_from:
+            checkpoint = run.checkpoint_of(trainer)
+            if checkpoint.is_file():
+                self.log(f"Starting from the finished {trainer} of fold {run.fold}")
+                self.take(checkpoint)
+                return
+        sam = find_sam_checkpoint(variant, sam_setting)
+        if sam is not None:
+            self.take(sam)
+
+    def random_last_convolution(self) -> list[nn.Parameter]:
+        """The last convolution, if it is frozen and a whole model of other classes was loaded.
+
+        Unlike everything else that is frozen it then has to be trained.
+        """
+        names = [name for name, parameter in self.network.named_parameters()
+                 if name.startswith(SEG_LAYERS) and not parameter.requires_grad and name not in self.loaded]
+        whole_model = "mask decoder" in {part_of(name) for name in self.loaded}
+        return [self.network.get_parameter(name) for name in names] if whole_model else []
+
+    def check(self, run: Run, recipe: Recipe) -> None:
+        """Refuses a network with frozen parameters that no file has given.
+
+        Raises:
+            WeightsError: naming the parts and the commands that help.
+        """
+        random = [name for name, parameter in self.network.named_parameters()
+                  if not parameter.requires_grad and name not in self.loaded]
+        if random:
+            parts = ", ".join(sorted({part_of(name) for name in random}))
+            raise WeightsError(f"{run.trainer} keeps {parts} frozen, but no file has given "
+                               f"{'it' if ',' not in parts else 'them'} any weights: {len(random)} parameters would stay "
+                               f"random. {_remedies(run, recipe)}")
+
+
+def _remedies(run: Run, recipe: Recipe) -> str:
+    lines = []
+    if recipe.starts_from:
+        lines.append("Train the model that this trainer starts from, for the same fold:")
+        lines += [f"    {run.command(trainer)}" for trainer in recipe.starts_from]
+        lines.append("or give a whole model:")
+    else:
+        lines += ["Give SAM's published encoder, by the environment or in the plans:",
+                  "    export nnUNet_sam_checkpoint=/path/to/sam_vit_b_01ec64.pth",
+                  f"    nnUNetv2_sam3d plan -d {run.dataset} --sam-checkpoint /path/to/sam_vit_b_01ec64.pth",
+                  "or a whole model:"]
+    lines += ["    nnUNetv2_sam3d weights convert best.pth.tar -o original.pth",
+              f"    {run.command(run.trainer, ' -pretrained_weights original.pth')}"]
+    if not recipe.starts_from:
+        lines += ["or train everything, which needs no pretrained weights:",
+                  f"    {run.command('nnUNetTrainer_SAM3DFull')}"]
+    return "\n".join(lines)
+
+
+def take_over_pretrained_weights() -> str | None:
+    """The file of ``nnUNetv2_train -pretrained_weights FILE``, which the trainer then loads itself.
+
+    nnU-Net's own loader unpickles the file without restriction, refuses a file with other adapters, and never takes the
+    last convolution, which a frozen decoder needs. ``maybe_load_checkpoint`` calls it right after initialising the
+    trainer, with nothing but the network; that one call is made to do nothing, in the module that makes it.
+
+    Returns:
+        the file, or ``None`` if nnU-Net was given none.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "maybe_load_checkpoint":
+        frame = frame.f_back
+    if frame is None or not frame.f_locals.get("pretrained_weights_file"):
+        return None
+    module = frame.f_globals
+    stock = module["load_pretrained_weights"]
+
+    def already_loaded(network: nn.Module, fname: str, verbose: bool = False) -> None:
+        module["load_pretrained_weights"] = stock
+
+    module["load_pretrained_weights"] = already_loaded
+    return str(frame.f_locals["pretrained_weights_file"])

@@ -1,0 +1,55 @@
+"""The four trainers; nnU-Net names results folders after the class, so every recipe is one."""
+
+from __future__ import annotations
+
+import torch
+
+from nnunetv2_sam3d.trainers.recipes import DUALPATH, FULL, ORIGINAL, ORIGINAL_EVAL
+from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
+from nnunetv2_sam3d.trainers.schedule import LinearDecay
+
+
+class nnUNetTrainer_SAM3DOriginal(nnUNetTrainer_SAM3D):
+    """3DSAM-adapter as published: SAM's encoder frozen; adapters, 3D parts, prompt encoder and decoder trained."""
+
+    recipe = ORIGINAL
+
+
+class nnUNetTrainer_SAM3DDualPath(nnUNetTrainer_SAM3D):
+    """DualPath adapters and the encoder's 3D parts trained, everything else frozen and pretrained."""
+
+    recipe = DUALPATH
+
+
+class nnUNetTrainer_SAM3DFull(nnUNetTrainer_SAM3D):
+    """Nothing frozen: the upper bound of trained parameters, and the way to train sizes without published weights."""
+
+    recipe = FULL
+
+
+class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
+    """A finished original-adapter model: nothing is trained, nnU-Net validates it."""
+
+    recipe = ORIGINAL_EVAL
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
+                 device: torch.device = torch.device("cuda")):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 0
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LinearDecay]:
+        """An optimizer of nothing, since nnU-Net's checkpoints hold one."""
+        self.prepare_parameters()
+        nothing = torch.optim.AdamW([torch.nn.Parameter(torch.empty(0))], lr=self.initial_lr)
+        return nothing, LinearDecay(nothing, self.initial_lr, 1)
+
+    def get_dataloaders(self) -> tuple[None, None]:
+        """No workers; only the mirroring axes, which nnU-Net sets on the way to its loaders and inference needs."""
+        self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        return None, None
+
+    def run_training(self) -> None:
+        """Loads, saves as finished, and leaves the validation to nnU-Net."""
+        self.on_train_start()
+        self.logger.plot_progress_png(self.output_folder)
+        self.on_train_end()

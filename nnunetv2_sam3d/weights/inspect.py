@@ -1,0 +1,65 @@
+"""What a weights file holds, for people."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
+from nnunetv2_sam3d.weights.reading import KINDS, Weights, read_weights
+from nnunetv2_sam3d.weights.transfer import PARTS, part_of
+
+
+def describe(path: str | os.PathLike[str]) -> str:
+    """Kind, network, parameter counts by part (trained and frozen where known) and provenance of a file.
+
+    Raises:
+        WeightsError: if the file cannot be read.
+    """
+    weights = read_weights(path)
+    lines = [f"{weights.path}: {KINDS[weights.kind]}"]
+    if weights.config is not None:
+        lines += ["network:", *(f"  {key}: {value}" for key, value in weights.config.to_dict().items())]
+    lines += ["parameters:", *_counts(weights)]
+    lines += ["where the weights came from:", *_provenance(weights.metadata.get("provenance", {}), "  ")]
+    if "provenance" not in weights.metadata:
+        lines.append("  the file does not say")
+    return "\n".join(lines)
+
+
+def _counts(weights: Weights) -> list[str]:
+    buffers = _buffers(weights.config) if weights.config else set()
+    total, trained = Counter[str](), Counter[str]()
+    names = set(weights.metadata.get("trained", ()))
+    for name, tensor in weights.state.items():
+        if name not in buffers:
+            total[part_of(name)] += tensor.numel()
+            trained[part_of(name)] += tensor.numel() if name in names else 0
+    known = weights.kind == "trained"
+    rows = [(part, total[part], trained[part]) for part, _ in PARTS if total[part]]
+    rows.append(("all", sum(total.values()), sum(trained.values())))
+    return [f"  {part:<24} {count:>12,}" + (f"   {given:>12,} trained  {count - given:>12,} frozen" if known else "")
+            for part, count, given in rows]
+
+
+def _buffers(config: SAM3DConfig) -> set[str]:
+    import torch
+
+    with torch.device("meta"):
+        return {name for name, _ in SAM3D(config).named_buffers()}
+
+
+def _provenance(parts: Mapping[str, Any], indent: str) -> list[str]:
+    """One line a source; parts of the same source share it, and its own sources follow indented."""
+    lines, sources = [], dict[str, tuple[list[str], Mapping[str, Any]]]()
+    for part, record in parts.items():
+        sources.setdefault(str(record.get("sha256", "random")), ([], record))[0].append(part)
+    for names, record in sources.values():
+        where = f"{record['file']} ({record['kind']}, SHA-256 {record['sha256']})" if "file" in record \
+            else "random initialisation"
+        lines.append(f"{indent}{', '.join(names)}: {where}")
+        if "made_from" in record:
+            lines += _provenance(record["made_from"], indent + "  ")
+    return lines

@@ -1,0 +1,124 @@
+"""3DSAM-adapter checkpoints -> our names and axis order (pure functions on tensors).
+
+The reference keeps tokens as (H, W, D); every 3D kernel is permuted to (D, H, W).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.attention import SAM_WINDOW_ROWS
+from nnunetv2_sam3d.weights.errors import WeightsError
+
+# Stored by the reference, but recomputed from the grid or never used in its output.
+ENCODER_UNUSED = re.compile(r"blocks\.\d+\.attn_mask")
+PROMPT_UNUSED = re.compile(r"positional_encoding_gaussian_matrix|transformer\.layers\.\d+\.cross_attn_token_to_image\..+"
+                           r"|transformer\.(norm_final_attn|final_attn_token_to_image)\..+")
+
+ENCODER_NAMES = (
+    (re.compile(r"(patch_embed|slice_embed)\.(.+)"), r"encoder.stem.\1.\2"),
+    (re.compile(r"(pos_embed|depth_embed|neck_3d\..+)"), r"encoder.\1"),
+    (re.compile(r"(blocks\.\d+\.(?:norm1|norm2|attn|mlp|adapter)\..+)"), r"encoder.\1"),
+)
+PROMPT_NAMES = (
+    (re.compile(r"transformer\.layers\.(\d+)\.cross_attn_image_to_token\.(.+)"),
+     r"prompt_encoder.layers.\1.cross_attn.\2"),
+    (re.compile(r"transformer\.layers\.(\d+)\.(.+)"), r"prompt_encoder.layers.\1.\2"),
+)
+DECODER_NAMES = (
+    *((re.compile(rf"mlahead\.head{tap + 2}\.([03]\.weight)"), rf"mask_decoder.heads.{tap}.\1") for tap in range(4)),
+    (re.compile(r"cls\.0\.weight"), r"mask_decoder.fuse.0.weight"),
+    (re.compile(r"cls\.3\.weight"), r"mask_decoder.seg_layers.0.weight"),
+)
+
+
+def is_reference_checkpoint(content: Any) -> bool:
+    """Whether a file's content is a 3DSAM-adapter checkpoint."""
+    return isinstance(content, Mapping) and {"encoder_dict", "decoder_dict"} <= set(content)
+
+
+def convert_reference(content: Mapping[str, Any], *, automatic: bool = False) -> tuple[dict[str, Tensor], SAM3DConfig]:
+    """A 3DSAM-adapter checkpoint -> our state dict and the sizes read from its shapes.
+
+    Args:
+        content: the loaded ``best.pth.tar``.
+        automatic: leave the prompt encoder out although the file has one.
+
+    Raises:
+        WeightsError: for keys that are unknown or missing.
+    """
+    state = _rename(content["encoder_dict"], ENCODER_NAMES, ENCODER_UNUSED, "encoder_dict")
+    state |= _rename(content["decoder_dict"], DECODER_NAMES, None, "decoder_dict")
+    prompts = content.get("feature_dict")
+    if prompts and not automatic:
+        # four prompt encoders are stored, only the last one takes part
+        state |= _rename(prompts[-1], PROMPT_NAMES, PROMPT_UNUSED, "feature_dict[-1]")
+    state = {key: _to_dhw(tensor) for key, tensor in state.items()}
+    return state, config_from_shapes(state)
+
+
+def config_from_shapes(state: Mapping[str, Tensor]) -> SAM3DConfig:
+    """Sizes of a whole network from the shapes of its weights, under our names.
+
+    The token stride and the image channels leave no trace in the shapes; they get the reference's values.
+
+    Raises:
+        WeightsError: if a weight that tells a size is missing.
+    """
+    def shape(key: str) -> tuple[int, ...]:
+        if key not in state:
+            raise WeightsError(f"the weight {key!r} is missing, so the sizes of the network cannot be read")
+        return tuple(state[key].shape)
+
+    depth = 1 + max((int(match[1]) for key in state if (match := re.match(r"encoder\.blocks\.(\d+)\.", key))),
+                    default=-1)
+    embed_dim = shape("encoder.pos_embed")[-1]
+    rows = [shape(f"encoder.blocks.{index}.attn.rel_pos_h")[0] for index in range(depth)]
+    prompted = any(key.startswith("prompt_encoder.") for key in state)
+    try:
+        return SAM3DConfig(
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=embed_dim // shape("encoder.blocks.0.attn.rel_pos_h")[1],
+            global_attn_indexes=tuple(index for index, count in enumerate(rows) if count != SAM_WINDOW_ROWS),
+            out_channels=shape("encoder.neck_3d.0.0.weight")[0],
+            decoder_channels=shape("mask_decoder.fuse.0.weight")[0],
+            prompt_mlp_dim=shape("prompt_encoder.layers.0.mlp.lin1.weight")[0] if prompted else 2048,
+            position_grid=shape("encoder.depth_embed")[1],
+            num_classes=shape("mask_decoder.seg_layers.0.weight")[0],
+            adapter="dualpath" if "encoder.blocks.0.adapter.gate.weight" in state else "original",
+            adapter_dim=shape("encoder.blocks.0.adapter.linear1.weight")[0],
+            prompt_encoder=prompted,
+        )
+    except ValueError as error:
+        raise WeightsError(f"the shapes of the weights do not fit together: {error}") from error
+
+
+def _rename(weights: Any, names: tuple[tuple[re.Pattern[str], str], ...], unused: re.Pattern[str] | None,
+            part: str) -> dict[str, Tensor]:
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise WeightsError(f"{part!r} is not a table of tensors, as a 3DSAM-adapter checkpoint has")
+    renamed = {}
+    for key, tensor in weights.items():
+        key = key.removeprefix("module.")
+        if unused and unused.fullmatch(key):
+            continue
+        for pattern, name in names:
+            if pattern.fullmatch(key):
+                renamed[pattern.sub(name, key)] = tensor
+                break
+        else:
+            raise WeightsError(f"unknown weight {key!r} in {part!r}; a 3DSAM-adapter checkpoint does not have it")
+    return renamed
+
+
+def _to_dhw(tensor: Tensor) -> Tensor:
+    """Kernels (O, I, H, W, D) -> (O, I, D, H, W); everything else as it is."""
+    return tensor.permute(0, 1, 4, 2, 3).contiguous() if tensor.ndim == 5 else tensor
+
+
