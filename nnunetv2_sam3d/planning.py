@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_sam3d.network_architecture.config import as_token_stride
+from nnunetv2_sam3d.network_architecture.windows import WINDOW
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 
 PLANS_NAME = "nnUNetSAM3DPlans"
@@ -86,6 +89,32 @@ def derive_plans(dataset: str | int, *, base: str = "nnUNetPlans", name: str = P
     return Plan(target, None if present else command, {
         "patch size": chosen["patch_size"], "spacing [mm]": list(chosen.get("spacing", full["spacing"])),
         "batch size": chosen["batch_size"], **settings.to_dict()})
+
+
+def window_patch(dataset: str | int, base: str, configuration: str, settings: Settings,
+                 max_tokens: int = 8192) -> tuple[tuple[int, ...], int]:
+    """A patch of whole attention windows near the base plans' one, and a batch size, for modest machines.
+
+    Windows are 8 tokens wide; what a patch has beyond whole windows is computed and thrown away.
+
+    Args:
+        dataset: name or number.
+        base: plans whose patch and batch size are the guide.
+        configuration: in them.
+        settings: their token stride decides the size of a window in voxels.
+        max_tokens: bound on the tokens of a patch, and of a batch.
+
+    Returns:
+        patch size (D, H, W) in voxels, and batch size.
+    """
+    plans = load_json(str(dataset_folder(dataset) / f"{base}.json"))
+    guide = PlansManager(plans).get_configuration(configuration)
+    strides = as_token_stride(settings.token_stride)
+    windows = [max(1, round(size / (WINDOW * stride))) for size, stride in zip(guide.patch_size, strides, strict=True)]
+    while prod(windows) * WINDOW**3 > max_tokens:
+        windows[windows.index(max(windows))] -= 1
+    batch = max(1, min(guide.batch_size, max_tokens // (prod(windows) * WINDOW**3)))
+    return tuple(count * WINDOW * stride for count, stride in zip(windows, strides, strict=True)), batch
 
 
 def dataset_folder(dataset: str | int) -> Path:

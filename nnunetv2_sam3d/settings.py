@@ -28,6 +28,7 @@ class Settings:
         iterations_per_epoch: training steps per epoch.
         val_iterations_per_epoch: validation steps per epoch.
         initial_lr: learning rate of the first epoch.
+        max_seconds: training time of ``nnUNetTrainer_TimeBudget``; the SAM3D trainers count epochs.
         sam_checkpoint: SAM's weights; before the variable ``nnUNet_sam_checkpoint`` and the cache.
 
     Raises:
@@ -44,6 +45,7 @@ class Settings:
     iterations_per_epoch: int = 250
     val_iterations_per_epoch: int = 50
     initial_lr: float = 4e-4
+    max_seconds: float | None = None
     sam_checkpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +56,8 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}")
         if not 0 < self.initial_lr < 1:
             raise ValueError(f"initial_lr must lie between 0 and 1, got {self.initial_lr!r}")
 

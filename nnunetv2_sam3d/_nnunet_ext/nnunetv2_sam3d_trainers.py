@@ -10,6 +10,7 @@ try:
         nnUNetTrainer_SAM3DFull,
         nnUNetTrainer_SAM3DOriginal,
         nnUNetTrainer_SAM3DOriginalEval,
+        nnUNetTrainer_TimeBudget,
     )
 except ModuleNotFoundError as error:
     # A Python of another environment can inherit the variable that points here. It must still find its own trainers.
@@ -21,4 +22,5 @@ else:
         "nnUNetTrainer_SAM3DFull",
         "nnUNetTrainer_SAM3DOriginal",
         "nnUNetTrainer_SAM3DOriginalEval",
+        "nnUNetTrainer_TimeBudget",
     ]

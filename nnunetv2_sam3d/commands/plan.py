@@ -9,7 +9,7 @@ from nnunetv2_sam3d.commands.common import add_command, say
 from nnunetv2_sam3d.network_architecture.config import VARIANTS
 
 NETWORK_SETTINGS = ("adapter_dim", "checkpointing", "epochs", "iterations_per_epoch", "val_iterations_per_epoch",
-                    "initial_lr", "sam_checkpoint")
+                    "initial_lr", "max_seconds", "sam_checkpoint")
 
 
 def add_parser(commands: Any) -> None:
@@ -24,6 +24,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
     parser.add_argument("-o", "--name", default="nnUNetSAM3DPlans", help="name of the new plans (default: %(default)s)")
     parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
+    add_network_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """The options that become settings in the plans."""
     parser.add_argument("--variant", choices=sorted(VARIANTS), help="size of the encoder (default: vit_b)")
     parser.add_argument("--like", metavar="FILE", help="take the sizes from a weights file instead of a variant")
     parser.add_argument("--token-stride", type=int, nargs="+", metavar="S",
@@ -41,8 +47,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--iterations-per-epoch", type=int, help="default: 250")
     parser.add_argument("--val-iterations-per-epoch", type=int, help="default: 50")
     parser.add_argument("--initial-lr", type=float, help="default: 4e-4")
+    parser.add_argument("--max-seconds", type=float, help="training time of nnUNetTrainer_TimeBudget")
     parser.add_argument("--sam-checkpoint", metavar="FILE", help="SAM's weights, noted in the plans")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

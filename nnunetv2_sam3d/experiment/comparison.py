@@ -1,0 +1,161 @@
+"""The comparison of trainers on one fold, as steps of stock nnU-Net commands."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2_sam3d.experiment.steps import Step, program
+from nnunetv2_sam3d.planning import PLANS_NAME, dataset_folder, derive_plans, window_patch
+from nnunetv2_sam3d.settings import Settings
+
+SHORT_NAMES = {
+    "Full": "nnUNetTrainer_SAM3DFull",
+    "Original": "nnUNetTrainer_SAM3DOriginal",
+    "DualPath": "nnUNetTrainer_SAM3DDualPath",
+    "OriginalEval": "nnUNetTrainer_SAM3DOriginalEval",
+    "TimeBudget": "nnUNetTrainer_TimeBudget",
+}
+CONFIGURATION = "3d_fullres"
+BASE_PLANS = "nnUNetPlans"
+BUDGET_PLANS = "nnUNetTimeBudgetPlans"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        dataset: data set number.
+        trainers: class names, in the order in which they are trained.
+        fold: fold of nnU-Net's split.
+        settings: of the SAM3D trainers.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        patch_size: voxels; chosen from nnU-Net's plan by default.
+        batch_size: nnU-Net's by default, fewer where the tokens would be many.
+        spacing_mm: nnU-Net's by default.
+        plans: name of the derived plans.
+        processes: worker processes of nnU-Net's preprocessing and export.
+        test_time_mirroring: whether the unseen cases are predicted with mirroring.
+    """
+
+    dataset: int
+    trainers: tuple[str, ...]
+    fold: int
+    settings: Settings
+    device: str
+    patch_size: tuple[int, ...] | None = None
+    batch_size: int | None = None
+    spacing_mm: tuple[float, ...] | None = None
+    plans: str = PLANS_NAME
+    processes: int = 2
+    test_time_mirroring: bool = True
+
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+        return dataset_folder(self.dataset).name
+
+    @property
+    def raw(self) -> Path:
+        """The raw data set."""
+        return Path(os.environ["nnUNet_raw"]) / self.name
+
+    @property
+    def folder(self) -> Path:
+        """Where logs, pictures and tables of the comparison go."""
+        return Path(os.environ["nnUNet_results"]) / self.name / f"comparison__{self.plans}__fold_{self.fold}"
+
+    def model_folder(self, trainer: str) -> Path:
+        """nnU-Net's folder of a trainer."""
+        return Path(os.environ["nnUNet_results"]) / self.name / f"{trainer}__{self.plans_of(trainer)}__{CONFIGURATION}"
+
+    def fold_folder(self, trainer: str) -> Path:
+        """nnU-Net's folder of a trainer's fold."""
+        return self.model_folder(trainer) / f"fold_{self.fold}"
+
+    def test_folder(self, trainer: str) -> Path:
+        """Predictions of the unseen cases."""
+        return self.folder / "imagesTs_predicted" / trainer
+
+    def plans_of(self, trainer: str) -> str:
+        """Stock trainers keep nnU-Net's own plans; the time-limited one has a copy that holds its limit."""
+        if "SAM3D" in trainer:
+            return self.plans
+        return BUDGET_PLANS if trainer == SHORT_NAMES["TimeBudget"] else BASE_PLANS
+
+    def prepare(self) -> list[Step]:
+        """Planning and preprocessing by nnU-Net; each case counts, so that a broken-off run is noticed."""
+        preprocessed, ending = dataset_folder(self.dataset), json_file_ending(self.raw)
+        cases = sorted(path.name[:-len(ending)] for path in (self.raw / "labelsTr").glob(f"*{ending}"))
+        return [Step("plan and preprocess", (
+            program("nnUNetv2_plan_and_preprocess"), "-d", str(self.dataset), "-c", CONFIGURATION,
+            "-npfp", str(self.processes), "-np", str(self.processes), "--verify_dataset_integrity"),
+            (preprocessed / f"{BASE_PLANS}.json",
+             *(preprocessed / f"{BASE_PLANS}_{CONFIGURATION}" / f"{case}.pkl" for case in cases)))]
+
+    def derive(self) -> str | None:
+        """Writes the SAM3D plans; returns the preprocessing command that they need, if any."""
+        patch, batch = self.patch_size, self.batch_size
+        if patch is None:
+            patch, limit = window_patch(self.dataset, BASE_PLANS, CONFIGURATION, self.settings)
+            batch = limit if batch is None else batch
+        return derive_plans(self.dataset, base=BASE_PLANS, name=self.plans, configuration=CONFIGURATION,
+                            settings=self.settings, patch_size=patch, spacing_mm=self.spacing_mm,
+                            batch_size=batch).preprocess
+
+    def training(self, trainer: str) -> Step:
+        """Training and validation of one trainer."""
+        folder = self.fold_folder(trainer)
+        return Step(f"train {trainer}", (
+            program("nnUNetv2_train"), str(self.dataset), CONFIGURATION, str(self.fold), "-tr", trainer,
+            "-p", self.plans_of(trainer), "-device", self.device),
+            (folder / "checkpoint_final.pth", folder / "validation" / "summary.json"),
+            resume=tuple((folder / name, "--c") for name in ("checkpoint_final.pth", "checkpoint_latest.pth")
+                         if name == "checkpoint_final.pth" or not (folder / "checkpoint_final.pth").exists()),
+            epochs=0 if trainer.endswith(("OriginalEval", "TimeBudget")) else self.settings.epochs)
+
+    def prediction(self, trainer: str) -> list[Step]:
+        """Prediction and evaluation of the cases in ``imagesTs``, if the data set has such with labels."""
+        images, labels, out = self.raw / "imagesTs", self.raw / "labelsTs", self.test_folder(trainer)
+        if not images.is_dir() or not any(images.iterdir()):
+            return []
+        ending = json_file_ending(self.raw)
+        cases = sorted({path.name[:-len(ending) - 5] for path in images.glob(f"*{ending}")})
+        mirroring = () if self.test_time_mirroring else ("--disable_tta",)
+        steps = [Step(f"predict unseen cases with {trainer}", (
+            program("nnUNetv2_predict"), "-i", str(images), "-o", str(out), "-d", str(self.dataset), "-c", CONFIGURATION,
+            "-tr", trainer, "-p", self.plans_of(trainer), "-f", str(self.fold), "-device", self.device,
+            "-npp", str(self.processes), "-nps", str(self.processes), "--continue_prediction", *mirroring),
+            tuple(out / f"{case}{ending}" for case in cases))]
+        if labels.is_dir() and any(labels.iterdir()):
+            steps.append(Step(f"evaluate {trainer} on unseen cases", (
+                program("nnUNetv2_evaluate_folder"), str(labels), str(out), "-djfile", str(out / "dataset.json"),
+                "-pfile", str(out / "plans.json"), "-np", str(self.processes)), (out / "summary.json",)))
+        return steps
+
+
+def json_file_ending(raw: Path) -> str:
+    """``file_ending`` of a raw data set."""
+    return json.loads((raw / "dataset.json").read_text())["file_ending"]
+
+
+def full_name(trainer: str) -> str:
+    """``DualPath`` -> ``nnUNetTrainer_SAM3DDualPath``; class names stay as they are."""
+    return SHORT_NAMES.get(trainer, trainer)
+
+
+def ordered(trainers: Sequence[str]) -> tuple[str, ...]:
+    """Class names in dependency order: what others start from comes first.
+
+    Raises:
+        ValueError: if a trainer is named twice.
+    """
+    names = [full_name(trainer) for trainer in trainers]
+    if len(set(names)) != len(names):
+        raise ValueError(f"a trainer is named twice in {list(trainers)}")
+    order = [SHORT_NAMES[key] for key in ("Full", "Original", "DualPath", "OriginalEval")]
+    return tuple(sorted(names, key=lambda name: order.index(name) if name in order else len(order)))

@@ -1,0 +1,83 @@
+"""Runs a comparison from the raw data set to its table and pictures."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from nnunetv2_sam3d.experiment import pictures, results
+from nnunetv2_sam3d.experiment.comparison import BUDGET_PLANS, CONFIGURATION, SHORT_NAMES, Comparison
+from nnunetv2_sam3d.experiment.steps import Step, program, run_steps
+from nnunetv2_sam3d.planning import derive_plans
+from nnunetv2_sam3d.weights.files import read_checkpoint
+
+PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]:
+    """Runs what is missing and writes table and pictures into ``comparison.folder``.
+
+    Args:
+        comparison: what is compared.
+        say: takes the lines for the user.
+
+    Raises:
+        ValueError: if nnU-Net's path variables or the raw data set are missing.
+        RuntimeError: if a command fails.
+    """
+    check_paths()
+    if not (comparison.raw / "dataset.json").is_file():
+        raise ValueError(f"{comparison.raw / 'dataset.json'} does not exist; put the raw data set there in nnU-Net's "
+                         f"format first")
+    environment = child_environment(comparison.processes)
+    folder = comparison.folder
+    run_steps(comparison.prepare(), folder, environment)
+    steps: list[Step] = []
+    if preprocess := comparison.derive():
+        data = Path(os.environ["nnUNet_preprocessed"]) / comparison.name / f"{comparison.plans}_{CONFIGURATION}"
+        command = shlex.split(preprocess)
+        steps.append(Step("preprocess for the new spacing", (program(command[0]), *command[1:], "-np",
+                                                             str(comparison.processes)), (data,)))
+    limited = SHORT_NAMES["TimeBudget"]
+    first = [trainer for trainer in comparison.trainers if trainer != limited]
+    steps += [comparison.training(trainer) for trainer in first]
+    steps += [step for trainer in first for step in comparison.prediction(trainer)]
+    record = run_steps(steps, folder, environment)
+    if limited in comparison.trainers:
+        spent = sum(results.training_seconds(read_checkpoint(comparison.fold_folder(trainer) / "checkpoint_final.pth"))
+                    for trainer in first)
+        say(f"{limited} gets the {spent:.0f} s that the other trainings took together")
+        derive_plans(comparison.dataset, name=BUDGET_PLANS, configuration=CONFIGURATION,
+                     settings=replace(comparison.settings, max_seconds=round(spent)))
+        record = run_steps([comparison.training(limited), *comparison.prediction(limited)], folder, environment)
+    rows = results.collect(comparison, record)
+    table = results.write(rows, folder)
+    say("")
+    say(results.as_markdown(rows))
+    say("")
+    say(f"table:    {table}")
+    if picture := pictures.draw_overlays(comparison, folder / "overlays.png"):
+        say(f"pictures: {picture}")
+    say(f"logs:     {folder / 'logs'}")
+    say(f"models:   {comparison.model_folder(comparison.trainers[0]).parent}")
+    return rows
+
+
+def check_paths() -> None:
+    """Raises ValueError if nnU-Net's path variables are not set."""
+    missing = [name for name in PATHS if not os.environ.get(name)]
+    if missing:
+        raise ValueError("nnU-Net's path variables are not set; set them first:\n" + "\n".join(
+            f"  export {name}=/path/to/{name.lower()}" for name in missing))
+
+
+def child_environment(processes: int) -> dict[str, str]:
+    """The environment of nnU-Net's commands: worker counts that fit the machine, unless the user has set them."""
+    environment = dict(os.environ)
+    for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+        environment.setdefault(name, str(processes))
+    return environment
+
