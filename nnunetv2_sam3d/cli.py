@@ -16,8 +16,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_sam3d",
-        description="Tools beside nnU-Net's own commands for the SAM3D trainers. Training and prediction themselves are "
-                    "nnUNetv2_train -tr nnUNetTrainer_SAM3D... and nnUNetv2_predict.")
+        description="Tools beside nnU-Net's own commands for the SAM3D trainers. Training and prediction are "
+        "nnUNetv2_train -tr nnUNetTrainer_SAM3D... and nnUNetv2_predict.",
+    )
     parser.add_argument("--version", action="version", version=f"nnunetv2_sam3d {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:

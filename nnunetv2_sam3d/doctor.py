@@ -14,8 +14,12 @@ from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.compat import check_nnunet_version
 from nnunetv2_sam3d.weights.sources import ENVIRONMENT, SAM_FILES, cache_folder
 
-TRAINERS = ("nnUNetTrainer_SAM3DDualPath", "nnUNetTrainer_SAM3DFull", "nnUNetTrainer_SAM3DOriginal",
-            "nnUNetTrainer_SAM3DOriginalEval")
+TRAINERS = (
+    "nnUNetTrainer_SAM3DDualPath",
+    "nnUNetTrainer_SAM3DFull",
+    "nnUNetTrainer_SAM3DOriginal",
+    "nnUNetTrainer_SAM3DOriginalEval",
+)
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 MIN_FREE_GB = 5.0
 
@@ -50,29 +54,45 @@ def examine() -> list[Finding]:
 def _versions() -> list[Finding]:
     from importlib.metadata import version
 
-    found = [Finding("nnunetv2_sam3d", True, __version__),
-             Finding("Python", sys.version_info >= (3, 10), sys.version.split()[0])]
+    found = [
+        Finding("nnunetv2_sam3d", True, __version__),
+        Finding("Python", sys.version_info >= (3, 10), sys.version.split()[0]),
+    ]
     try:
         found.append(Finding("nnunetv2", True, check_nnunet_version()))
     except RuntimeError as error:
         found.append(Finding("nnunetv2", False, str(error)))
     bad = "2.9."
     torch_version = version("torch")
-    found.append(Finding("torch", not torch_version.startswith(bad), torch_version + (
-        "; nnU-Net does not work with 2.9: pip install 'torch!=2.9.*'" if torch_version.startswith(bad) else "")))
+    found.append(
+        Finding(
+            "torch",
+            not torch_version.startswith(bad),
+            torch_version
+            + ("; nnU-Net does not work with 2.9: pip install 'torch!=2.9.*'" if torch_version.startswith(bad) else ""),
+        )
+    )
     return found
 
 
 def _trainers() -> list[Finding]:
     """Asks nnU-Net's own resolver, in a process that starts as the user's next one will."""
-    code = ("import sys; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
-            "for name in sys.argv[1:]: assert find(name).__name__ == name")
+    code = (
+        "import sys; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        "for name in sys.argv[1:]: assert find(name).__name__ == name"
+    )
     result = subprocess.run([sys.executable, "-c", code, *TRAINERS], capture_output=True, text=True, check=False)
     if result.returncode == 0:
         return [Finding("trainers", True, f"nnU-Net finds {', '.join(TRAINERS)}")]
     last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-    return [Finding("trainers", False, f"nnU-Net does not find them ({last}). Install the package with pip into this "
-                                       f"environment: pip install --force-reinstall --no-deps nnunetv2_sam3d")]
+    return [
+        Finding(
+            "trainers",
+            False,
+            f"nnU-Net does not find them ({last}). Install the package with pip into this "
+            f"environment: pip install --force-reinstall --no-deps nnunetv2_sam3d",
+        )
+    ]
 
 
 def _paths() -> list[Finding]:
@@ -91,8 +111,14 @@ def _paths() -> list[Finding]:
         if not writable:
             findings.append(Finding(name, False, f"{value}: no permission to write; choose another folder"))
         elif free_gb < MIN_FREE_GB and name != "nnUNet_raw":
-            findings.append(Finding(name, False, f"{value}: only {free_gb:.1f} GB free, {MIN_FREE_GB:.0f} GB are the "
-                                                 f"least for checkpoints and preprocessed data; free some space"))
+            findings.append(
+                Finding(
+                    name,
+                    False,
+                    f"{value}: only {free_gb:.1f} GB free, {MIN_FREE_GB:.0f} GB are the "
+                    f"least for checkpoints and preprocessed data; free some space",
+                )
+            )
         else:
             findings.append(Finding(name, True, f"{value} ({free_gb:.0f} GB free{note})"))
     return findings
@@ -101,13 +127,24 @@ def _paths() -> list[Finding]:
 def _devices() -> list[Finding]:
     import torch
 
-    findings = [Finding("CPU", True, f"{os.cpu_count()} cores, bfloat16 products in hardware: "
-                                     f"{'yes' if cpu_has_bfloat16() else 'no'}")]
+    findings = [
+        Finding(
+            "CPU",
+            True,
+            f"{os.cpu_count()} cores, bfloat16 products in hardware: {'yes' if cpu_has_bfloat16() else 'no'}",
+        )
+    ]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            findings.append(Finding(f"cuda:{index}", True, f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, "
-                                    f"bfloat16: {'yes' if torch.cuda.is_bf16_supported() else 'no'}"))
+            findings.append(
+                Finding(
+                    f"cuda:{index}",
+                    True,
+                    f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, "
+                    f"bfloat16: {'yes' if torch.cuda.is_bf16_supported() else 'no'}",
+                )
+            )
     else:
         findings.append(Finding("CUDA", None, "no device; give nnU-Net's commands -device cpu"))
     return findings
@@ -117,8 +154,9 @@ def cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
     import torch
 
-    return any(getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported",
-                                                                      "_is_avx512_bf16_supported"))
+    return any(
+        getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
 
 
 def _weights() -> list[Finding]:
@@ -128,5 +166,7 @@ def _weights() -> list[Finding]:
         found = Path(value).is_file()
         findings.append(Finding(ENVIRONMENT, found, value if found else f"{value} does not exist; correct or unset it"))
     cached = [variant for variant, name in SAM_FILES.items() if (cache_folder() / name).is_file()]
-    findings.append(Finding("SAM weights", True if cached else None, f"in {cache_folder()}: {', '.join(cached) or 'none'}"))
+    findings.append(
+        Finding("SAM weights", True if cached else None, f"in {cache_folder()}: {', '.join(cached) or 'none'}")
+    )
     return findings

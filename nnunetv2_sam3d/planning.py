@@ -36,9 +36,17 @@ class Plan:
     summary: dict[str, Any]
 
 
-def derive_plans(dataset: str | int, *, base: str = "nnUNetPlans", name: str = PLANS_NAME,
-                 configuration: str = "3d_fullres", settings: Settings, patch_size: Sequence[int] | None = None,
-                 spacing_mm: Sequence[float] | None = None, batch_size: int | None = None) -> Plan:
+def derive_plans(
+    dataset: str | int,
+    *,
+    base: str = "nnUNetPlans",
+    name: str = PLANS_NAME,
+    configuration: str = "3d_fullres",
+    settings: Settings,
+    patch_size: Sequence[int] | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    batch_size: int | None = None,
+) -> Plan:
     """Writes ``nnUNet_preprocessed/DATASET/NAME.json``.
 
     The plans' own architecture stays, so that the stock trainer works with the derived plans as well.
@@ -60,11 +68,15 @@ def derive_plans(dataset: str | int, *, base: str = "nnUNetPlans", name: str = P
     folder = dataset_folder(dataset)
     source = folder / f"{base}.json"
     if not source.is_file():
-        raise FileNotFoundError(f"{source} does not exist. Plan the data set first: "
-                                f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}")
+        raise FileNotFoundError(
+            f"{source} does not exist. Plan the data set first: "
+            f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}"
+        )
     if name == base:
-        raise ValueError(f"the derived plans cannot be called like the plans they are derived from ({base}); choose "
-                         f"another name with -o")
+        raise ValueError(
+            f"the derived plans cannot be called like the plans they are derived from ({base}); choose "
+            f"another name with -o"
+        )
     plans = deepcopy(load_json(str(source)))
     if configuration not in plans["configurations"]:
         raise ValueError(f"{source} has no configuration {configuration!r}, only {sorted(plans['configurations'])}")
@@ -86,13 +98,21 @@ def derive_plans(dataset: str | int, *, base: str = "nnUNetPlans", name: str = P
     save_json(plans, str(target), sort_keys=False)
     present = (folder / chosen["data_identifier"]).is_dir()
     command = f"nnUNetv2_preprocess -d {_number(folder)} -plans_name {name} -c {configuration}"
-    return Plan(target, None if present else command, {
-        "patch size": chosen["patch_size"], "spacing [mm]": list(chosen.get("spacing", full["spacing"])),
-        "batch size": chosen["batch_size"], **settings.to_dict()})
+    return Plan(
+        target,
+        None if present else command,
+        {
+            "patch size": chosen["patch_size"],
+            "spacing [mm]": list(chosen.get("spacing", full["spacing"])),
+            "batch size": chosen["batch_size"],
+            **settings.to_dict(),
+        },
+    )
 
 
-def window_patch(dataset: str | int, base: str, configuration: str, settings: Settings,
-                 max_tokens: int = 8192) -> tuple[tuple[int, ...], int]:
+def window_patch(
+    dataset: str | int, base: str, configuration: str, settings: Settings, max_tokens: int = 8192
+) -> tuple[tuple[int, ...], int]:
     """A patch of whole attention windows near the base plans' one, and a batch size, for modest machines.
 
     Windows are 8 tokens wide; what a patch has beyond whole windows is computed and thrown away.
@@ -120,11 +140,12 @@ def window_patch(dataset: str | int, base: str, configuration: str, settings: Se
 def dataset_folder(dataset: str | int) -> Path:
     """``nnUNet_preprocessed/DATASET`` for a name or a number."""
     return Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(
-        int(dataset) if str(dataset).isdigit() else str(dataset))
+        int(dataset) if str(dataset).isdigit() else str(dataset)
+    )
 
 
 def _number(folder: Path) -> int:
-    return int(folder.name[len("Dataset"):len("Dataset") + 3])
+    return int(folder.name[len("Dataset") : len("Dataset") + 3])
 
 
 def _checked_patch(patch_size: Sequence[int] | None, base: Sequence[int]) -> list[int]:
@@ -147,7 +168,8 @@ def _change_spacing(chosen: dict[str, Any], full: dict[str, Any], spacing_mm: Se
         raise ValueError(f"the spacing must be three lengths between 0.01 and 100 mm (D H W), got {spacing}")
     ratio = [old / new for old, new in zip(full["spacing"], spacing, strict=True)]
     chosen["median_image_size_in_voxels"] = [
-        size * factor for size, factor in zip(full["median_image_size_in_voxels"], ratio, strict=True)]
+        size * factor for size, factor in zip(full["median_image_size_in_voxels"], ratio, strict=True)
+    ]
     chosen["spacing"] = spacing
     chosen["data_identifier"] = identifier
 
@@ -158,8 +180,13 @@ def _keep_preprocessed_data(target: Path, chosen: dict[str, Any], configuration:
         return
     earlier = load_json(str(target))["configurations"].get(configuration, {})
     folder = target.parent / chosen["data_identifier"]
-    if (earlier.get("data_identifier") == chosen["data_identifier"] and folder.is_dir()
-            and earlier.get("spacing") != chosen.get("spacing")):
-        raise ValueError(f"{folder} holds data preprocessed for spacing {earlier.get('spacing')} of the earlier plans "
-                         f"{target.name}, the new ones have {chosen.get('spacing')}. Give the new plans another name "
-                         f"(-o NAME), or delete that folder first.")
+    if (
+        earlier.get("data_identifier") == chosen["data_identifier"]
+        and folder.is_dir()
+        and earlier.get("spacing") != chosen.get("spacing")
+    ):
+        raise ValueError(
+            f"{folder} holds data preprocessed for spacing {earlier.get('spacing')} of the earlier plans "
+            f"{target.name}, the new ones have {chosen.get('spacing')}. Give the new plans another name "
+            f"(-o NAME), or delete that folder first."
+        )

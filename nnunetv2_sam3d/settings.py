@@ -65,9 +65,15 @@ class Settings:
         """The network that these settings describe."""
         sizes = {**VARIANTS[self.variant].to_dict(), **(self.network or {})}
         return replace(
-            SAM3DConfig.from_dict(sizes), adapter=adapter, in_channels=in_channels, num_classes=num_classes,
-            token_stride=as_token_stride(self.token_stride), adapter_dim=self.adapter_dim,
-            prompt_encoder=self.prompt_encoder, checkpointing=self.checkpointing)
+            SAM3DConfig.from_dict(sizes),
+            adapter=adapter,
+            in_channels=in_channels,
+            num_classes=num_classes,
+            token_stride=as_token_stride(self.token_stride),
+            adapter_dim=self.adapter_dim,
+            prompt_encoder=self.prompt_encoder,
+            checkpointing=self.checkpointing,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For the plans: plain types, only what differs from the defaults, and the variant."""
@@ -86,8 +92,10 @@ class Settings:
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"the plans hold unknown settings {unknown} under {PLANS_KEY!r}; known: {known}. "
-                             f"Write them with: nnUNetv2_sam3d plan")
+            raise ValueError(
+                f"the plans hold unknown settings {unknown} under {PLANS_KEY!r}; known: {known}. "
+                f"Write them with: nnUNetv2_sam3d plan"
+            )
         if isinstance(values.get("token_stride"), list):
             values["token_stride"] = tuple(values["token_stride"])
         return cls(**values)

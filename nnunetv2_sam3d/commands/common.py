@@ -16,5 +16,10 @@ def say(text: str = "") -> None:
 
 def add_command(commands: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
     """A sub-command whose help ends with examples."""
-    return commands.add_parser(name, help=summary, description=summary, epilog="examples:\n" + dedent(examples),
-                               formatter_class=argparse.RawDescriptionHelpFormatter)
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog="examples:\n" + dedent(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

@@ -17,16 +17,24 @@ DATASET = 990
 def add_parser(commands: Any) -> None:
     """Adds the command."""
     parser = add_command(
-        commands, "demo",
+        commands,
+        "demo",
         "The whole experiment on generated abdominal CTs, on any machine, in about a quarter of an hour on two cores: "
-        "Full on vit_tiny, DualPath and OriginalEval from it, prediction of unseen cases, table and pictures. Stopped and "
-        "started again, it goes on where it was.", """\
+        "Full on vit_tiny, DualPath and OriginalEval from it, prediction of unseen cases, table and pictures. Stopped "
+        "and started again, it goes on where it was.",
+        """\
         nnUNetv2_sam3d demo
         nnUNetv2_sam3d demo -o /data/sam3d_demo --seed 1
         nnUNetv2_sam3d demo --data-only
-        """)
-    parser.add_argument("-o", "--output", type=Path, default=Path("sam3d_demo"),
-                        help="folder for data, models and results (default: ./%(default)s)")
+        """,
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("sam3d_demo"),
+        help="folder for data, models and results (default: ./%(default)s)",
+    )
     parser.add_argument("--data-only", action="store_true", help="only write the nnU-Net raw data set")
     parser.add_argument("--train-cases", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--test-cases", type=int, default=4, help="cases not seen in training (default: %(default)s)")
@@ -45,8 +53,13 @@ def run(options: argparse.Namespace) -> int:
     for name, folder in PATHS.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(root / folder)  # before nnU-Net's modules and sub-processes look
-    data = write_dataset(root / "raw", dataset_id=DATASET, train_cases=options.train_cases,
-                         test_cases=options.test_cases, seed=options.seed)
+    data = write_dataset(
+        root / "raw",
+        dataset_id=DATASET,
+        train_cases=options.train_cases,
+        test_cases=options.test_cases,
+        seed=options.seed,
+    )
     say(f"raw data set: {data}")
     if options.data_only:
         return 0
@@ -55,10 +68,25 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.experiment.run import run as run_comparison
     from nnunetv2_sam3d.settings import Settings
 
-    settings = Settings(variant="vit_tiny", epochs=options.epochs, iterations_per_epoch=options.iterations_per_epoch,
-                        val_iterations_per_epoch=4, initial_lr=1e-3)
-    run_comparison(Comparison(
-        dataset=DATASET, trainers=ordered(["Full", "DualPath", "OriginalEval"]), fold=0, settings=settings,
-        device=options.device or default_device(), patch_size=(32, 96, 96), batch_size=2,
-        processes=default_processes(), test_time_mirroring=False), say)
+    settings = Settings(
+        variant="vit_tiny",
+        epochs=options.epochs,
+        iterations_per_epoch=options.iterations_per_epoch,
+        val_iterations_per_epoch=4,
+        initial_lr=1e-3,
+    )
+    run_comparison(
+        Comparison(
+            dataset=DATASET,
+            trainers=ordered(["Full", "DualPath", "OriginalEval"]),
+            fold=0,
+            settings=settings,
+            device=options.device or default_device(),
+            patch_size=(32, 96, 96),
+            batch_size=2,
+            processes=default_processes(),
+            test_time_mirroring=False,
+        ),
+        say,
+    )
     return 0

@@ -10,9 +10,14 @@ from nnunetv2_sam3d.commands.common import add_command, say
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    add_command(commands, "doctor", "Check the installation; exits with 1 if something would fail.", """\
+    add_command(
+        commands,
+        "doctor",
+        "Check the installation; exits with 1 if something would fail.",
+        """\
         nnUNetv2_sam3d doctor
-        """).set_defaults(run=run)
+        """,
+    ).set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

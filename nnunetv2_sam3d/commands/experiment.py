@@ -13,18 +13,26 @@ from nnunetv2_sam3d.commands.plan import add_network_options, settings_from
 def add_parser(commands: Any) -> None:
     """Adds the command."""
     parser = add_command(
-        commands, "experiment",
-        "Compare trainers on one fold of a raw data set: plan, preprocess, train, validate, predict imagesTs, table and "
-        "pictures, all with stock nnU-Net commands. Stopped and started again, it goes on where it was.", """\
+        commands,
+        "experiment",
+        "Compare trainers on one fold of a raw data set: plan, preprocess, train, validate, predict imagesTs, table "
+        "and pictures, all with stock nnU-Net commands. Stopped and started again, it goes on where it was.",
+        """\
         nnUNetv2_sam3d experiment -d 4 --variant vit_tiny --epochs 20 --iterations-per-epoch 40
         nnUNetv2_sam3d experiment -d 48 --trainers Original DualPath OriginalEval --device cuda
         nnUNetv2_sam3d experiment -d 4 --variant vit_tiny --trainers Full DualPath OriginalEval TimeBudget
-        """)
+        """,
+    )
     parser.add_argument("-d", "--dataset", type=int, required=True, help="data set number")
     parser.add_argument("-f", "--fold", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--trainers", nargs="+", default=["Full", "DualPath", "OriginalEval"], metavar="NAME",
-                        help="Full, Original, DualPath, OriginalEval, TimeBudget (stock nnU-Net for as long as the others "
-                             "took together), or the class of any nnU-Net trainer (default: Full DualPath OriginalEval)")
+    parser.add_argument(
+        "--trainers",
+        nargs="+",
+        default=["Full", "DualPath", "OriginalEval"],
+        metavar="NAME",
+        help="Full, Original, DualPath, OriginalEval, TimeBudget (stock nnU-Net for as long as the others "
+        "took together), or the class of any nnU-Net trainer (default: Full DualPath OriginalEval)",
+    )
     parser.add_argument("-o", "--name", default="nnUNetSAM3DPlans", help="name of the derived plans")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     add_network_options(parser)
@@ -36,10 +44,21 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.experiment.comparison import Comparison, ordered
     from nnunetv2_sam3d.experiment.run import run as run_comparison
 
-    run_comparison(Comparison(
-        dataset=options.dataset, trainers=ordered(options.trainers), fold=options.fold, settings=settings_from(options),
-        device=options.device or default_device(), patch_size=options.patch_size, batch_size=options.batch_size,
-        spacing_mm=options.spacing, plans=options.name, processes=default_processes()), say)
+    run_comparison(
+        Comparison(
+            dataset=options.dataset,
+            trainers=ordered(options.trainers),
+            fold=options.fold,
+            settings=settings_from(options),
+            device=options.device or default_device(),
+            patch_size=options.patch_size,
+            batch_size=options.batch_size,
+            spacing_mm=options.spacing,
+            plans=options.name,
+            processes=default_processes(),
+        ),
+        say,
+    )
     return 0
 
 

@@ -8,18 +8,31 @@ from typing import Any
 from nnunetv2_sam3d.commands.common import add_command, say
 from nnunetv2_sam3d.network_architecture.config import VARIANTS
 
-NETWORK_SETTINGS = ("adapter_dim", "checkpointing", "epochs", "iterations_per_epoch", "val_iterations_per_epoch",
-                    "initial_lr", "max_seconds", "sam_checkpoint")
+NETWORK_SETTINGS = (
+    "adapter_dim",
+    "checkpointing",
+    "epochs",
+    "iterations_per_epoch",
+    "val_iterations_per_epoch",
+    "initial_lr",
+    "max_seconds",
+    "sam_checkpoint",
+)
 
 
 def add_parser(commands: Any) -> None:
     """Adds the command."""
-    parser = add_command(commands, "plan", "Derive plans for the SAM3D trainers from nnU-Net's plans.", """\
+    parser = add_command(
+        commands,
+        "plan",
+        "Derive plans for the SAM3D trainers from nnU-Net's plans.",
+        """\
         nnUNetv2_plan_and_preprocess -d 48 -c 3d_fullres
         nnUNetv2_sam3d plan -d 48 --patch-size 128 128 128 --spacing 1 1 1 --batch-size 1
         nnUNetv2_sam3d plan -d 4 --variant vit_tiny --token-stride 2 --epochs 40 --iterations-per-epoch 50
         nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainer_SAM3DFull -p nnUNetSAM3DPlans
-        """)
+        """,
+    )
     parser.add_argument("-d", "--dataset", required=True, help="data set name or number")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
     parser.add_argument("-o", "--name", default="nnUNetSAM3DPlans", help="name of the new plans (default: %(default)s)")
@@ -32,17 +45,28 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     """The options that become settings in the plans."""
     parser.add_argument("--variant", choices=sorted(VARIANTS), help="size of the encoder (default: vit_b)")
     parser.add_argument("--like", metavar="FILE", help="take the sizes from a weights file instead of a variant")
-    parser.add_argument("--token-stride", type=int, nargs="+", metavar="S",
-                        help="voxels per token, one number or three for D H W; 1, 2, 4, 8 or 16 (default: 4)")
+    parser.add_argument(
+        "--token-stride",
+        type=int,
+        nargs="+",
+        metavar="S",
+        help="voxels per token, one number or three for D H W; 1, 2, 4, 8 or 16 (default: 4)",
+    )
     parser.add_argument("--patch-size", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels")
-    parser.add_argument("--spacing", type=float, nargs=3, metavar=("D", "H", "W"),
-                        help="target spacing in mm; needs preprocessing")
+    parser.add_argument(
+        "--spacing", type=float, nargs=3, metavar=("D", "H", "W"), help="target spacing in mm; needs preprocessing"
+    )
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--adapter-dim", type=int, help="bottleneck of the adapters (default: half the width)")
-    parser.add_argument("--no-prompt-encoder", action="store_true",
-                        help="the reference's automatic network, which takes no clicks")
-    parser.add_argument("--checkpointing", action="store_true", default=None,
-                        help="recompute activations in the backward pass: less memory, more time")
+    parser.add_argument(
+        "--no-prompt-encoder", action="store_true", help="the reference's automatic network, which takes no clicks"
+    )
+    parser.add_argument(
+        "--checkpointing",
+        action="store_true",
+        default=None,
+        help="recompute activations in the backward pass: less memory, more time",
+    )
     parser.add_argument("--epochs", type=int, help="default: 500")
     parser.add_argument("--iterations-per-epoch", type=int, help="default: 250")
     parser.add_argument("--val-iterations-per-epoch", type=int, help="default: 50")
@@ -55,9 +79,16 @@ def run(options: argparse.Namespace) -> int:
     """Writes the plans and says what to do next."""
     from nnunetv2_sam3d.planning import derive_plans
 
-    plan = derive_plans(options.dataset, base=options.plans, name=options.name, configuration=options.configuration,
-                        settings=settings_from(options), patch_size=options.patch_size, spacing_mm=options.spacing,
-                        batch_size=options.batch_size)
+    plan = derive_plans(
+        options.dataset,
+        base=options.plans,
+        name=options.name,
+        configuration=options.configuration,
+        settings=settings_from(options),
+        patch_size=options.patch_size,
+        spacing_mm=options.spacing,
+        batch_size=options.batch_size,
+    )
     say(f"wrote {plan.file}")
     for key, value in plan.summary.items():
         say(f"  {key}: {value}")
@@ -65,8 +96,10 @@ def run(options: argparse.Namespace) -> int:
         say(f"The data must be preprocessed for these plans:\n  {plan.preprocess} -np 2")
     else:
         say("The preprocessed data of the base plans fit, preprocessing need not be run again.")
-    say(f"Train with them:\n  nnUNetv2_train {options.dataset} {options.configuration} 0 "
-        f"-tr nnUNetTrainer_SAM3DDualPath -p {options.name}")
+    say(
+        f"Train with them:\n  nnUNetv2_train {options.dataset} {options.configuration} 0 "
+        f"-tr nnUNetTrainer_SAM3DDualPath -p {options.name}"
+    )
     return 0
 
 

@@ -10,22 +10,37 @@ from nnunetv2_sam3d.commands.common import add_command, say
 
 def add_parser(commands: Any) -> None:
     """Adds the command and its verbs."""
-    parser = add_command(commands, "weights", "Convert and inspect weights files.", """\
+    parser = add_command(
+        commands,
+        "weights",
+        "Convert and inspect weights files.",
+        """\
         nnUNetv2_sam3d weights convert best.pth.tar -o original.pth
         nnUNetv2_sam3d weights inspect original.pth
-        """)
+        """,
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    convert = add_command(verbs, "convert", "Convert a 3DSAM-adapter checkpoint for -pretrained_weights.", """\
+    convert = add_command(
+        verbs,
+        "convert",
+        "Convert a 3DSAM-adapter checkpoint for -pretrained_weights.",
+        """\
         nnUNetv2_sam3d weights convert best.pth.tar -o original.pth
         nnUNetv2_train 48 3d_fullres 0 -tr nnUNetTrainer_SAM3DDualPath -pretrained_weights original.pth
-        """)
+        """,
+    )
     convert.add_argument("source", metavar="SRC", help="best.pth.tar or last.pth.tar of 3DSAM-adapter")
     convert.add_argument("-o", "--output", required=True, metavar="OUT.pth")
     convert.add_argument("--automatic", action="store_true", help="leave the prompt encoder out")
     convert.set_defaults(run=run_convert)
-    inspect = add_command(verbs, "inspect", "Say what a weights file holds and where its parts came from.", """\
+    inspect = add_command(
+        verbs,
+        "inspect",
+        "Say what a weights file holds and where its parts came from.",
+        """\
         nnUNetv2_sam3d weights inspect fold_0/checkpoint_final.pth
-        """)
+        """,
+    )
     inspect.add_argument("file", metavar="FILE")
     inspect.set_defaults(run=run_inspect)
 
@@ -37,8 +52,10 @@ def run_convert(options: argparse.Namespace) -> int:
     metadata = convert(options.source, options.output, automatic=options.automatic)
     network = metadata["network"]
     prompt = "with prompt encoder" if network["prompt_encoder"] else "automatic, without prompt encoder"
-    say(f"wrote {options.output}: width {network['embed_dim']}, {network['depth']} blocks, {network['adapter']} adapters, "
-        f"{network['num_classes']} classes, {prompt}")
+    say(
+        f"wrote {options.output}: width {network['embed_dim']}, {network['depth']} blocks, {network['adapter']} "
+        f"adapters, {network['num_classes']} classes, {prompt}"
+    )
     return 0
 
 

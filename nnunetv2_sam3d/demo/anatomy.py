@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.spatial.transform import Rotation
 
 BACKGROUND, KIDNEY, TUMOUR, CYST = 0, 1, 2, 3
@@ -63,7 +64,7 @@ def local(p: np.ndarray, centre: np.ndarray, axes: np.ndarray | None) -> np.ndar
     return q if axes is None else np.tensordot(axes.T.astype(p.dtype), q, axes=1)
 
 
-def ellipsoid(centre: Sequence[float], radii: Sequence[float], axes: np.ndarray | None = None) -> Solid:
+def ellipsoid(centre: ArrayLike, radii: ArrayLike, axes: np.ndarray | None = None) -> Solid:
     """An ellipsoid with half axes `radii` in mm along the columns of `axes`."""
     c, r = np.asarray(centre, float), np.asarray(radii, float)
     return Solid(lambda p: _ellipsoid_distance(local(p, c, axes), r), c, float(r.max()))
@@ -80,7 +81,7 @@ def bean(centre: np.ndarray, axes: np.ndarray, radii: np.ndarray, bend_mm: float
     return Solid(distance, centre, float(radii.max()) + bend_mm)
 
 
-def tube(start: Sequence[float], end: Sequence[float], start_radius: float, end_radius: float | None = None) -> Solid:
+def tube(start: ArrayLike, end: ArrayLike, start_radius: float, end_radius: float | None = None) -> Solid:
     """A round-ended tube between two points; its radius in mm changes linearly."""
     a, b = np.asarray(start, float), np.asarray(end, float)
     end_radius = start_radius if end_radius is None else end_radius

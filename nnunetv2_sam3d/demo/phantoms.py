@@ -163,13 +163,13 @@ def _lesions(rng: np.random.Generator, trunk: Trunk, kidneys: Sequence[_Kidney],
     cysts: list[Layer] = []
     taken: list[Solid] = []
     for _ in range(1 + (rng.uniform() < 0.2)):
-        radius = np.exp(rng.uniform(np.log(7), np.log(21.5)))
-        centre, radius = _place(rng, trunk, kidneys[rng.integers(2)], taken, radius, rng.uniform(-0.35, 0.6))
+        radius = np.exp(rng.uniform(np.log(11), np.log(30)))
+        centre, radius = _place(rng, trunk, kidneys[int(rng.integers(2))], taken, radius, rng.uniform(-0.35, 0.6))
         tumours += _tumour_layers(rng, centre, radius, cortex_hu)
         taken.append(tumours[-1].solid if tumours[-1].label else tumours[-2].solid)
     for _ in range(rng.choice(3, p=(0.48, 0.36, 0.16))):
         radius = rng.uniform(5, 17)
-        centre, radius = _place(rng, trunk, kidneys[rng.integers(2)], taken, radius, rng.uniform(-0.4, 0.5))
+        centre, radius = _place(rng, trunk, kidneys[int(rng.integers(2))], taken, radius, rng.uniform(-0.4, 0.5))
         ball = ellipsoid(centre, radius * rng.uniform(0.94, 1.04, 3))
         cysts.append(Layer(ball, rng.uniform(0, 15), CYST))
         taken.append(ball)
@@ -246,7 +246,7 @@ def _paint(anatomy: Anatomy, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
 
     for layer in anatomy.layers:
         solid = layer.solid
-        where = (slice(None),) * 3
+        where: tuple[slice, ...] = (slice(None),) * 3
         if np.isfinite(solid.reach_mm):
             centre = (scan.patient_mm + scan.turn @ solid.centre_mm)[::-1]
             reach = solid.reach_mm + edge
@@ -255,7 +255,8 @@ def _paint(anatomy: Anatomy, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
             if (high <= low).any():
                 continue
             where = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        p = points[(slice(None), *where)]
+        every_axis = (slice(None), *where)
+        p = points[every_axis]
         distance = solid.distance(p)
         share = np.clip(0.5 - distance / edge, 0, 1).astype(np.float32)
         value = layer.hu(p) if callable(layer.hu) else layer.hu

@@ -90,12 +90,28 @@ class Comparison:
     def prepare(self) -> list[Step]:
         """Planning and preprocessing by nnU-Net; each case counts, so that a broken-off run is noticed."""
         preprocessed, ending = dataset_folder(self.dataset), json_file_ending(self.raw)
-        cases = sorted(path.name[:-len(ending)] for path in (self.raw / "labelsTr").glob(f"*{ending}"))
-        return [Step("plan and preprocess", (
-            program("nnUNetv2_plan_and_preprocess"), "-d", str(self.dataset), "-c", CONFIGURATION,
-            "-npfp", str(self.processes), "-np", str(self.processes), "--verify_dataset_integrity"),
-            (preprocessed / f"{BASE_PLANS}.json",
-             *(preprocessed / f"{BASE_PLANS}_{CONFIGURATION}" / f"{case}.pkl" for case in cases)))]
+        cases = sorted(path.name[: -len(ending)] for path in (self.raw / "labelsTr").glob(f"*{ending}"))
+        return [
+            Step(
+                "plan and preprocess",
+                (
+                    program("nnUNetv2_plan_and_preprocess"),
+                    "-d",
+                    str(self.dataset),
+                    "-c",
+                    CONFIGURATION,
+                    "-npfp",
+                    str(self.processes),
+                    "-np",
+                    str(self.processes),
+                    "--verify_dataset_integrity",
+                ),
+                (
+                    preprocessed / f"{BASE_PLANS}.json",
+                    *(preprocessed / f"{BASE_PLANS}_{CONFIGURATION}" / f"{case}.pkl" for case in cases),
+                ),
+            )
+        ]
 
     def derive(self) -> str | None:
         """Writes the SAM3D plans; returns the preprocessing command that they need, if any."""
@@ -103,20 +119,42 @@ class Comparison:
         if patch is None:
             patch, limit = window_patch(self.dataset, BASE_PLANS, CONFIGURATION, self.settings)
             batch = limit if batch is None else batch
-        return derive_plans(self.dataset, base=BASE_PLANS, name=self.plans, configuration=CONFIGURATION,
-                            settings=self.settings, patch_size=patch, spacing_mm=self.spacing_mm,
-                            batch_size=batch).preprocess
+        return derive_plans(
+            self.dataset,
+            base=BASE_PLANS,
+            name=self.plans,
+            configuration=CONFIGURATION,
+            settings=self.settings,
+            patch_size=patch,
+            spacing_mm=self.spacing_mm,
+            batch_size=batch,
+        ).preprocess
 
     def training(self, trainer: str) -> Step:
         """Training and validation of one trainer."""
         folder = self.fold_folder(trainer)
-        return Step(f"train {trainer}", (
-            program("nnUNetv2_train"), str(self.dataset), CONFIGURATION, str(self.fold), "-tr", trainer,
-            "-p", self.plans_of(trainer), "-device", self.device),
+        return Step(
+            f"train {trainer}",
+            (
+                program("nnUNetv2_train"),
+                str(self.dataset),
+                CONFIGURATION,
+                str(self.fold),
+                "-tr",
+                trainer,
+                "-p",
+                self.plans_of(trainer),
+                "-device",
+                self.device,
+            ),
             (folder / "checkpoint_final.pth", folder / "validation" / "summary.json"),
-            resume=tuple((folder / name, "--c") for name in ("checkpoint_final.pth", "checkpoint_latest.pth")
-                         if name == "checkpoint_final.pth" or not (folder / "checkpoint_final.pth").exists()),
-            epochs=0 if trainer.endswith(("OriginalEval", "TimeBudget")) else self.settings.epochs)
+            resume=tuple(
+                (folder / name, "--c")
+                for name in ("checkpoint_final.pth", "checkpoint_latest.pth")
+                if name == "checkpoint_final.pth" or not (folder / "checkpoint_final.pth").exists()
+            ),
+            epochs=0 if trainer.endswith(("OriginalEval", "TimeBudget")) else self.settings.epochs,
+        )
 
     def prediction(self, trainer: str) -> list[Step]:
         """Prediction and evaluation of the cases in ``imagesTs``, if the data set has such with labels."""
@@ -124,17 +162,57 @@ class Comparison:
         if not images.is_dir() or not any(images.iterdir()):
             return []
         ending = json_file_ending(self.raw)
-        cases = sorted({path.name[:-len(ending) - 5] for path in images.glob(f"*{ending}")})
+        cases = sorted({path.name[: -len(ending) - 5] for path in images.glob(f"*{ending}")})
         mirroring = () if self.test_time_mirroring else ("--disable_tta",)
-        steps = [Step(f"predict unseen cases with {trainer}", (
-            program("nnUNetv2_predict"), "-i", str(images), "-o", str(out), "-d", str(self.dataset), "-c", CONFIGURATION,
-            "-tr", trainer, "-p", self.plans_of(trainer), "-f", str(self.fold), "-device", self.device,
-            "-npp", str(self.processes), "-nps", str(self.processes), "--continue_prediction", *mirroring),
-            tuple(out / f"{case}{ending}" for case in cases))]
+        steps = [
+            Step(
+                f"predict unseen cases with {trainer}",
+                (
+                    program("nnUNetv2_predict"),
+                    "-i",
+                    str(images),
+                    "-o",
+                    str(out),
+                    "-d",
+                    str(self.dataset),
+                    "-c",
+                    CONFIGURATION,
+                    "-tr",
+                    trainer,
+                    "-p",
+                    self.plans_of(trainer),
+                    "-f",
+                    str(self.fold),
+                    "-device",
+                    self.device,
+                    "-npp",
+                    str(self.processes),
+                    "-nps",
+                    str(self.processes),
+                    "--continue_prediction",
+                    *mirroring,
+                ),
+                tuple(out / f"{case}{ending}" for case in cases),
+            )
+        ]
         if labels.is_dir() and any(labels.iterdir()):
-            steps.append(Step(f"evaluate {trainer} on unseen cases", (
-                program("nnUNetv2_evaluate_folder"), str(labels), str(out), "-djfile", str(out / "dataset.json"),
-                "-pfile", str(out / "plans.json"), "-np", str(self.processes)), (out / "summary.json",)))
+            steps.append(
+                Step(
+                    f"evaluate {trainer} on unseen cases",
+                    (
+                        program("nnUNetv2_evaluate_folder"),
+                        str(labels),
+                        str(out),
+                        "-djfile",
+                        str(out / "dataset.json"),
+                        "-pfile",
+                        str(out / "plans.json"),
+                        "-np",
+                        str(self.processes),
+                    ),
+                    (out / "summary.json",),
+                )
+            )
         return steps
 
 

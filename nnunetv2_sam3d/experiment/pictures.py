@@ -35,14 +35,16 @@ def draw_overlays(comparison: Comparison, file: Path) -> Path | None:
         labels, _ = _read(label_file)
         index = _slice(labels)
         low, high = _window(image, comparison)
-        for axis, name, mask in zip(line, columns, [None, labels, *(_read(path)[0] for path in predictions)],
-                                    strict=True):
+        for axis, name, mask in zip(
+            line, columns, [None, labels, *(_read(path)[0] for path in predictions)], strict=True
+        ):
             axis.imshow(image[index], cmap="gray", vmin=low, vmax=high, aspect=spacing[1] / spacing[2])
             if mask is not None:
                 for label in np.unique(labels)[1:]:
                     if (mask[index] == label).any():
-                        axis.contour(mask[index] == label, [0.5], colors=COLOURS[(int(label) - 1) % len(COLOURS)],
-                                     linewidths=1.0)
+                        axis.contour(
+                            mask[index] == label, [0.5], colors=COLOURS[(int(label) - 1) % len(COLOURS)], linewidths=1.0
+                        )
             axis.set_axis_off()
             if line is axes[0]:
                 axis.set_title(name, fontsize=9)
@@ -62,7 +64,7 @@ def _cases(comparison: Comparison) -> list[tuple[Path, Path, list[Path]]]:
     cases = []
     for path in sorted(folders[0].glob(f"*{ending}")):
         predictions = [folder / path.name for folder in folders]
-        image = images / f"{path.name[:-len(ending)]}_0000{ending}"
+        image = images / f"{path.name[: -len(ending)]}_0000{ending}"
         if all(file.is_file() for file in (image, labels / path.name, *predictions)):
             cases.append((image, labels / path.name, predictions))
     return cases[:MAX_CASES]

@@ -45,23 +45,33 @@ def collect(comparison: Comparison, record: Record) -> list[Row]:
         checkpoint = read_checkpoint(folder / "checkpoint_final.pth")
         trained, total = _parameters(checkpoint)
         unseen = comparison.test_folder(trainer) / "summary.json"
-        rows.append(Row(
-            trainer, _dice(folder / "validation" / "summary.json", comparison.raw),
-            _dice(unseen, comparison.raw) if unseen.is_file() else {}, round(training_seconds(checkpoint), 1), trained, total,
-            int(record.steps.get(f"train {trainer}", {}).get("peak_rss_bytes", 0))))
+        rows.append(
+            Row(
+                trainer,
+                _dice(folder / "validation" / "summary.json", comparison.raw),
+                _dice(unseen, comparison.raw) if unseen.is_file() else {},
+                round(training_seconds(checkpoint), 1),
+                trained,
+                total,
+                int(record.steps.get(f"train {trainer}", {}).get("peak_rss_bytes", 0)),
+            )
+        )
     return rows
 
 
 def training_seconds(checkpoint: dict) -> float:
     """Time of all epochs of a training, from nnU-Net's log in its checkpoint."""
     log = checkpoint["logging"]
-    return float(sum(end - start for start, end in zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"],
-                                                       strict=False)))
+    return float(
+        sum(end - start for start, end in zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=False))
+    )
 
 
 def _parameters(checkpoint: dict) -> tuple[int, int]:
     """Trained and all parameters; tensors that appear under two names (nnU-Net's decoder) count once."""
-    tensors = {tensor.data_ptr(): tensor for tensor in checkpoint["network_weights"].values() if torch.is_tensor(tensor)}
+    tensors = {
+        tensor.data_ptr(): tensor for tensor in checkpoint["network_weights"].values() if torch.is_tensor(tensor)
+    }
     total = sum(tensor.numel() for tensor in tensors.values())
     if METADATA_KEY not in checkpoint:  # a stock trainer trains everything
         return total, total
@@ -81,18 +91,30 @@ def as_markdown(rows: list[Row]) -> str:
     """The table, for the terminal and for documents."""
     validation = list(rows[0].validation_dice)
     unseen = next((list(row.unseen_dice) for row in rows if row.unseen_dice), [])
-    header = ["trainer", *(f"{name} (val)" for name in validation), *(f"{name} (unseen)" for name in unseen),
-              "training [s]", "trained parameters", "peak memory [GB]"]
-    table = [[row.trainer.removeprefix("nnUNetTrainer_"),
-              *(_number(row.validation_dice.get(name)) for name in validation),
-              *(_number(row.unseen_dice.get(name)) for name in unseen),
-              f"{row.training_seconds:.0f}",
-              f"{row.trained_parameters:,} ({100 * row.trained_parameters / row.all_parameters:.0f} %)",
-              f"{row.peak_rss_bytes / 1e9:.1f}" if row.peak_rss_bytes else "-"] for row in rows]
+    header = [
+        "trainer",
+        *(f"{name} (val)" for name in validation),
+        *(f"{name} (unseen)" for name in unseen),
+        "training [s]",
+        "trained parameters",
+        "peak memory [GB]",
+    ]
+    table = [
+        [
+            row.trainer.removeprefix("nnUNetTrainer_"),
+            *(_number(row.validation_dice.get(name)) for name in validation),
+            *(_number(row.unseen_dice.get(name)) for name in unseen),
+            f"{row.training_seconds:.0f}",
+            f"{row.trained_parameters:,} ({100 * row.trained_parameters / row.all_parameters:.0f} %)",
+            f"{row.peak_rss_bytes / 1e9:.1f}" if row.peak_rss_bytes else "-",
+        ]
+        for row in rows
+    ]
     widths = [max(len(line[column]) for line in [header, *table]) for column in range(len(header))]
     lines = [header, ["-" * width for width in widths], *table]
-    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-                     for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
 
 
 def _number(dice: float | None) -> str:
@@ -103,6 +125,9 @@ def write(rows: list[Row], folder: Path) -> Path:
     """Writes ``results.json`` and ``results.md``; returns the latter."""
     (folder / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
     file = folder / "results.md"
-    file.write_text("Dice by nnU-Net (mean over cases; cases empty in both masks left out), no clicks.\n\n"
-                    + as_markdown(rows) + "\n")
+    file.write_text(
+        "Dice by nnU-Net (mean over cases; cases empty in both masks left out), no clicks.\n\n"
+        + as_markdown(rows)
+        + "\n"
+    )
     return file

@@ -30,8 +30,9 @@ def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]
     """
     check_paths()
     if not (comparison.raw / "dataset.json").is_file():
-        raise ValueError(f"{comparison.raw / 'dataset.json'} does not exist; put the raw data set there in nnU-Net's "
-                         f"format first")
+        raise ValueError(
+            f"{comparison.raw / 'dataset.json'} does not exist; put the raw data set there in nnU-Net's format first"
+        )
     environment = child_environment(comparison.processes)
     folder = comparison.folder
     run_steps(comparison.prepare(), folder, environment)
@@ -39,19 +40,30 @@ def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]
     if preprocess := comparison.derive():
         data = Path(os.environ["nnUNet_preprocessed"]) / comparison.name / f"{comparison.plans}_{CONFIGURATION}"
         command = shlex.split(preprocess)
-        steps.append(Step("preprocess for the new spacing", (program(command[0]), *command[1:], "-np",
-                                                             str(comparison.processes)), (data,)))
+        steps.append(
+            Step(
+                "preprocess for the new spacing",
+                (program(command[0]), *command[1:], "-np", str(comparison.processes)),
+                (data,),
+            )
+        )
     limited = SHORT_NAMES["TimeBudget"]
     first = [trainer for trainer in comparison.trainers if trainer != limited]
     steps += [comparison.training(trainer) for trainer in first]
     steps += [step for trainer in first for step in comparison.prediction(trainer)]
     record = run_steps(steps, folder, environment)
     if limited in comparison.trainers:
-        spent = sum(results.training_seconds(read_checkpoint(comparison.fold_folder(trainer) / "checkpoint_final.pth"))
-                    for trainer in first)
+        spent = sum(
+            results.training_seconds(read_checkpoint(comparison.fold_folder(trainer) / "checkpoint_final.pth"))
+            for trainer in first
+        )
         say(f"{limited} gets the {spent:.0f} s that the other trainings took together")
-        derive_plans(comparison.dataset, name=BUDGET_PLANS, configuration=CONFIGURATION,
-                     settings=replace(comparison.settings, max_seconds=round(spent)))
+        derive_plans(
+            comparison.dataset,
+            name=BUDGET_PLANS,
+            configuration=CONFIGURATION,
+            settings=replace(comparison.settings, max_seconds=round(spent)),
+        )
         record = run_steps([comparison.training(limited), *comparison.prediction(limited)], folder, environment)
     rows = results.collect(comparison, record)
     table = results.write(rows, folder)
@@ -70,8 +82,10 @@ def check_paths() -> None:
     """Raises ValueError if nnU-Net's path variables are not set."""
     missing = [name for name in PATHS if not os.environ.get(name)]
     if missing:
-        raise ValueError("nnU-Net's path variables are not set; set them first:\n" + "\n".join(
-            f"  export {name}=/path/to/{name.lower()}" for name in missing))
+        raise ValueError(
+            "nnU-Net's path variables are not set; set them first:\n"
+            + "\n".join(f"  export {name}=/path/to/{name.lower()}" for name in missing)
+        )
 
 
 def child_environment(processes: int) -> dict[str, str]:
@@ -80,4 +94,3 @@ def child_environment(processes: int) -> dict[str, str]:
     for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         environment.setdefault(name, str(processes))
     return environment
-

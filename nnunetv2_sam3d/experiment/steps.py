@@ -57,8 +57,10 @@ class Record:
     def add(self, title: str, seconds: float, peak_rss_bytes: int) -> None:
         """Adds a (part of a) step; a resumed step's seconds add up."""
         earlier = self.steps.get(title, {"seconds": 0.0, "peak_rss_bytes": 0})
-        self.steps[title] = {"seconds": round(earlier["seconds"] + seconds, 1),
-                             "peak_rss_bytes": max(int(earlier["peak_rss_bytes"]), peak_rss_bytes)}
+        self.steps[title] = {
+            "seconds": round(earlier["seconds"] + seconds, 1),
+            "peak_rss_bytes": max(int(earlier["peak_rss_bytes"]), peak_rss_bytes),
+        }
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(self.steps, indent=1))
         os.replace(partial, self.file)
@@ -73,8 +75,10 @@ def program(name: str) -> str:
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise FileNotFoundError(f"the command {name} is not installed in this environment; install nnU-Net: "
-                                f"pip install 'nnunetv2>=2.8,<2.9'")
+        raise FileNotFoundError(
+            f"the command {name} is not installed in this environment; install nnU-Net: "
+            f"pip install 'nnunetv2>=2.8,<2.9'"
+        )
     return found
 
 
@@ -104,8 +108,10 @@ def run_steps(steps: Sequence[Step], folder: Path, environment: Mapping[str, str
             missing = [str(result) for result in step.results if not result.exists()]
             reason = f"ended with status {status}" if status else f"left no {missing[0]}"
             tail = "\n".join(f"  | {line}" for line in log.read_text(errors="replace").splitlines()[-12:])
-            raise RuntimeError(f"{step.title}: {' '.join(step.command)} {reason}. Its output is in {log}, the end of it:\n"
-                               f"{tail}\nFinished steps are kept; run the same command again to go on.")
+            raise RuntimeError(
+                f"{step.title}: {' '.join(step.command)} {reason}. Its output is in {log}, the end of it:\n"
+                f"{tail}\nFinished steps are kept; run the same command again to go on."
+            )
     return record
 
 
@@ -113,14 +119,27 @@ def _run(step: Step, label: str, log: Path, environment: Mapping[str, str]) -> t
     """One command, its output to the log; returns seconds, peak resident bytes and exit status."""
     command = [*step.command, *(argument for file, argument in step.resume if file.exists())]
     began = time.monotonic()
-    with open(log, "a", encoding="utf-8", errors="replace") as output, tqdm(
-            total=step.epochs or None, desc=label, unit="epoch" if step.epochs else "s", file=sys.stdout,
-            bar_format=None if step.epochs else "{desc}: {elapsed}") as bar:
+    with (
+        open(log, "a", encoding="utf-8", errors="replace") as output,
+        tqdm(
+            total=step.epochs or None,
+            desc=label,
+            unit="epoch" if step.epochs else "s",
+            file=sys.stdout,
+            bar_format=None if step.epochs else "{desc}: {elapsed}",
+        ) as bar,
+    ):
         offset = output.tell()
         output.write(f"\n$ {' '.join(command)}\n")
         output.flush()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                   env=dict(environment), start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=dict(environment),
+            start_new_session=True,
+        )
         try:
             while True:
                 pid, status, usage = os.wait4(process.pid, os.WNOHANG)

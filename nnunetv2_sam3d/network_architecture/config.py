@@ -57,8 +57,17 @@ class SAM3DConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "global_attn_indexes", tuple(self.global_attn_indexes))
         object.__setattr__(self, "token_stride", as_token_stride(self.token_stride))
-        for name in ("embed_dim", "depth", "num_heads", "out_channels", "decoder_channels", "prompt_mlp_dim",
-                     "position_grid", "num_classes", "in_channels"):
+        for name in (
+            "embed_dim",
+            "depth",
+            "num_heads",
+            "out_channels",
+            "decoder_channels",
+            "prompt_mlp_dim",
+            "position_grid",
+            "num_classes",
+            "in_channels",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.depth % TAPS:
@@ -70,8 +79,10 @@ class SAM3DConfig:
         if self.adapter_dim is not None and self.adapter_dim < 1:
             raise ValueError(f"adapter_dim must be at least 1, got {self.adapter_dim}")
         if self.prompt_encoder and self.out_channels % 16:
-            raise ValueError("out_channels must be a multiple of 16 for the prompt encoder (8 heads of half width), "
-                             f"got {self.out_channels}")
+            raise ValueError(
+                "out_channels must be a multiple of 16 for the prompt encoder (8 heads of half width), "
+                f"got {self.out_channels}"
+            )
 
     @property
     def bottleneck(self) -> int:
@@ -86,14 +97,17 @@ class SAM3DConfig:
     def check_patch_size(self, patch_size: Sequence[int]) -> None:
         """Raises ValueError if the network cannot work on patches of this size (voxels, D H W)."""
         if len(patch_size) != 3 or any(int(size) != size or size < 1 for size in patch_size):
-            raise ValueError(f"the network is three-dimensional; expected a patch size of three positive voxel counts, "
-                             f"got {list(patch_size)}")
+            raise ValueError(
+                f"the network is three-dimensional; expected a patch size of three positive voxel counts, "
+                f"got {list(patch_size)}"
+            )
         depth, height, width = self.token_grid(patch_size)
         if depth * ceil(height / 2) * ceil(width / 2) < 2:
             raise ValueError(
                 f"a patch of {list(patch_size)} voxels at token stride {list(self.token_stride)} is a grid of only "
                 f"{depth}x{height}x{width} tokens, too few to normalise over. Choose a larger patch or a smaller "
-                f"stride: nnUNetv2_sam3d plan --patch-size D H W --token-stride S")
+                f"stride: nnUNetv2_sam3d plan --patch-size D H W --token-stride S"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON and checkpoints."""
@@ -121,6 +135,14 @@ VARIANTS: dict[str, SAM3DConfig] = {
     "vit_b": SAM3DConfig(),
     "vit_l": SAM3DConfig(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)),
     "vit_h": SAM3DConfig(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)),
-    "vit_tiny": SAM3DConfig(embed_dim=96, depth=4, num_heads=3, global_attn_indexes=(1, 3), out_channels=64,
-                            decoder_channels=32, prompt_mlp_dim=256, position_grid=16),
+    "vit_tiny": SAM3DConfig(
+        embed_dim=64,
+        depth=4,
+        num_heads=2,
+        global_attn_indexes=(1, 3),
+        out_channels=32,
+        decoder_channels=16,
+        prompt_mlp_dim=128,
+        position_grid=16,
+    ),
 }

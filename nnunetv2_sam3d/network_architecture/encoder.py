@@ -12,7 +12,7 @@ from nnunetv2_sam3d.network_architecture.attention import SAM_GLOBAL_ROWS, SAM_W
 from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.layers import MLP, ChannelLayerNorm3d, channels_first
 from nnunetv2_sam3d.network_architecture.stem import FoldedStem3d
-from nnunetv2_sam3d.network_architecture.windows import WindowLayout, window_layout
+from nnunetv2_sam3d.network_architecture.windows import WindowLayout, make_layout, window_layout
 
 
 class Block3d(nn.Module):
@@ -68,6 +68,8 @@ class ImageEncoder3d(nn.Module):
         self.depth_embed = nn.Parameter(torch.zeros(1, grid, width))
         self.blocks = nn.ModuleList(Block3d(config, index) for index in range(config.depth))
         self.neck_3d = nn.ModuleList(_neck(width, config.out_channels) for _ in range(TAPS))
+        self.prepared_grid: tuple[int, int, int] | None = None
+        self.prepared = nn.ModuleList()
         self._initialise()
 
     def _initialise(self) -> None:
@@ -82,11 +84,11 @@ class ImageEncoder3d(nn.Module):
         x = self.stem(image)
         grid = (x.shape[1], x.shape[2], x.shape[3])
         x = x + self.positions(grid)
-        layouts = {shifted: window_layout(grid, shifted, x.device) for shifted in (True, False)}
+        plain, shifted = self._layouts(grid, x.device)
         per_tap = len(self.blocks) // TAPS
-        taps = []
+        taps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
-            layout = layouts[block.shifted]
+            layout = shifted if block.shifted else plain
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, layout, use_reentrant=False)
             else:
@@ -94,6 +96,17 @@ class ImageEncoder3d(nn.Module):
             if (index + 1) % per_tap == 0:
                 taps.append(self.neck_3d[len(taps)](channels_first(x)))
         return taps
+
+    def prepare(self, grid: tuple[int, int, int]) -> None:
+        """Makes the network own the window layouts of the grid that it will mostly see."""
+        self.prepared_grid = grid
+        self.prepared = nn.ModuleList(make_layout(grid, shifted, self.pos_embed.device) for shifted in (False, True))
+
+    def _layouts(self, grid: tuple[int, int, int], device: torch.device) -> tuple[WindowLayout, WindowLayout]:
+        """Layouts of plain and shifted windows."""
+        if grid == self.prepared_grid:
+            return self.prepared[0], self.prepared[1]  # type: ignore[return-value]
+        return window_layout(grid, False, device), window_layout(grid, True, device)
 
     def positions(self, grid: tuple[int, int, int]) -> Tensor:
         """Absolute position embedding (1, D, H, W, C) of a token grid.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,16 +51,25 @@ class SAM3D(nn.Module):
         logits = self.mask_decoder(taps, image)
         return logits[:, :, : size[0], : size[1], : size[2]] if any(pad) else logits
 
+    def prepare(self, patch_size: Sequence[int]) -> SAM3D:
+        """Computes once what depends on the size of the image, for the size (voxels, D H W) that is mostly used."""
+        self.encoder.prepare(self.config.token_grid(patch_size))
+        return self
+
     def _checked(self, image: Tensor, points: Tensor | None) -> Tensor:
         if image.ndim != 5 or image.shape[1] != self.config.in_channels:
-            raise ValueError(f"expected an image of shape (B, {self.config.in_channels}, D, H, W), "
-                             f"got {tuple(image.shape)}")
+            raise ValueError(
+                f"expected an image of shape (B, {self.config.in_channels}, D, H, W), got {tuple(image.shape)}"
+            )
         if points is None:
             return image.new_zeros(image.shape[0], 0, 3)
         if points.ndim != 3 or points.shape[0] != image.shape[0] or points.shape[2] != 3:
-            raise ValueError(f"expected points of shape ({image.shape[0]}, N, 3) as (z, y, x) voxels, "
-                             f"got {tuple(points.shape)}")
+            raise ValueError(
+                f"expected points of shape ({image.shape[0]}, N, 3) as (z, y, x) voxels, got {tuple(points.shape)}"
+            )
         if self.prompt_encoder is None and points.shape[1]:
-            raise ValueError("this network has no prompt encoder (an automatic checkpoint) and cannot take points; "
-                             "call it with points=None or load a prompted checkpoint")
+            raise ValueError(
+                "this network has no prompt encoder (an automatic checkpoint) and cannot take points; "
+                "call it with points=None or load a prompted checkpoint"
+            )
         return points

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,8 @@ class FoldedStem3d(nn.Module):
 
     The reference repeats the image to three channels, upsamples it trilinearly (x4 for a token stride of 4), applies
     SAM's 16x16 patch embedding to every slice and a depthwise 16-tap convolution along depth. Upsampling is linear, so
-    per axis "upsample, then 16 taps at stride 16" is "pad by repetition, then ``stride + 2`` taps at ``stride``", and the
-    whole stem is one Conv3d. Same function: maximum difference 4e-6 in float32.
+    per axis "upsample, then 16 taps at stride 16" is "pad by repetition, then ``stride + 2`` taps at ``stride``", and
+    the whole stem is one Conv3d. Same function: maximum difference 4e-6 in float32.
 
     Channels: the RGB kernels are summed for a one-channel image (the reference's repetition) and used as they are for
     three channels. For any other number n, channel i takes the kernel of colour ``i mod 3``, scaled by ``3 / n``, so
@@ -54,7 +54,8 @@ class FoldedStem3d(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Kernel (C, in_channels, kd, kh, kw) and bias (C,) of the one convolution, differentiable."""
-        slice_weight, patch_bias = self.slice_embed.weight.flatten(1), self.patch_embed.proj.bias
+        slice_weight = self.slice_embed.weight.flatten(1)
+        patch_bias, slice_bias = cast(Tensor, self.patch_embed.proj.bias), cast(Tensor, self.slice_embed.bias)
         # The sums over 48 x 16 taps are made in double precision, where there is one: a few million operations that
         # keep the fold from adding any rounding of its own.
         dtype = torch.float32 if slice_weight.device.type == "mps" else torch.float64
@@ -63,7 +64,7 @@ class FoldedStem3d(nn.Module):
         along_depth = slice_weight.to(dtype)
         in_plane = torch.einsum("cihw,hy,wx->ciyx", kernel, fold_h, fold_w)
         weight = torch.einsum("ciyx,cz->cizyx", in_plane, along_depth @ fold_d)
-        bias = along_depth.sum(1) * patch_bias.to(dtype) + self.slice_embed.bias  # type: ignore[operator]
+        bias = along_depth.sum(1) * patch_bias.to(dtype) + slice_bias
         return weight.to(slice_weight.dtype), bias.to(slice_weight.dtype)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -82,7 +83,6 @@ def channel_kernels(rgb: Tensor, in_channels: int) -> Tensor:
     return rgb[:, [channel % 3 for channel in range(in_channels)]] * (3 / in_channels)
 
 
-@lru_cache(maxsize=16)
 def upsampling_taps(stride: int) -> Tensor:
     """The linear upsampling of one token's 16 samples as a matrix.
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WINDOW = 8
 
 
-@dataclass(frozen=True)
-class WindowLayout:
+class WindowLayout(nn.Module):
     """Where the tokens of one grid stand once they are cut into windows.
+
+    A module, so that a network can own the layout of its usual grid and take it along to its device; the tables are
+    recomputable and not part of the state dict.
 
     Attributes:
         size: tokens of a window along D, H, W; 8, or the grid's edge where that is smaller.
@@ -24,18 +25,19 @@ class WindowLayout:
             every other of its window. Slots of different regions came from opposite edges of the shifted grid.
     """
 
-    size: tuple[int, int, int]
     gather: Tensor
     scatter: Tensor
     region: Tensor | None
 
-    @property
-    def tokens(self) -> int:
-        """Tokens per window."""
-        return prod(self.size)
+    def __init__(self, size: tuple[int, ...], gather: Tensor, scatter: Tensor, region: Tensor | None) -> None:
+        super().__init__()
+        self.size = size
+        self.tokens = prod(size)
+        self.register_buffer("gather", gather, persistent=False)
+        self.register_buffer("scatter", scatter, persistent=False)
+        self.register_buffer("region", region, persistent=False)
 
 
-@lru_cache(maxsize=32)
 def window_layout(grid: tuple[int, int, int], shifted: bool, device: torch.device) -> WindowLayout:
     """Swin's windows on a token grid.
 
@@ -47,31 +49,54 @@ def window_layout(grid: tuple[int, int, int], shifted: bool, device: torch.devic
         shifted: whether windows are shifted by 4 tokens.
         device: where the tables live.
     """
+    # torch.compile traces the arithmetic, and warns of caches
+    return make_layout(grid, shifted, device) if torch.compiler.is_compiling() else _cached(grid, shifted, device)
+
+
+def make_layout(grid: tuple[int, int, int], shifted: bool, device: torch.device) -> WindowLayout:
+    """:func:`window_layout` without its cache."""
     size = tuple(min(WINDOW, tokens) for tokens in grid)
     counts = tuple(ceil(tokens / edge) for tokens, edge in zip(grid, size, strict=True))
-    sources, codes, real = [], [], []
-    for tokens, edge, count in zip(grid, size, counts, strict=True):
-        shift = edge // 2 if shifted and count > 1 else 0
-        slot = torch.arange(count * edge)
-        source = (slot + shift) % (count * edge)
-        sources.append(source)
-        codes.append((slot >= count * edge - shift).long())  # 1: rolled in from the grid's other end
-        real.append(source < tokens)
+    shifts = tuple(edge // 2 if shifted and count > 1 else 0 for edge, count in zip(size, counts, strict=True))
+    padded = tuple(edge * count for edge, count in zip(size, counts, strict=True))
 
-    def windows(values: list[Tensor], combine: tuple[int, int, int]) -> Tensor:
-        """Per-axis values -> (windows, tokens), summed with the factors ``combine``."""
-        volume = (values[0][:, None, None] * combine[0] + values[1][:, None] * combine[1] + values[2] * combine[2])
-        volume = volume.view(counts[0], size[0], counts[1], size[1], counts[2], size[2])
-        return volume.permute(0, 2, 4, 1, 3, 5).reshape(prod(counts), prod(size))
+    # From slots to tokens: per axis the token that each position of the rolled grid holds, then combined.
+    positions = [torch.arange(edge, device=device) for edge in padded]
+    tokens = [(position + shift) % edge for position, shift, edge in zip(positions, shifts, padded, strict=True)]
+    inside = _into_windows([(t < n).long() for t, n in zip(tokens, grid, strict=True)], (1, 1, 1), counts, size) == 3
+    source = _into_windows(tokens, (grid[1] * grid[2], grid[2], 1), counts, size)
+    gather = torch.where(inside, source, 0).flatten()
 
-    source = windows(sources, (grid[1] * grid[2], grid[2], 1))
-    inside = windows([axis.long() for axis in real], (1, 1, 1)) == 3
-    source = torch.where(inside, source, 0)
-    code = windows(codes, (4, 2, 1))
-    scatter = torch.empty(prod(grid), dtype=torch.long)
-    slots = torch.arange(source.numel())
-    scatter[source[inside]] = slots[inside.flatten()]
+    # From tokens to slots: the window of each token, and its place in there.
+    slots = [
+        (torch.arange(n, device=device) - shift) % edge for n, shift, edge in zip(grid, shifts, padded, strict=True)
+    ]
+    window = _combine(
+        [slot // edge for slot, edge in zip(slots, size, strict=True)], (counts[1] * counts[2], counts[2], 1)
+    )
+    place = _combine([slot % edge for slot, edge in zip(slots, size, strict=True)], (size[1] * size[2], size[2], 1))
+    scatter = (window * prod(size) + place).flatten()
+
     region = None
-    if not inside.all() or code.any():
-        region = (torch.nn.functional.one_hot(code, 8) * inside[..., None]).float().to(device)
-    return WindowLayout(size, source.flatten().to(device), scatter.to(device), region)  # type: ignore[arg-type]
+    if any(shifts) or padded != grid:
+        # 1 on an axis: rolled in from the grid's other end
+        rolled = [(p >= edge - shift).long() for p, edge, shift in zip(positions, padded, shifts, strict=True)]
+        code = _into_windows(rolled, (4, 2, 1), counts, size)
+        region = (torch.nn.functional.one_hot(code, 8) * inside[..., None]).float()
+    return WindowLayout(size, gather, scatter, region)
+
+
+_cached = lru_cache(maxsize=32)(make_layout)
+
+
+def _combine(axes: list[Tensor], factors: tuple[int, ...]) -> Tensor:
+    """Values of each axis -> (D, H, W), their sum weighted with ``factors``."""
+    return axes[0][:, None, None] * factors[0] + axes[1][:, None] * factors[1] + axes[2] * factors[2]
+
+
+def _into_windows(
+    axes: list[Tensor], factors: tuple[int, ...], counts: tuple[int, ...], size: tuple[int, ...]
+) -> Tensor:
+    """The same, cut into windows: (windows, tokens)."""
+    volume = _combine(axes, factors).view(counts[0], size[0], counts[1], size[1], counts[2], size[2])
+    return volume.permute(0, 2, 4, 1, 3, 5).reshape(prod(counts), prod(size))

@@ -34,11 +34,13 @@ class DiceCELoss(nn.Module):
         dice = {"batch_dice": batch_dice, "smooth": 1e-5, "ddp": ddp, "do_bg": labels.has_regions}
         self.loss: DC_and_BCE_loss | DC_and_CE_loss
         if labels.has_regions:
-            self.loss = DC_and_BCE_loss({}, dice, use_ignore_label=labels.has_ignore_label,
-                                        dice_class=MemoryEfficientSoftDiceLoss)
+            self.loss = DC_and_BCE_loss(
+                {}, dice, use_ignore_label=labels.has_ignore_label, dice_class=MemoryEfficientSoftDiceLoss
+            )
         else:
-            self.loss = DC_and_CE_loss(dice, {}, ignore_label=labels.ignore_label,
-                                       dice_class=MemoryEfficientSoftDiceLoss)
+            self.loss = DC_and_CE_loss(
+                dice, {}, ignore_label=labels.ignore_label, dice_class=MemoryEfficientSoftDiceLoss
+            )
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         self.loss.weight_dice = WEIGHT_DICE if self.training else 1.0

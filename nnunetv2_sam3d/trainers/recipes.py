@@ -81,14 +81,18 @@ def select(names: Iterable[str], patterns: Iterable[str], *, optional: Iterable[
     names, patterns, optional = list(names), list(patterns), set(optional)
     for pattern in patterns:
         if pattern not in optional and not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"the pattern {pattern!r} fits no parameter of the network; "
-                             f"its parameters are {names[:3]} and {len(names) - 3} more")
+            raise ValueError(
+                f"the pattern {pattern!r} fits no parameter of the network; "
+                f"its parameters are {names[:3]} and {len(names) - 3} more"
+            )
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def absent_parts(network: nn.Module) -> tuple[str, ...]:
     """Patterns that may fit nothing: those of the prompt encoder in a network without one."""
-    return () if any(name.startswith("prompt_encoder.") for name, _ in network.named_parameters()) else (PROMPT_ENCODER,)
+    return (
+        () if any(name.startswith("prompt_encoder.") for name, _ in network.named_parameters()) else (PROMPT_ENCODER,)
+    )
 
 
 def apply_freezing(network: nn.Module, recipe: Recipe) -> list[list[nn.Parameter]]:
@@ -103,14 +107,17 @@ def apply_freezing(network: nn.Module, recipe: Recipe) -> list[list[nn.Parameter
     parameters = dict(network.named_parameters())
     for parameter in parameters.values():
         parameter.requires_grad_(False)
-    groups, seen = [], set[str]()
+    groups: list[list[nn.Parameter]] = []
+    seen = set[str]()
     for patterns in recipe.groups:
         names = select(parameters, patterns, optional=absent_parts(network))
         if seen & set(names):
             raise ValueError(f"the groups of the recipe overlap in {sorted(seen & set(names))[:3]}")
         seen.update(names)
         if names:
-            groups.append([parameters[name].requires_grad_(True) for name in names])
+            for name in names:
+                parameters[name].requires_grad_(True)
+            groups.append([parameters[name] for name in names])
     return groups
 
 

@@ -1,4 +1,4 @@
-"""What nnU-Net asks of a trainer, for all SAM3D recipes; variants are classes, because nnU-Net names folders by class."""
+"""What nnU-Net asks of a trainer, for all SAM3D recipes."""
 
 from __future__ import annotations
 
@@ -39,8 +39,14 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
 
     recipe: Recipe
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")):
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ):
         check_nnunet_version()
         # before nnU-Net makes folders for a run that cannot begin
         settings = _checked_settings(PlansManager(deepcopy(plans)).get_configuration(configuration), configuration)
@@ -56,20 +62,29 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         self.start: Start | None = None
         self.resumed_from: Weights | None = None
         if not self.label_manager.foreground_labels:
-            raise ValueError(f"{self.plans_manager.dataset_name} has no foreground label in its dataset.json; there is "
-                             f"nothing to segment. Add the labels, then plan and preprocess again.")
+            raise ValueError(
+                f"{self.plans_manager.dataset_name} has no foreground label in its dataset.json; there is "
+                f"nothing to segment. Add the labels, then plan and preprocess again."
+            )
 
     @classmethod
-    def build_network_architecture(cls, plans_manager: PlansManager,  # type: ignore[override]
-                                   configuration_manager: ConfigurationManager, num_input_channels: int,
-                                   num_output_channels: int, enable_deep_supervision: bool = True) -> nn.Module:
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,  # type: ignore[override]
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
         """The network of the plans with this trainer's adapters; needs nothing but its arguments, loads no weights.
 
         A class method where nnU-Net has a static one: it is called in the same way, and knows its recipe.
         """
         settings = _checked_settings(configuration_manager, "this configuration")
-        return SAM3D(settings.network_config(adapter=cls.recipe.adapter, in_channels=num_input_channels,
-                                             num_classes=num_output_channels))
+        config = settings.network_config(
+            adapter=cls.recipe.adapter, in_channels=num_input_channels, num_classes=num_output_channels
+        )
+        return SAM3D(config).prepare(configuration_manager.patch_size)
 
     @property
     def plain_network(self) -> SAM3D:
@@ -93,12 +108,16 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         self.start = Start(network, self.print_to_log_file)
         self._load_start()
         if self.recipe.groups and (last := self.start.random_last_convolution()):
-            groups.append([parameter.requires_grad_(True) for parameter in last])
+            for parameter in last:
+                parameter.requires_grad_(True)
+            groups.append(last)
             self.print_to_log_file("The last convolution is trained too: the start has other classes")
         trained = sum(parameter.numel() for group in groups for parameter in group)
         total = sum(parameter.numel() for parameter in network.parameters())
-        self.print_to_log_file(f"{type(self).__name__}: {trained:,} of {total:,} parameters are trained "
-                               f"({100 * trained / total:.1f} %), {total - trained:,} are frozen")
+        self.print_to_log_file(
+            f"{type(self).__name__}: {trained:,} of {total:,} parameters are trained "
+            f"({100 * trained / total:.1f} %), {total - trained:,} are frozen"
+        )
         return groups
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LinearDecay]:
@@ -111,8 +130,9 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         assert self.start is not None
         if self.resumed_from is not None:  # its weights follow in load_checkpoint
             self.start.provenance = dict(self.resumed_from.metadata.get("provenance", {}))
-            self.start.loaded = {name for name in self.resumed_from.state
-                                 if name not in self.resumed_from.metadata.get("trained", ())}
+            self.start.loaded = {
+                name for name in self.resumed_from.state if name not in self.resumed_from.metadata.get("trained", ())
+            }
         elif file := take_over_pretrained_weights():
             self.start.take(file)
         else:
@@ -126,8 +146,14 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
 
     def run(self) -> Run:
         """This run's identity."""
-        return Run(self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name, self.fold,
-                   type(self).__name__, Path(cast(str, nnUNet_results.require())))
+        return Run(
+            self.plans_manager.dataset_name,
+            self.plans_manager.plans_name,
+            self.configuration_name,
+            self.fold,
+            type(self).__name__,
+            Path(cast(str, nnUNet_results.require())),
+        )
 
     def on_train_start(self) -> None:
         """Finds the weights and refuses a run that cannot work, before nnU-Net starts its workers."""
@@ -145,9 +171,11 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             properties = dataset.load_case(case)[-1]
             if any(len(places) for places in properties["class_locations"].values()):
                 return
-        raise ValueError(f"none of the {len(dataset.identifiers)} training cases of fold {self.fold} in "
-                         f"{self.preprocessed_dataset_folder} has a single foreground voxel. Check the label files in "
-                         f"labelsTr against the labels in dataset.json, then preprocess again.")
+        raise ValueError(
+            f"none of the {len(dataset.identifiers)} training cases of fold {self.fold} in "
+            f"{self.preprocessed_dataset_folder} has a single foreground voxel. Check the label files in "
+            f"labelsTr against the labels in dataset.json, then preprocess again."
+        )
 
     def train_step(self, batch: dict) -> dict:
         """One step of the recipe: its loss, its clipping."""
@@ -187,23 +215,26 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             return
         assert self.start is not None
         network = self.plain_network
-        write_checkpoint({
-            "network_weights": network.state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
-            "logging": self.logger.get_checkpoint(),
-            "_best_ema": self._best_ema,
-            "current_epoch": self.current_epoch + 1,
-            "init_args": self.my_init_kwargs,
-            "trainer_name": type(self).__name__,
-            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            METADATA_KEY: {
-                "format": FORMAT_VERSION,
-                "network": network.config.to_dict(),
-                "provenance": self.start.provenance,
-                "trained": [name for name, parameter in network.named_parameters() if parameter.requires_grad],
+        write_checkpoint(
+            {
+                "network_weights": network.state_dict(),
+                "optimizer_state": self.optimizer.state_dict(),
+                "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
+                "logging": self.logger.get_checkpoint(),
+                "_best_ema": self._best_ema,
+                "current_epoch": self.current_epoch + 1,
+                "init_args": self.my_init_kwargs,
+                "trainer_name": type(self).__name__,
+                "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+                METADATA_KEY: {
+                    "format": FORMAT_VERSION,
+                    "network": network.config.to_dict(),
+                    "provenance": self.start.provenance,
+                    "trained": [name for name, parameter in network.named_parameters() if parameter.requires_grad],
+                },
             },
-        }, filename)
+            filename,
+        )
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """nnU-Net's, after a check that the checkpoint is this network's.
@@ -222,13 +253,16 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
 def _checked_settings(configuration_manager: ConfigurationManager, name: str) -> Settings:
     """The settings of a configuration that a SAM3D trainer can work with."""
     if configuration_manager.previous_stage_name is not None:
-        raise NotImplementedError(f"{name} is a cascade stage; the SAM3D trainers take no segmentation of an earlier "
-                                  f"stage. Use 3d_fullres or 3d_lowres.")
+        raise NotImplementedError(
+            f"{name} is a cascade stage; the SAM3D trainers take no segmentation of an earlier "
+            f"stage. Use 3d_fullres or 3d_lowres."
+        )
     if len(configuration_manager.patch_size) != 3:
-        raise NotImplementedError(f"{name} is two-dimensional; the SAM3D trainers are three-dimensional. Use 3d_fullres "
-                                  f"or 3d_lowres.")
+        raise NotImplementedError(
+            f"{name} is two-dimensional; the SAM3D trainers are three-dimensional. Use 3d_fullres or 3d_lowres."
+        )
     settings = Settings.from_plans(configuration_manager.configuration)
     settings.network_config(adapter="original", in_channels=1, num_classes=2).check_patch_size(
-        configuration_manager.patch_size)
+        configuration_manager.patch_size
+    )
     return settings
-

@@ -96,8 +96,11 @@ class Start:
 
         Unlike everything else that is frozen it then has to be trained.
         """
-        names = [name for name, parameter in self.network.named_parameters()
-                 if name.startswith(SEG_LAYERS) and not parameter.requires_grad and name not in self.loaded]
+        names = [
+            name
+            for name, parameter in self.network.named_parameters()
+            if name.startswith(SEG_LAYERS) and not parameter.requires_grad and name not in self.loaded
+        ]
         whole_model = "mask decoder" in {part_of(name) for name in self.loaded}
         return [self.network.get_parameter(name) for name in names] if whole_model else []
 
@@ -107,13 +110,18 @@ class Start:
         Raises:
             WeightsError: naming the parts and the commands that help.
         """
-        random = [name for name, parameter in self.network.named_parameters()
-                  if not parameter.requires_grad and name not in self.loaded]
+        random = [
+            name
+            for name, parameter in self.network.named_parameters()
+            if not parameter.requires_grad and name not in self.loaded
+        ]
         if random:
             parts = ", ".join(sorted({part_of(name) for name in random}))
-            raise WeightsError(f"{run.trainer} keeps {parts} frozen, but no file has given "
-                               f"{'it' if ',' not in parts else 'them'} any weights: {len(random)} parameters would stay "
-                               f"random. {_remedies(run, recipe)}")
+            raise WeightsError(
+                f"{run.trainer} keeps {parts} frozen, but no file has given "
+                f"{'it' if ',' not in parts else 'them'} any weights: {len(random)} parameters would stay "
+                f"random. {_remedies(run, recipe)}"
+            )
 
 
 def _remedies(run: Run, recipe: Recipe) -> str:
@@ -123,15 +131,21 @@ def _remedies(run: Run, recipe: Recipe) -> str:
         lines += [f"    {run.command(trainer)}" for trainer in recipe.starts_from]
         lines.append("or give a whole model:")
     else:
-        lines += ["Give SAM's published encoder, by the environment or in the plans:",
-                  "    export nnUNet_sam_checkpoint=/path/to/sam_vit_b_01ec64.pth",
-                  f"    nnUNetv2_sam3d plan -d {run.dataset} --sam-checkpoint /path/to/sam_vit_b_01ec64.pth",
-                  "or a whole model:"]
-    lines += ["    nnUNetv2_sam3d weights convert best.pth.tar -o original.pth",
-              f"    {run.command(run.trainer, ' -pretrained_weights original.pth')}"]
+        lines += [
+            "Give SAM's published encoder, by the environment or in the plans:",
+            "    export nnUNet_sam_checkpoint=/path/to/sam_vit_b_01ec64.pth",
+            f"    nnUNetv2_sam3d plan -d {run.dataset} --sam-checkpoint /path/to/sam_vit_b_01ec64.pth",
+            "or a whole model:",
+        ]
+    lines += [
+        "    nnUNetv2_sam3d weights convert best.pth.tar -o original.pth",
+        f"    {run.command(run.trainer, ' -pretrained_weights original.pth')}",
+    ]
     if not recipe.starts_from:
-        lines += ["or train everything, which needs no pretrained weights:",
-                  f"    {run.command('nnUNetTrainer_SAM3DFull')}"]
+        lines += [
+            "or train everything, which needs no pretrained weights:",
+            f"    {run.command('nnUNetTrainer_SAM3DFull')}",
+        ]
     return "\n".join(lines)
 
 

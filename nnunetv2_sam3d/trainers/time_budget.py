@@ -23,13 +23,21 @@ class nnUNetTrainer_TimeBudget(nnUNetTrainer):
         ValueError: if the plans hold no ``max_seconds``.
     """
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")):
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         settings = Settings.from_plans(self.configuration_manager.configuration)
         if settings.max_seconds is None:
-            raise ValueError("the plans set no max_seconds for nnUNetTrainer_TimeBudget; "
-                             "derive plans with: nnUNetv2_sam3d plan --max-seconds S")
+            raise ValueError(
+                "the plans set no max_seconds for nnUNetTrainer_TimeBudget; "
+                "derive plans with: nnUNetv2_sam3d plan --max-seconds S"
+            )
         self.max_seconds = settings.max_seconds
         self.num_epochs = UNLIMITED_EPOCHS
         self.num_iterations_per_epoch = settings.iterations_per_epoch
@@ -38,8 +46,9 @@ class nnUNetTrainer_TimeBudget(nnUNetTrainer):
     def spent_s(self) -> float:
         """Seconds of all finished epochs, those before an interruption included."""
         log = self.logger.local_logger.my_fantastic_logging
-        return sum(end - start for start, end in zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"],
-                                                     strict=False))
+        return sum(
+            end - start for start, end in zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=False)
+        )
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's, with the learning rate of the time spent."""

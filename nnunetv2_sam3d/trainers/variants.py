@@ -32,8 +32,14 @@ class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
 
     recipe = ORIGINAL_EVAL
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")):
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = 0
 

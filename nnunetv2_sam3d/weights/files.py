@@ -17,8 +17,14 @@ from nnunetv2_sam3d.weights.errors import WeightsError
 # The second scalar is its name in files that NumPy 1 wrote.
 _scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
 SAFE_GLOBALS: list[Any] = [
-    _scalar, (_scalar, "numpy.core.multiarray.scalar"), np.dtype,
-    np.dtypes.Float32DType, np.dtypes.Float64DType, np.dtypes.Int32DType, np.dtypes.Int64DType, np.dtypes.BoolDType,
+    _scalar,
+    (_scalar, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int32DType,
+    np.dtypes.Int64DType,
+    np.dtypes.BoolDType,
 ]
 
 
@@ -62,14 +68,20 @@ def _diagnosis(path: Path, error: Exception) -> str:
     if not head:
         return "is empty. Copy or download it again."
     if head.lstrip()[:1] == b"<":
-        return ("is a web page (HTML or XML), not a weights file; a download was probably redirected to a login or error "
-                "page. Download it again.")
+        return (
+            "is a web page (HTML or XML), not a weights file; a download was probably redirected to a login or error "
+            "page. Download it again."
+        )
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
         names = [word for word in str(error).split() if word.count(".") and "torch" not in word][:1]
-        return (f"holds Python objects{f' ({names[0]})' if names else ''} beside tensors and numbers. Loading them could "
-                f"run code, so the file is refused. Ask its author for a plain state dict.")
-    return (f"({size} bytes) is no complete PyTorch checkpoint: it is damaged, cut off or of another format "
-            f"({type(error).__name__}). Copy or download it again and compare its size and SHA-256 with the source's.")
+        return (
+            f"holds Python objects{f' ({names[0]})' if names else ''} beside tensors and numbers. Loading them could "
+            f"run code, so the file is refused. Ask its author for a plain state dict."
+        )
+    return (
+        f"({size} bytes) is no complete PyTorch checkpoint: it is damaged, cut off or of another format "
+        f"({type(error).__name__}). Copy or download it again and compare its size and SHA-256 with the source's."
+    )
 
 
 def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
@@ -90,5 +102,7 @@ def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         partial.unlink(missing_ok=True)
         kept = "The earlier file of that name is untouched. " if path.exists() else ""
-        raise OSError(f"{path} could not be written: {error}. {kept}Free disk space or check the permissions of "
-                      f"{path.parent}, then run the command again.") from error
+        raise OSError(
+            f"{path} could not be written: {error}. {kept}Free disk space or check the permissions of "
+            f"{path.parent}, then run the command again."
+        ) from error

@@ -40,8 +40,10 @@ def _counts(weights: Weights) -> list[str]:
     known = weights.kind == "trained"
     rows = [(part, total[part], trained[part]) for part, _ in PARTS if total[part]]
     rows.append(("all", sum(total.values()), sum(trained.values())))
-    return [f"  {part:<24} {count:>12,}" + (f"   {given:>12,} trained  {count - given:>12,} frozen" if known else "")
-            for part, count, given in rows]
+    return [
+        f"  {part:<24} {count:>12,}" + (f"   {given:>12,} trained  {count - given:>12,} frozen" if known else "")
+        for part, count, given in rows
+    ]
 
 
 def _buffers(config: SAM3DConfig) -> set[str]:
@@ -57,8 +59,11 @@ def _provenance(parts: Mapping[str, Any], indent: str) -> list[str]:
     for part, record in parts.items():
         sources.setdefault(str(record.get("sha256", "random")), ([], record))[0].append(part)
     for names, record in sources.values():
-        where = f"{record['file']} ({record['kind']}, SHA-256 {record['sha256']})" if "file" in record \
+        where = (
+            f"{record['file']} ({record['kind']}, SHA-256 {record['sha256']})"
+            if "file" in record
             else "random initialisation"
+        )
         lines.append(f"{indent}{', '.join(names)}: {where}")
         if "made_from" in record:
             lines += _provenance(record["made_from"], indent + "  ")

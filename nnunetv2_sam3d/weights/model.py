@@ -43,8 +43,10 @@ def network_from(weights: Weights) -> SAM3D:
         WeightsError: if the file has only a part of the network, or weights that do not belong to it.
     """
     if weights.config is None:
-        raise WeightsError(f"{weights.describe()} holds the image encoder only, not a whole model. Train with it: "
-                           f"export nnUNet_sam_checkpoint={weights.path}")
+        raise WeightsError(
+            f"{weights.describe()} holds the image encoder only, not a whole model. Train with it: "
+            f"export nnUNet_sam_checkpoint={weights.path}"
+        )
     network = SAM3D(weights.config)
     try:
         network.load_state_dict(weights.state)
@@ -53,7 +55,9 @@ def network_from(weights: Weights) -> SAM3D:
     return network
 
 
-def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, automatic: bool = False) -> dict[str, Any]:
+def convert(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, automatic: bool = False
+) -> dict[str, Any]:
     """Writes a whole model as a file that ``-pretrained_weights`` and :func:`load_model` take.
 
     Args:

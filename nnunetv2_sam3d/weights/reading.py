@@ -79,8 +79,10 @@ def read_weights(path: str | os.PathLike[str], *, automatic: bool = False) -> We
         raise WeightsError(f"{path}: {error}") from error
     bad = [key for key, tensor in weights.state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
-        raise WeightsError(f"{weights.describe()} holds NaN or infinite values in {len(bad)} weights, the first is "
-                           f"{bad[0]!r}. A training that diverged wrote it; use an earlier checkpoint.")
+        raise WeightsError(
+            f"{weights.describe()} holds NaN or infinite values in {len(bad)} weights, the first is "
+            f"{bad[0]!r}. A training that diverged wrote it; use an earlier checkpoint."
+        )
     return weights
 
 
@@ -93,12 +95,16 @@ def _interpret(path: Path, content: Any, automatic: bool) -> Weights:
     if isinstance(content, Mapping) and "network_weights" in content:
         metadata = content.get(METADATA_KEY)
         if not isinstance(metadata, Mapping) or "network" not in metadata:
-            raise WeightsError("this is an nnU-Net checkpoint of another network "
-                               f"(trainer {content.get('trainer_name', 'unknown')!r}), not of a SAM3D trainer. Expected "
-                               f"{', '.join(KINDS.values())}.")
+            raise WeightsError(
+                "this is an nnU-Net checkpoint of another network "
+                f"(trainer {content.get('trainer_name', 'unknown')!r}), not of a SAM3D trainer. Expected "
+                f"{', '.join(KINDS.values())}."
+            )
         if metadata.get("format", FORMAT_VERSION) > FORMAT_VERSION:
-            raise WeightsError(f"the file has format {metadata['format']}, this version of nnunetv2_sam3d reads up to "
-                               f"{FORMAT_VERSION}. Update it: pip install --upgrade nnunetv2_sam3d")
+            raise WeightsError(
+                f"the file has format {metadata['format']}, this version of nnunetv2_sam3d reads up to "
+                f"{FORMAT_VERSION}. Update it: pip install --upgrade nnunetv2_sam3d"
+            )
         try:
             config = SAM3DConfig.from_dict(metadata["network"])
         except (ValueError, TypeError) as error:

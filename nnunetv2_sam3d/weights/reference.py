@@ -17,8 +17,10 @@ from nnunetv2_sam3d.weights.errors import WeightsError
 
 # Stored by the reference, but recomputed from the grid or never used in its output.
 ENCODER_UNUSED = re.compile(r"blocks\.\d+\.attn_mask")
-PROMPT_UNUSED = re.compile(r"positional_encoding_gaussian_matrix|transformer\.layers\.\d+\.cross_attn_token_to_image\..+"
-                           r"|transformer\.(norm_final_attn|final_attn_token_to_image)\..+")
+PROMPT_UNUSED = re.compile(
+    r"positional_encoding_gaussian_matrix|transformer\.layers\.\d+\.cross_attn_token_to_image\..+"
+    r"|transformer\.(norm_final_attn|final_attn_token_to_image)\..+"
+)
 
 ENCODER_NAMES = (
     (re.compile(r"(patch_embed|slice_embed)\.(.+)"), r"encoder.stem.\1.\2"),
@@ -26,8 +28,10 @@ ENCODER_NAMES = (
     (re.compile(r"(blocks\.\d+\.(?:norm1|norm2|attn|mlp|adapter)\..+)"), r"encoder.\1"),
 )
 PROMPT_NAMES = (
-    (re.compile(r"transformer\.layers\.(\d+)\.cross_attn_image_to_token\.(.+)"),
-     r"prompt_encoder.layers.\1.cross_attn.\2"),
+    (
+        re.compile(r"transformer\.layers\.(\d+)\.cross_attn_image_to_token\.(.+)"),
+        r"prompt_encoder.layers.\1.cross_attn.\2",
+    ),
     (re.compile(r"transformer\.layers\.(\d+)\.(.+)"), r"prompt_encoder.layers.\1.\2"),
 )
 DECODER_NAMES = (
@@ -70,13 +74,15 @@ def config_from_shapes(state: Mapping[str, Tensor]) -> SAM3DConfig:
     Raises:
         WeightsError: if a weight that tells a size is missing.
     """
+
     def shape(key: str) -> tuple[int, ...]:
         if key not in state:
             raise WeightsError(f"the weight {key!r} is missing, so the sizes of the network cannot be read")
         return tuple(state[key].shape)
 
-    depth = 1 + max((int(match[1]) for key in state if (match := re.match(r"encoder\.blocks\.(\d+)\.", key))),
-                    default=-1)
+    depth = 1 + max(
+        (int(match[1]) for key in state if (match := re.match(r"encoder\.blocks\.(\d+)\.", key))), default=-1
+    )
     embed_dim = shape("encoder.pos_embed")[-1]
     rows = [shape(f"encoder.blocks.{index}.attn.rel_pos_h")[0] for index in range(depth)]
     prompted = any(key.startswith("prompt_encoder.") for key in state)
@@ -99,8 +105,9 @@ def config_from_shapes(state: Mapping[str, Tensor]) -> SAM3DConfig:
         raise WeightsError(f"the shapes of the weights do not fit together: {error}") from error
 
 
-def _rename(weights: Any, names: tuple[tuple[re.Pattern[str], str], ...], unused: re.Pattern[str] | None,
-            part: str) -> dict[str, Tensor]:
+def _rename(
+    weights: Any, names: tuple[tuple[re.Pattern[str], str], ...], unused: re.Pattern[str] | None, part: str
+) -> dict[str, Tensor]:
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise WeightsError(f"{part!r} is not a table of tensors, as a 3DSAM-adapter checkpoint has")
     renamed = {}
@@ -120,5 +127,3 @@ def _rename(weights: Any, names: tuple[tuple[re.Pattern[str], str], ...], unused
 def _to_dhw(tensor: Tensor) -> Tensor:
     """Kernels (O, I, H, W, D) -> (O, I, D, H, W); everything else as it is."""
     return tensor.permute(0, 1, 4, 2, 3).contiguous() if tensor.ndim == 5 else tensor
-
-

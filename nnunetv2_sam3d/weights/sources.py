@@ -30,13 +30,17 @@ def find_sam_checkpoint(variant: str, setting: str | None) -> Path | None:
     Raises:
         WeightsError: if the setting or the variable names a file that does not exist.
     """
-    for origin, value in (("the plans (sam_checkpoint)", setting), (f"the variable {ENVIRONMENT}",
-                                                                    os.environ.get(ENVIRONMENT))):
+    for origin, value in (
+        ("the plans (sam_checkpoint)", setting),
+        (f"the variable {ENVIRONMENT}", os.environ.get(ENVIRONMENT)),
+    ):
         if value:
             path = Path(value).expanduser()
             if not path.is_file():
-                raise WeightsError(f"{origin} names {path} as SAM's weights, but there is no such file. Correct it, or "
-                                   f"put the published file there.")
+                raise WeightsError(
+                    f"{origin} names {path} as SAM's weights, but there is no such file. Correct it, or "
+                    f"put the published file there."
+                )
             return path
     cached = cache_folder() / SAM_FILES.get(variant, "none")
     return cached if cached.is_file() else None

@@ -16,8 +16,12 @@ from nnunetv2_sam3d.weights.reading import Weights
 # The parts that may come from different files; the first pattern that fits a name decides.
 PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("adapters", re.compile(r"encoder\.blocks\.\d+\.adapter\..+")),
-    ("3D parts of the encoder", re.compile(
-        r"encoder\.(depth_embed|stem\.slice_embed\..+|neck_3d\..+|blocks\.\d+\.(norm[12]\..+|attn\.rel_pos_d))")),
+    (
+        "3D parts of the encoder",
+        re.compile(
+            r"encoder\.(depth_embed|stem\.slice_embed\..+|neck_3d\..+|blocks\.\d+\.(norm[12]\..+|attn\.rel_pos_d))"
+        ),
+    ),
     ("SAM encoder", re.compile(r"encoder\..+")),
     ("prompt encoder", re.compile(r"prompt_encoder\..+")),
     ("last convolution", re.compile(r"mask_decoder\.seg_layers\..+")),
@@ -25,8 +29,16 @@ PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
 )
 SEG_LAYERS = "mask_decoder.seg_layers."
 # Sizes that decide whether weights fit; the others leave no trace in the shapes or are handled below.
-STRUCTURAL = ("embed_dim", "depth", "num_heads", "global_attn_indexes", "out_channels", "decoder_channels",
-              "prompt_mlp_dim", "position_grid")
+STRUCTURAL = (
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "global_attn_indexes",
+    "out_channels",
+    "decoder_channels",
+    "prompt_mlp_dim",
+    "position_grid",
+)
 
 
 def part_of(name: str) -> str:
@@ -66,20 +78,28 @@ def load_into(network: SAM3D, weights: Weights) -> Loaded:
         if weights.config.num_classes != network.config.num_classes:
             state = {key: value for key, value in state.items() if not key.startswith(SEG_LAYERS)}
             loaded.notes.append(
-                f"the file has {weights.config.num_classes} output channels, this data set {network.config.num_classes}: "
-                f"the last convolution was not taken and starts at random")
+                f"the file has {weights.config.num_classes} output channels, this data set "
+                f"{network.config.num_classes}: the last convolution was not taken and starts at random"
+            )
         if weights.config.prompt_encoder and not network.config.prompt_encoder:
             state = {key: value for key, value in state.items() if not key.startswith("prompt_encoder.")}
             loaded.notes.append("the file's prompt encoder was left out, the plans ask for a network without one")
         if weights.config.token_stride != network.config.token_stride and weights.stride_known:
-            loaded.notes.append(f"the file was trained with token stride {list(weights.config.token_stride)}, "
-                                f"this network has {list(network.config.token_stride)}")
-    wrong = [f"{key} {tuple(value.shape)} for {tuple(target[key].shape)}" if key in target else f"{key} (unknown)"
-             for key, value in state.items() if key not in target or value.shape != target[key].shape]
+            loaded.notes.append(
+                f"the file was trained with token stride {list(weights.config.token_stride)}, "
+                f"this network has {list(network.config.token_stride)}"
+            )
+    wrong = [
+        f"{key} {tuple(value.shape)} for {tuple(target[key].shape)}" if key in target else f"{key} (unknown)"
+        for key, value in state.items()
+        if key not in target or value.shape != target[key].shape
+    ]
     if wrong:
-        raise WeightsError(f"{weights.describe()} does not fit the network: {', '.join(wrong[:3])}"
-                           f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. It needs a network of the same "
-                           f"size; the plans choose one with nnUNetv2_sam3d plan --variant.")
+        raise WeightsError(
+            f"{weights.describe()} does not fit the network: {', '.join(wrong[:3])}"
+            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. It needs a network of the same "
+            f"size; the plans choose one with nnUNetv2_sam3d plan --variant."
+        )
     _check_complete(state, target, weights, network, loaded)
     if weights.config is not None and weights.config.adapter == "original" and network.config.adapter == "dualpath":
         for module in network.modules():
@@ -97,56 +117,84 @@ def check_same_network(weights: Weights, network: SAM3D) -> None:
         WeightsError: naming what differs.
     """
     if weights.kind != "trained" or weights.config is None:
-        raise WeightsError(f"{weights.describe()} is no checkpoint of a training that could be continued. To start from "
-                           f"it: nnUNetv2_train ... -pretrained_weights {weights.path}")
+        raise WeightsError(
+            f"{weights.describe()} is no checkpoint of a training that could be continued. To start from "
+            f"it: nnUNetv2_train ... -pretrained_weights {weights.path}"
+        )
     source, target = weights.config.to_dict(), network.config.to_dict()
-    different = [f"{key} is {source[key]} in the file and {target[key]} here" for key in target
-                 if source[key] != target[key] and key not in ("checkpointing", "adapter_dim")]
+    different = [
+        f"{key} is {source[key]} in the file and {target[key]} here"
+        for key in target
+        if source[key] != target[key] and key not in ("checkpointing", "adapter_dim")
+    ]
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     if not different and shapes != {key: value.shape for key, value in weights.state.items()}:
         different = ["its weights are not those of the network it describes"]
     if different:
-        raise WeightsError(f"{weights.describe()} belongs to another network: {'; '.join(different)}. The plans, the "
-                           f"data set's labels or the trainer changed since it was written. Train anew (without -c), or "
-                           f"restore what was changed.")
+        raise WeightsError(
+            f"{weights.describe()} belongs to another network: {'; '.join(different)}. The plans, the "
+            f"data set's labels or the trainer changed since it was written. Train anew (without -c), or "
+            f"restore what was changed."
+        )
 
 
 def _check_sizes(weights: Weights, source: SAM3DConfig, target: SAM3DConfig) -> None:
-    different = [f"{name} is {getattr(source, name)} in the file and {getattr(target, name)} in the plans"
-                 for name in (*STRUCTURAL, "bottleneck")
-                 if getattr(source, name) != getattr(target, name)
-                 and not (name == "prompt_mlp_dim" and not (source.prompt_encoder and target.prompt_encoder))]
+    different = [
+        f"{name} is {getattr(source, name)} in the file and {getattr(target, name)} in the plans"
+        for name in (*STRUCTURAL, "bottleneck")
+        if getattr(source, name) != getattr(target, name)
+        and not (name == "prompt_mlp_dim" and not (source.prompt_encoder and target.prompt_encoder))
+    ]
     if different:
-        raise WeightsError(f"{weights.describe()} is a network of another size: {'; '.join(different)}. Choose the plans' "
-                           f"size to match it: nnUNetv2_sam3d plan --variant NAME, or --like FILE.")
+        raise WeightsError(
+            f"{weights.describe()} is a network of another size: {'; '.join(different)}. Choose the plans' "
+            f"size to match it: nnUNetv2_sam3d plan --variant NAME, or --like FILE."
+        )
     if target.prompt_encoder and not source.prompt_encoder:
-        raise WeightsError(f"{weights.describe()} is an automatic network without prompt encoder, the plans ask for one. "
-                           f"Make plans without it: nnUNetv2_sam3d plan --no-prompt-encoder.")
+        raise WeightsError(
+            f"{weights.describe()} is an automatic network without prompt encoder, the plans ask for one. "
+            f"Make plans without it: nnUNetv2_sam3d plan --no-prompt-encoder."
+        )
 
 
-def _match_adapters(state: dict[str, Tensor], weights: Weights, source: SAM3DConfig, network: SAM3D,
-                    loaded: Loaded) -> None:
+def _match_adapters(
+    state: dict[str, Tensor], weights: Weights, source: SAM3DConfig, network: SAM3D, loaded: Loaded
+) -> None:
     """Renames an original adapter's weights to their place in a DualPath adapter."""
     if source.adapter == network.config.adapter:
         return
     if source.adapter == "dualpath":
-        raise WeightsError(f"{weights.describe()} has DualPath adapters, this trainer has original ones, and there is no "
-                           f"way back. Use nnUNetTrainer_SAM3DDualPath, or a file with original adapters.")
+        raise WeightsError(
+            f"{weights.describe()} has DualPath adapters, this trainer has original ones, and there is no "
+            f"way back. Use nnUNetTrainer_SAM3DDualPath, or a file with original adapters."
+        )
     for key in [key for key in state if ".adapter.conv." in key]:
         state[key.replace(".adapter.conv.", ".adapter.global_conv.")] = state.pop(key)
-    loaded.notes.append("original adapters were taken into the global path of the DualPath adapters; their local path "
-                        "starts at random behind a gate that is biased to the global path")
+    loaded.notes.append(
+        "original adapters were taken into the global path of the DualPath adapters; their local path "
+        "starts at random behind a gate that is biased to the global path"
+    )
 
 
-def _check_complete(state: Mapping[str, Tensor], target: Mapping[str, Tensor], weights: Weights, network: nn.Module,
-                    loaded: Loaded) -> None:
+def _check_complete(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], weights: Weights, network: nn.Module, loaded: Loaded
+) -> None:
     """A whole model gives every weight but the reported ones; SAM gives its whole encoder."""
     new_in_dualpath = re.compile(r".*\.adapter\.(conv_\d_\d|gate)\..+")
-    needed = [key for key in target if part_of(key) == "SAM encoder" and not key.endswith(".attn.lr")] \
-        if weights.config is None else list(target)
-    missing = [key for key in needed if key not in state and not key.startswith(SEG_LAYERS)
-               and not (weights.config is not None and weights.config.adapter == "original"
-                        and new_in_dualpath.fullmatch(key))]
+    needed = (
+        [key for key in target if part_of(key) == "SAM encoder" and not key.endswith(".attn.lr")]
+        if weights.config is None
+        else list(target)
+    )
+    missing = [
+        key
+        for key in needed
+        if key not in state
+        and not key.startswith(SEG_LAYERS)
+        and not (weights.config is not None and weights.config.adapter == "original" and new_in_dualpath.fullmatch(key))
+    ]
     if missing:
-        raise WeightsError(f"{weights.describe()} lacks {len(missing)} weights that the network needs, the first is "
-                           f"{missing[0]!r}; the file is incomplete or of another kind.")
+        raise WeightsError(
+            f"{weights.describe()} lacks {len(missing)} weights that the network needs, the first is "
+            f"{missing[0]!r}; the file is incomplete or of another kind."
+        )
