@@ -27,11 +27,13 @@ class Plan:
 
     Attributes:
         file: the plans.
+        data_identifier: folder of the preprocessed data that they use.
         preprocess: the command that must be run before training, or ``None`` if the preprocessed data fit.
         summary: what was chosen, for people.
     """
 
     file: Path
+    data_identifier: str
     preprocess: str | None
     summary: dict[str, Any]
 
@@ -100,6 +102,7 @@ def derive_plans(
     command = f"nnUNetv2_preprocess -d {_number(folder)} -plans_name {name} -c {configuration}"
     return Plan(
         target,
+        chosen["data_identifier"],
         None if present else command,
         {
             "patch size": chosen["patch_size"],

@@ -39,8 +39,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--train-cases", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--test-cases", type=int, default=4, help="cases not seen in training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the phantoms (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=10, help="of Full and of DualPath (default: %(default)s)")
-    parser.add_argument("--iterations-per-epoch", type=int, default=25, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=12, help="of Full and of DualPath (default: %(default)s)")
+    parser.add_argument("--iterations-per-epoch", type=int, default=40, help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     parser.set_defaults(run=run)
 
@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
     settings = Settings(
         variant="vit_tiny",
+        token_stride=2,
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
         val_iterations_per_epoch=4,
@@ -82,8 +83,9 @@ def run(options: argparse.Namespace) -> int:
             fold=0,
             settings=settings,
             device=options.device or default_device(),
-            patch_size=(32, 96, 96),
-            batch_size=2,
+            patch_size=(32, 64, 64),
+            batch_size=1,
+            spacing_mm=(5.0, 5.0, 5.0),
             processes=default_processes(),
             test_time_mirroring=False,
         ),

@@ -87,39 +87,32 @@ class Comparison:
             return self.plans
         return BUDGET_PLANS if trainer == SHORT_NAMES["TimeBudget"] else BASE_PLANS
 
-    def prepare(self) -> list[Step]:
-        """Planning and preprocessing by nnU-Net; each case counts, so that a broken-off run is noticed."""
-        preprocessed, ending = dataset_folder(self.dataset), json_file_ending(self.raw)
+    def preprocessed(self, data_identifier: str) -> tuple[Path, ...]:
+        """What preprocessing leaves last for each case, so that a broken-off run is noticed."""
+        folder, ending = dataset_folder(self.dataset), json_file_ending(self.raw)
         cases = sorted(path.name[: -len(ending)] for path in (self.raw / "labelsTr").glob(f"*{ending}"))
-        return [
-            Step(
-                "plan and preprocess",
-                (
-                    program("nnUNetv2_plan_and_preprocess"),
-                    "-d",
-                    str(self.dataset),
-                    "-c",
-                    CONFIGURATION,
-                    "-npfp",
-                    str(self.processes),
-                    "-np",
-                    str(self.processes),
-                    "--verify_dataset_integrity",
-                ),
-                (
-                    preprocessed / f"{BASE_PLANS}.json",
-                    *(preprocessed / f"{BASE_PLANS}_{CONFIGURATION}" / f"{case}.pkl" for case in cases),
-                ),
-            )
-        ]
+        return tuple(folder / data_identifier / f"{case}.pkl" for case in cases)
 
-    def derive(self) -> str | None:
-        """Writes the SAM3D plans; returns the preprocessing command that they need, if any."""
+    def prepare(self) -> Step:
+        """Planning and preprocessing by nnU-Net."""
+        plans = dataset_folder(self.dataset) / f"{BASE_PLANS}.json"
+        workers = ("-npfp", str(self.processes), "-np", str(self.processes))
+        command = ("-d", str(self.dataset), "-c", CONFIGURATION, *workers, "--verify_dataset_integrity")
+        return Step(
+            "plan and preprocess",
+            (program("nnUNetv2_plan_and_preprocess"), *command),
+            (plans, *self.preprocessed(f"{BASE_PLANS}_{CONFIGURATION}")),
+        )
+
+    def derive(self) -> Step | None:
+        """Writes the SAM3D plans; returns the preprocessing that another spacing needs."""
         patch, batch = self.patch_size, self.batch_size
         if patch is None:
             patch, limit = window_patch(self.dataset, BASE_PLANS, CONFIGURATION, self.settings)
             batch = limit if batch is None else batch
-        return derive_plans(
+        file = dataset_folder(self.dataset) / f"{self.plans}.json"
+        earlier = file.read_text() if file.is_file() else None
+        plan = derive_plans(
             self.dataset,
             base=BASE_PLANS,
             name=self.plans,
@@ -128,7 +121,27 @@ class Comparison:
             patch_size=patch,
             spacing_mm=self.spacing_mm,
             batch_size=batch,
-        ).preprocess
+        )
+        trained = [
+            trainer
+            for trainer in self.trainers
+            if self.plans_of(trainer) == self.plans and self.fold_folder(trainer).is_dir()
+        ]
+        if earlier is not None and trained and json.loads(earlier) != json.loads(file.read_text()):
+            file.write_text(earlier)
+            raise ValueError(
+                f"{trained[0]} was trained with {file} as it is, and these options would change it. Repeat the options "
+                f"of the first run, give the new plans another name (-o NAME), or delete "
+                f"{self.model_folder(trained[0])}."
+            )
+        if plan.data_identifier == f"{BASE_PLANS}_{CONFIGURATION}":
+            return None
+        command = ("-d", str(self.dataset), "-plans_name", self.plans, "-c", CONFIGURATION, "-np", str(self.processes))
+        return Step(
+            "preprocess for the new spacing",
+            (program("nnUNetv2_preprocess"), *command),
+            self.preprocessed(plan.data_identifier),
+        )
 
     def training(self, trainer: str) -> Step:
         """Training and validation of one trainer."""

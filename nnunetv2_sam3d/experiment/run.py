@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from nnunetv2_sam3d.experiment import pictures, results
 from nnunetv2_sam3d.experiment.comparison import BUDGET_PLANS, CONFIGURATION, SHORT_NAMES, Comparison
-from nnunetv2_sam3d.experiment.steps import Step, program, run_steps
+from nnunetv2_sam3d.experiment.steps import run_steps
 from nnunetv2_sam3d.planning import derive_plans
 from nnunetv2_sam3d.weights.files import read_checkpoint
 
@@ -35,18 +33,9 @@ def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]
         )
     environment = child_environment(comparison.processes)
     folder = comparison.folder
-    run_steps(comparison.prepare(), folder, environment)
-    steps: list[Step] = []
-    if preprocess := comparison.derive():
-        data = Path(os.environ["nnUNet_preprocessed"]) / comparison.name / f"{comparison.plans}_{CONFIGURATION}"
-        command = shlex.split(preprocess)
-        steps.append(
-            Step(
-                "preprocess for the new spacing",
-                (program(command[0]), *command[1:], "-np", str(comparison.processes)),
-                (data,),
-            )
-        )
+    run_steps([comparison.prepare()], folder, environment)
+    preprocessing = comparison.derive()
+    steps = [preprocessing] if preprocessing else []
     limited = SHORT_NAMES["TimeBudget"]
     first = [trainer for trainer in comparison.trainers if trainer != limited]
     steps += [comparison.training(trainer) for trainer in first]

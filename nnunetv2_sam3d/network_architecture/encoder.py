@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTER_CLASSES
 from nnunetv2_sam3d.network_architecture.attention import SAM_GLOBAL_ROWS, SAM_WINDOW_ROWS, WindowAttention3d
 from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
-from nnunetv2_sam3d.network_architecture.layers import MLP, ChannelLayerNorm3d, channels_first
+from nnunetv2_sam3d.network_architecture.layers import MLP, ChannelLayerNorm3d, Conv3x3x3, channels_first
 from nnunetv2_sam3d.network_architecture.stem import FoldedStem3d
 from nnunetv2_sam3d.network_architecture.windows import WindowLayout, make_layout, window_layout
 
@@ -126,6 +126,6 @@ def _neck(width: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv3d(width, out_channels, 1, bias=False),
         ChannelLayerNorm3d(out_channels),
-        nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
+        Conv3x3x3(out_channels, out_channels),
         ChannelLayerNorm3d(out_channels),
     )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.config import TAPS
+from nnunetv2_sam3d.network_architecture.layers import Conv3x3x3
 
 
 class MaskDecoder3d(nn.Module):
@@ -33,7 +34,7 @@ class MaskDecoder3d(nn.Module):
         )
         self.fuse = nn.Sequential(*_conv_norm_relu(TAPS * channels + 1, channels))
         # nnU-Net's -pretrained_weights skips keys with ".seg_layers.", the only part that depends on the classes
-        self.seg_layers = nn.ModuleList([nn.Conv3d(channels, num_classes, 3, padding=1, bias=False)])
+        self.seg_layers = nn.ModuleList([Conv3x3x3(channels, num_classes)])
 
     def forward(self, taps: list[Tensor], image: Tensor) -> Tensor:
         doubled = [
@@ -47,5 +48,4 @@ class MaskDecoder3d(nn.Module):
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    convolution = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
-    return convolution, nn.InstanceNorm3d(out_channels), nn.ReLU()
+    return Conv3x3x3(in_channels, out_channels), nn.InstanceNorm3d(out_channels), nn.ReLU()
