@@ -11,6 +11,15 @@ from nnunetv2_sam3d.network_architecture.config import as_token_stride
 
 PLANS_KEY = "sam3d"  # beside patch_size, spacing, ... in a configuration of the plans
 DEFAULT_EPOCHS = 500
+DECIDED_ELSEWHERE = {
+    "adapter",
+    "in_channels",
+    "num_classes",
+    "token_stride",
+    "adapter_dim",
+    "prompt_encoder",
+    "checkpointing",
+}
 
 
 @dataclass(frozen=True)
@@ -49,13 +58,27 @@ class Settings:
     sam_checkpoint: str | None = None
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
+        if not isinstance(self.variant, str) or self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {sorted(VARIANTS)}")
         as_token_stride(self.token_stride)
-        for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch"):
+        for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "adapter_dim"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if value is None and name == "adapter_dim":
+                continue
+            if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("prompt_encoder", "checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for name in ("initial_lr", "max_seconds"):
+            if not isinstance(getattr(self, name), int | float | None):
+                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
+        if not isinstance(self.network, Mapping | None):
+            raise ValueError(f"network must be a table of sizes, got {self.network!r}")
+        if decided := sorted(DECIDED_ELSEWHERE & set(self.network or {})):
+            raise ValueError(
+                f"network may not hold {decided}: settings of their own, the trainer or the data decide them"
+            )
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}")
         if not 0 < self.initial_lr < 1:

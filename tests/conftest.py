@@ -18,8 +18,14 @@ SHARED = PROJECT.parent / "shared"
 
 # The smallest network that has everything: both table lengths, shifted and unshifted blocks, all four taps.
 SMALL: dict[str, Any] = {
-    "embed_dim": 32, "depth": 4, "num_heads": 2, "global_attn_indexes": (1, 3), "out_channels": 16,
-    "decoder_channels": 8, "prompt_mlp_dim": 32, "position_grid": 4,
+    "embed_dim": 32,
+    "depth": 4,
+    "num_heads": 2,
+    "global_attn_indexes": (1, 3),
+    "out_channels": 16,
+    "decoder_channels": 8,
+    "prompt_mlp_dim": 32,
+    "position_grid": 4,
 }
 
 
@@ -94,10 +100,19 @@ def _reference_content(network: SAM3D) -> dict[str, Any]:
             decoder[f"{owner}.{rest}"] = tensor
     for block in range(0, network.config.depth, 2):
         encoder[f"blocks.{block}.attn_mask"] = torch.full((8, 4, 4), -100.0)
-    optimizer = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(4)}},
-                 "param_groups": [{"lr": 4e-4, "betas": (0.9, 0.999), "params": [0]}]}
-    content = {"epoch": 7, "best_val_loss": np.float64(0.4321), "encoder_dict": encoder, "decoder_dict": decoder,
-               "encoder_opt": optimizer, "feature_opt": optimizer, "decoder_opt": optimizer}
+    optimizer = {
+        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(4)}},
+        "param_groups": [{"lr": 4e-4, "betas": (0.9, 0.999), "params": [0]}],
+    }
+    content = {
+        "epoch": 7,
+        "best_val_loss": np.float64(0.4321),
+        "encoder_dict": encoder,
+        "decoder_dict": decoder,
+        "encoder_opt": optimizer,
+        "feature_opt": optimizer,
+        "decoder_opt": optimizer,
+    }
     if network.prompt_encoder is not None:  # four are stored, the last one counts
         unused = [{key: torch.randn_like(tensor) for key, tensor in prompt.items()} for _ in range(3)]
         content["feature_dict"] = [*unused, prompt]

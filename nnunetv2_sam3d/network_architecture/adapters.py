@@ -98,9 +98,7 @@ class DualPathAdapter3d(nn.Module):
         hidden = channels_first(F.relu(self.linear1(tokens)))
         g = self.global_conv(hidden)
         x00 = self.conv_0_0(hidden)
-        # ceil_mode keeps odd grids (and a single row) alive; the way up returns to the exact size
-        down = F.avg_pool3d(x00, (1, 2, 2), (1, 2, 2), ceil_mode=True, count_include_pad=False)
-        x10 = self.conv_1_0(down)
+        x10 = self.conv_1_0(_halved_in_plane(x00))
         up = F.interpolate(x10, size=x00.shape[2:], mode="trilinear", align_corners=False)
         x01 = self.conv_0_1(torch.cat([x00, up], 1))
         a = torch.sigmoid(self.gate(torch.cat([g, x01], 1)))
@@ -111,6 +109,16 @@ class DualPathAdapter3d(nn.Module):
         """Make the gate pass almost only the global path, the start that a trained original adapter needs."""
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, WARM_GATE_BIAS)  # type: ignore[arg-type]
+
+
+def _halved_in_plane(volume: Tensor) -> Tensor:
+    """Means of 2x2 in H and W; odd edges and single rows keep what they have.
+
+    The slices are pooled in two dimensions: PyTorch's 3D average pooling knows no bfloat16 on CPUs.
+    """
+    kernel = (min(2, volume.shape[3]), min(2, volume.shape[4]))
+    slices = F.avg_pool2d(volume.flatten(1, 2), kernel, 2, ceil_mode=True, count_include_pad=False)
+    return slices.unflatten(1, volume.shape[1:3])
 
 
 def _check_bottleneck(bottleneck: int) -> None:

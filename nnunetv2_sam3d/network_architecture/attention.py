@@ -90,6 +90,6 @@ def relative_table(table: Tensor, size: int) -> Tensor:
     rows = 2 * WINDOW - 1
     if table.shape[0] != rows:
         table = F.interpolate(table.t()[None], size=rows, mode="linear", align_corners=False)[0].t()
-    # rows q - k + 7 as overlapping slices of the reversed table: views, where indexing would be a gather
+    # rows q - k + 7 as overlapping slices of the reversed table; indexing would be a gather
     reversed_rows = table[WINDOW - size : WINDOW - 1 + size].flip(0)
-    return reversed_rows.unfold(0, size, 1).flip(0).transpose(1, 2)
+    return reversed_rows.unfold(0, size, 1).flip(0).transpose(1, 2).contiguous()

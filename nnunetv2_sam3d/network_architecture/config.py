@@ -124,8 +124,8 @@ class SAM3DConfig:
 
 def as_token_stride(value: int | Sequence[int]) -> tuple[int, int, int]:
     """One stride for all axes or one for each of D, H, W -> a checked triple."""
-    strides = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(strides) != 3 or any(stride not in TOKEN_STRIDES for stride in strides):
+    strides = (value,) * 3 if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
+    if len(strides) != 3 or any(type(stride) is not int or stride not in TOKEN_STRIDES for stride in strides):
         raise ValueError(f"token_stride must be one or three of {TOKEN_STRIDES} voxels per token, got {value}")
     return strides  # type: ignore[return-value]
 

@@ -86,7 +86,10 @@ def make_layout(grid: tuple[int, int, int], shifted: bool, device: torch.device)
     return WindowLayout(size, gather, scatter, region)
 
 
-_cached = lru_cache(maxsize=32)(make_layout)
+@lru_cache(maxsize=32)
+def _cached(grid: tuple[int, int, int], shifted: bool, device: torch.device) -> WindowLayout:
+    with torch.inference_mode(False):  # tables made while predicting may meet a training step later
+        return make_layout(grid, shifted, device)
 
 
 def _combine(axes: list[Tensor], factors: tuple[int, ...]) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +74,10 @@ def _diagnosis(path: Path, error: Exception) -> str:
             "is a web page (HTML or XML), not a weights file; a download was probably redirected to a login or error "
             "page. Download it again."
         )
-    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
-        names = [word for word in str(error).split() if word.count(".") and "torch" not in word][:1]
+    # torch says "Unsupported global: GLOBAL a.b was not ..." or "Trying to load unsupported GLOBAL os.system whose ..."
+    if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))):
         return (
-            f"holds Python objects{f' ({names[0]})' if names else ''} beside tensors and numbers. Loading them could "
+            f"holds Python objects ({found[1]}) beside tensors and numbers. Loading them could "
             f"run code, so the file is refused. Ask its author for a plain state dict."
         )
     return (
@@ -99,8 +101,11 @@ def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if not isinstance(error, (OSError, RuntimeError)):  # torch reports a full disk as RuntimeError
+            raise
         kept = "The earlier file of that name is untouched. " if path.exists() else ""
         raise OSError(
             f"{path} could not be written: {error}. {kept}Free disk space or check the permissions of "

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
+from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import KINDS, Weights, read_weights
 from nnunetv2_sam3d.weights.transfer import PARTS, part_of
 
@@ -33,6 +34,8 @@ def _counts(weights: Weights) -> list[str]:
     buffers = _buffers(weights.config) if weights.config else set()
     total, trained = Counter[str](), Counter[str]()
     names = set(weights.metadata.get("trained", ()))
+    if unknown := [name for name in weights.state if not any(pattern.fullmatch(name) for _, pattern in PARTS)]:
+        raise WeightsError(f"{weights.describe()} holds the unknown weight {unknown[0]!r}")
     for name, tensor in weights.state.items():
         if name not in buffers:
             total[part_of(name)] += tensor.numel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,9 @@ def read_weights(path: str | os.PathLike[str], *, automatic: bool = False) -> We
         weights = _interpret(path, content, automatic)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
+    odd = [key for key, tensor in weights.state.items() if not torch.is_tensor(tensor)]
+    if odd:
+        raise WeightsError(f"{weights.describe()} is damaged: the weight {odd[0]!r} is no tensor")
     bad = [key for key, tensor in weights.state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         raise WeightsError(
@@ -109,8 +112,14 @@ def _interpret(path: Path, content: Any, automatic: bool) -> Weights:
             config = SAM3DConfig.from_dict(metadata["network"])
         except (ValueError, TypeError) as error:
             raise WeightsError(f"the description of the network is damaged: {error}") from error
+        if not isinstance(content["network_weights"], Mapping):
+            raise WeightsError("'network_weights' is no table of weights; the file is damaged")
+        state = dict(content["network_weights"])
+        if automatic and config.prompt_encoder:
+            state = {key: value for key, value in state.items() if not key.startswith("prompt_encoder.")}
+            config = replace(config, prompt_encoder=False)
         kind = "trained" if "trainer_name" in content else "converted"
-        return Weights(path, kind, dict(content["network_weights"]), config, dict(metadata), stride_known=True)
+        return Weights(path, kind, state, config, dict(metadata), stride_known=True)
     raise WeightsError(f"the content is of no known kind ({_summary(content)}). Expected {', '.join(KINDS.values())}.")
 
 

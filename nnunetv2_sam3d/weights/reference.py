@@ -59,6 +59,8 @@ def convert_reference(content: Mapping[str, Any], *, automatic: bool = False) ->
     state = _rename(content["encoder_dict"], ENCODER_NAMES, ENCODER_UNUSED, "encoder_dict")
     state |= _rename(content["decoder_dict"], DECODER_NAMES, None, "decoder_dict")
     prompts = content.get("feature_dict")
+    if prompts and not isinstance(prompts, list | tuple):
+        raise WeightsError("'feature_dict' is not a list of prompt encoders, as a 3DSAM-adapter checkpoint has")
     if prompts and not automatic:
         # four prompt encoders are stored, only the last one takes part
         state |= _rename(prompts[-1], PROMPT_NAMES, PROMPT_UNUSED, "feature_dict[-1]")

@@ -39,7 +39,7 @@ def convert_sam(content: Mapping[str, Any]) -> dict[str, Tensor]:
             continue
         name = key.removeprefix(PREFIX)
         for pattern, ours in TAKEN:
-            if pattern.fullmatch(name):
+            if pattern.fullmatch(name) and isinstance(tensor, Tensor):
                 state[pattern.sub(ours, name)] = tensor
                 break
         else:

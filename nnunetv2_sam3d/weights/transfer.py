@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import DualPathAdapter3d
@@ -28,6 +28,10 @@ PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("mask decoder", re.compile(r"mask_decoder\..+")),
 )
 SEG_LAYERS = "mask_decoder.seg_layers."
+# What every SAM checkpoint gives (rel_pos_d is made from it); its norms are trained here, but start from it.
+IN_SAM = re.compile(
+    r"encoder\.(pos_embed|stem\.patch_embed\..+|blocks\.\d+\.(norm[12]\..+|mlp\..+|attn\.(qkv|proj|rel_pos).*))"
+)
 # Sizes that decide whether weights fit; the others leave no trace in the shapes or are handled below.
 STRUCTURAL = (
     "embed_dim",
@@ -177,20 +181,18 @@ def _match_adapters(
 
 
 def _check_complete(
-    state: Mapping[str, Tensor], target: Mapping[str, Tensor], weights: Weights, network: nn.Module, loaded: Loaded
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], weights: Weights, network: SAM3D, loaded: Loaded
 ) -> None:
     """A whole model gives every weight but the reported ones; SAM gives its whole encoder."""
     new_in_dualpath = re.compile(r".*\.adapter\.(conv_\d_\d|gate)\..+")
-    needed = (
-        [key for key in target if part_of(key) == "SAM encoder" and not key.endswith(".attn.lr")]
-        if weights.config is None
-        else list(target)
-    )
+    needed = [key for key in target if IN_SAM.fullmatch(key)] if weights.config is None else list(target)
     missing = [
         key
         for key in needed
         if key not in state
-        and not key.startswith(SEG_LAYERS)
+        and not (
+            key.startswith(SEG_LAYERS) and weights.config and weights.config.num_classes != network.config.num_classes
+        )
         and not (weights.config is not None and weights.config.adapter == "original" and new_in_dualpath.fullmatch(key))
     ]
     if missing:

@@ -37,15 +37,17 @@ def depthwise(volume: Tensor, convolution: nn.Conv3d) -> Tensor:
         for y in range(3):
             for x in range(3):
                 tap = convolution.weight[:, 0, z, y, x].view(1, -1, 1, 1, 1)
-                out = out + tap * padded[:, :, z: z + d, y: y + h, x: x + w]
+                out = out + tap * padded[:, :, z : z + d, y : y + h, x : x + w]
     return out
 
 
 def in_plane(volume: Tensor, layer: InPlaneConv3d) -> Tensor:
     """Depthwise 3x3 in every slice, pointwise, InstanceNorm over the volume, ReLU."""
     spatial, pointwise, norm, _ = layer
-    slices = [F.conv2d(volume[:, :, z], spatial.weight[:, :, 0], padding=1, groups=volume.shape[1])
-              for z in range(volume.shape[2])]
+    slices = [
+        F.conv2d(volume[:, :, z], spatial.weight[:, :, 0], padding=1, groups=volume.shape[1])
+        for z in range(volume.shape[2])
+    ]
     mixed = torch.einsum("bcdhw,oc->bodhw", torch.stack(slices, 2), pointwise.weight.flatten(1))
     mean = mixed.mean((2, 3, 4), keepdim=True)
     variance = mixed.var((2, 3, 4), unbiased=False, keepdim=True)
@@ -55,14 +57,16 @@ def in_plane(volume: Tensor, layer: InPlaneConv3d) -> Tensor:
 
 def halved(volume: Tensor) -> Tensor:
     """The mean of each 2x2 of a slice, or of what of it lies inside."""
-    rows = [volume[:, :, :, y: y + 2].mean(3) for y in range(0, volume.shape[3], 2)]
+    rows = [volume[:, :, :, y : y + 2].mean(3) for y in range(0, volume.shape[3], 2)]
     volume = torch.stack(rows, 3)
-    return torch.stack([volume[..., x: x + 2].mean(4) for x in range(0, volume.shape[4], 2)], 4)
+    return torch.stack([volume[..., x : x + 2].mean(4) for x in range(0, volume.shape[4], 2)], 4)
 
 
 def restored(volume: Tensor, size: torch.Size) -> Tensor:
-    slices = [F.interpolate(volume[:, :, z], size=size[3:], mode="bilinear", align_corners=False)
-              for z in range(volume.shape[2])]
+    slices = [
+        F.interpolate(volume[:, :, z], size=size[3:], mode="bilinear", align_corners=False)
+        for z in range(volume.shape[2])
+    ]
     return torch.stack(slices, 2)
 
 
@@ -98,7 +102,14 @@ def test_dualpath_is_its_formula(grid: tuple[int, int, int]) -> None:
 
 def test_names_in_the_state_dict() -> None:
     assert [name for name, _ in DualPathAdapter3d(WIDTH, BOTTLENECK).named_children()] == [
-        "linear1", "global_conv", "conv_0_0", "conv_1_0", "conv_0_1", "gate", "linear2"]
+        "linear1",
+        "global_conv",
+        "conv_0_0",
+        "conv_1_0",
+        "conv_0_1",
+        "gate",
+        "linear2",
+    ]
     assert [name for name, _ in OriginalAdapter3d(WIDTH, BOTTLENECK).named_children()] == ["linear1", "conv", "linear2"]
     owners = {key.split(".")[0] for key in DualPathAdapter3d(WIDTH, BOTTLENECK).state_dict()}
     assert owners == {"linear1", "global_conv", "conv_0_0", "conv_1_0", "conv_0_1", "gate", "linear2"}
@@ -106,7 +117,8 @@ def test_names_in_the_state_dict() -> None:
 
 def test_local_path_stays_in_its_slice() -> None:
     """Without the normalisation, whose mean is over the volume, a slice of the local path sees only itself."""
-    layer = make_adapter("dualpath").conv_0_0[:2]
+    spatial, pointwise, _, _ = make_adapter("dualpath").conv_0_0
+    layer = nn.Sequential(spatial, pointwise)
     volume = torch.randn(1, BOTTLENECK, 4, 6, 6)
     other = volume.clone()
     other[:, :, 2] += 1
@@ -123,7 +135,7 @@ def test_warm_start_is_close_to_the_original_adapter() -> None:
     before = (dualpath(tokens) - original(tokens)).norm() / (original(tokens) - tokens).norm()
     dualpath.bias_gate_to_global()
     after = (dualpath(tokens) - original(tokens)).norm() / (original(tokens) - tokens).norm()
-    # of what the adapter adds to the tokens; measured 0.0023, and 0.59 with a gate that is not biased
+    # of what the adapter adds to the tokens; measured 0.0021, and 0.46 to 0.60 with a gate that is not biased
     assert after < 0.005 < 0.1 < before
 
 
@@ -131,8 +143,11 @@ def test_warm_start_is_close_to_the_original_adapter() -> None:
 def test_gradients_reach_every_parameter(name: str) -> None:
     adapter = make_adapter(name)
     adapter(torch.randn(2, 4, 6, 8, WIDTH)).square().sum().backward()
-    still = [key for key, parameter in adapter.named_parameters()
-             if parameter.grad is None or not parameter.grad.abs().max() > 0]
+    still = [
+        key
+        for key, parameter in adapter.named_parameters()
+        if parameter.grad is None or not parameter.grad.abs().max() > 0
+    ]
     assert still == []
 
 

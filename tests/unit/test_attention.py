@@ -46,8 +46,13 @@ def axis_windows(tokens: int, shifted: bool) -> list[list[tuple[int, int, int]]]
     shift = 4 if shifted and padded > edge else 0
     order = [(slot + shift) % padded for slot in range(padded)]  # torch.roll by -shift
     regions = [0 if slot < padded - edge else 1 if slot < padded - shift else 2 for slot in range(padded)]
-    return [[(slot - start, order[slot] if order[slot] < tokens else -1, regions[slot] if shift else 0)
-             for slot in range(start, start + edge)] for start in range(0, padded, edge)]
+    return [
+        [
+            (slot - start, order[slot] if order[slot] < tokens else -1, regions[slot] if shift else 0)
+            for slot in range(start, start + edge)
+        ]
+        for start in range(0, padded, edge)
+    ]
 
 
 def rel_pos(table: Tensor) -> Tensor:
@@ -110,19 +115,18 @@ def test_shifted_windows_join_neighbours() -> None:
         assert layout.gather[:8].tolist() == list(range(first, first + 8))
 
 
-@pytest.mark.parametrize("rows", [27, 127])
+@pytest.mark.parametrize(("grid", "rows"), [((8, 8, 8), 127), ((16, 8, 16), 27), ((10, 14, 9), 127)])
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize("grid", [(16, 8, 16), (8, 8, 8), (10, 14, 9)])
 def test_equals_the_definition(grid: tuple[int, int, int], shifted: bool, rows: int) -> None:
     attention = make_attention(rows)
-    tokens = torch.randn(2, *grid, WIDTH)
+    tokens = torch.randn(1, *grid, WIDTH)
     with torch.no_grad():
         expected = plain_attention(attention, tokens, shifted)
         torch.testing.assert_close(attend(attention, tokens, shifted), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize("grid", [(3, 5, 7), (1, 9, 2), (17, 8, 5), (1, 1, 2)])
+@pytest.mark.parametrize("grid", [(3, 5, 7), (1, 9, 2), (17, 3, 5), (1, 1, 2)])
 def test_equals_the_definition_on_grids_below_a_window(grid: tuple[int, int, int], shifted: bool) -> None:
     attention = make_attention()
     tokens = torch.randn(2, *grid, WIDTH)

@@ -1,0 +1,647 @@
+"""The trainers, built as nnU-Net's commands build them, on a network of toy size and without data."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.run import run_training
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
+
+from nnunetv2_sam3d import trainers
+from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
+from nnunetv2_sam3d.weights import WeightsError, convert, load_model
+
+NAME, PLANS, CONFIGURATION = "Dataset991_Toy", "nnUNetSAM3DPlans", "3d_fullres"
+PATCH = (8, 16, 16)
+TOY = {
+    "variant": "vit_tiny",
+    "network": {"embed_dim": 32, "num_heads": 2, "out_channels": 16, "decoder_channels": 8, "prompt_mlp_dim": 32,
+                "position_grid": 4},
+    "token_stride": 4, "epochs": 20, "iterations_per_epoch": 3, "val_iterations_per_epoch": 1,
+}  # fmt: skip
+RECIPES = ("Original", "DualPath", "Full", "OriginalEval")
+MakeTrainer = Callable[..., Any]
+with_each_trainer = pytest.mark.parametrize("kind", RECIPES)
+with_each_that_trains = pytest.mark.parametrize("kind", RECIPES[:3])
+
+
+def plans_of(settings: dict[str, Any] | None, **configuration: Any) -> dict[str, Any]:
+    """As much of nnU-Net's plans as a trainer without data reads."""
+    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+    full = {
+        "data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
+        "patch_size": list(PATCH), "spacing": [1.0, 1.0, 1.0], "median_image_size_in_voxels": [20, 24, 16],
+        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False], "batch_dice": False,
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": resampling,
+        "architecture": {"network_class_name": "unused", "arch_kwargs": {}, "_kw_requires_import": []},
+    } | configuration  # fmt: skip
+    if settings is not None:
+        full["sam3d"] = settings
+    return {
+        "dataset_name": NAME,
+        "plans_name": PLANS,
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "label_manager": "LabelManager",
+        "configurations": {
+            CONFIGURATION: full,
+            "2d": full | {"patch_size": [16, 16]},
+            "3d_lowres": full | {"next_stage": "3d_cascade_fullres"},
+            "3d_cascade_fullres": {"inherits_from": CONFIGURATION, "previous_stage": "3d_lowres"},
+        },
+    }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from threads, and lose much where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """nnU-Net's paths, with a preprocessed folder in which it recognises its format."""
+    monkeypatch.setattr(run_training, "load_pretrained_weights", run_training.load_pretrained_weights)  # for the next
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    data = tmp_path / "preprocessed" / NAME / "nnUNetPlans_3d_fullres"
+    data.mkdir(parents=True)
+    (data / "case_0.b2nd").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def make_trainer() -> MakeTrainer:
+    """A function that makes a trainer, each with other random weights; `classes` counts the background."""
+    made: list[nnUNetTrainer_SAM3D] = []
+
+    def make(
+        kind: str, *, classes: int = 3, fold: int = 0, configuration: str = CONFIGURATION, initialize: bool = False,
+        labels: dict[str, Any] | None = None, plans: dict[str, Any] | None = None, **settings: Any,
+    ) -> nnUNetTrainer_SAM3D:  # fmt: skip
+        torch.manual_seed(len(made))
+        labels = labels or {"background": 0} | {f"label {value}": value for value in range(1, classes)}
+        dataset = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+        plans = deepcopy(plans_of(TOY | settings) if plans is None else plans)
+        plans["continue_training"] = False
+        trainer = getattr(trainers, f"nnUNetTrainer_SAM3D{kind}")(
+            plans, configuration, fold, dataset, torch.device("cpu")
+        )
+        made.append(trainer)
+        if initialize:
+            trainer.initialize()
+        return trainer
+
+    return make
+
+
+def finish(trainer: nnUNetTrainer_SAM3D, steps: int = 1) -> Path:
+    """Trains a little and leaves the file that a finished training leaves."""
+    train(trainer, steps)
+    file = Path(trainer.output_folder) / "checkpoint_final.pth"
+    trainer.save_checkpoint(str(file))
+    return file
+
+
+def batch(trainer: nnUNetTrainer_SAM3D, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(0, len(trainer.label_manager.all_labels), (2, 1, *PATCH), generator=generator)
+    return {"data": torch.randn(2, 1, *PATCH, generator=generator), "target": target.float()}
+
+
+def train(trainer: nnUNetTrainer_SAM3D, steps: int) -> None:
+    trainer.network.train()
+    for step in range(steps):
+        trainer.train_step(batch(trainer, step))
+
+
+def values(trainer: nnUNetTrainer_SAM3D) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trainer.network.named_parameters()}
+
+
+def trained_names(trainer: nnUNetTrainer_SAM3D) -> set[str]:
+    return {name for name, parameter in trainer.network.named_parameters() if parameter.requires_grad}
+
+
+def in_optimizer(trainer: nnUNetTrainer_SAM3D) -> list[set[str]]:
+    """Names in each group of the optimizer."""
+    names = {id(parameter): name for name, parameter in trainer.network.named_parameters()}
+    return [{names[id(parameter)] for parameter in group["params"]} for group in trainer.optimizer.param_groups]
+
+
+def sam_checkpoint(trainer: nnUNetTrainer_SAM3D, file: Path) -> dict[str, Tensor]:
+    """Writes a file like SAM's that fits the trainer's encoder; returns its values by our names."""
+    ours = {}
+    for name, parameter in trainer.network.named_parameters():
+        if name.startswith("encoder.") and not any(
+            word in name for word in (".adapter.", "rel_pos_d", "depth_embed", "slice_embed", "neck_3d")
+        ):
+            ours[name] = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(ours)))
+    content = {"image_encoder." + name.removeprefix("encoder.").removeprefix("stem."): ours[name] for name in ours}
+    torch.save(content | {"image_encoder.neck.0.weight": torch.zeros(1), "mask_decoder.x": torch.zeros(1)}, file)
+    return ours
+
+
+# --- the optimizer ---
+
+
+@with_each_that_trains
+@pytest.mark.parametrize("prompt_encoder", [True, False])
+def test_one_adamw_holds_exactly_what_is_trained(kind: str, prompt_encoder: bool, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(kind, prompt_encoder=prompt_encoder, initialize=True)
+    assert type(trainer.optimizer) is torch.optim.AdamW
+    groups = in_optimizer(trainer)
+    parts = {"Original": 3, "DualPath": 1, "Full": 3}[kind] - (kind != "DualPath" and not prompt_encoder)
+    assert len(groups) == parts
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    assert set.union(*groups) == trained_names(trainer)
+    if kind == "DualPath":
+        assert all(name.startswith("encoder.") for name in trained_names(trainer))
+    for group in trainer.optimizer.param_groups:
+        assert (group["lr"], group["weight_decay"]) == (4e-4, 0)
+
+
+def test_shares_of_trained_parameters(make_trainer: MakeTrainer) -> None:
+    shares = {}
+    for kind in RECIPES:
+        trainer = make_trainer(kind, initialize=True)
+        trained = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
+        shares[kind] = trained / sum(p.numel() for p in trainer.network.parameters())
+        assert f"{trained:,} of " in Path(trainer.log_file).read_text()
+    assert shares["Full"] == 1
+    assert shares["OriginalEval"] == 0
+    assert 0 < shares["DualPath"] < shares["Original"] < 1
+
+
+def test_original_eval_trains_nothing(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("OriginalEval", initialize=True)
+    assert trainer.num_epochs == 0
+    assert trained_names(trainer) == set()
+    mine = {id(parameter) for parameter in trainer.network.parameters()}
+    assert not any(id(parameter) in mine for group in trainer.optimizer.param_groups for parameter in group["params"])
+
+
+@with_each_that_trains
+def test_learning_rate_over_500_epochs(kind: str, make_trainer: MakeTrainer) -> None:
+    settings = {key: value for key, value in TOY.items() if key not in ("epochs", "initial_lr")}
+    trainer = make_trainer(kind, plans=plans_of(settings), initialize=True)
+    assert trainer.num_epochs == 500
+    for epoch in (0, 250, 499):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        expected = pytest.approx(4e-4 * (1 - 0.99 * epoch / 500))
+        assert [group["lr"] for group in trainer.optimizer.param_groups] == [expected] * len(in_optimizer(trainer))
+
+
+def test_settings_of_the_plans_reach_the_trainer(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("Full", epochs=30, iterations_per_epoch=7, val_iterations_per_epoch=5, initial_lr=1e-3)
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (30, 7, 5)
+    trainer.initialize()
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {1e-3}
+
+
+# --- steps ---
+
+
+@with_each_that_trains
+@pytest.mark.parametrize("prompt_encoder", [True, False])
+def test_steps_change_what_is_trained_and_nothing_else(
+    kind: str, prompt_encoder: bool, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer(kind, prompt_encoder=prompt_encoder, initialize=True)
+    before, trained = values(trainer), trained_names(trainer)
+    train(trainer, 4)
+    after = values(trainer)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == trained
+    # a trained parameter without a gradient would break training on several GPUs
+    assert {name for name, p in trainer.network.named_parameters() if p.grad is not None} == trained
+
+
+@with_each_that_trains
+def test_buffers_stay(kind: str, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(kind, initialize=True)
+    before = {name: buffer.clone() for name, buffer in trainer.network.named_buffers()}
+    train(trainer, 2)
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in trainer.network.named_buffers())
+
+
+@with_each_that_trains
+def test_clipping(kind: str, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(kind, initialize=True)
+    for parameter in trainer.network.parameters():
+        parameter.grad = torch.full_like(parameter, 1e3) if parameter.requires_grad else None
+    trainer.clip_gradients()
+    grads = {name: p.grad for name, p in trainer.network.named_parameters() if p.grad is not None}
+    assert set(grads) == trained_names(trainer)
+
+    def norm(select: Callable[[str], bool]) -> float:
+        return torch.stack([grads[name].norm() for name in grads if select(name)]).norm().item()
+
+    if kind == "DualPath":
+        assert norm(lambda name: ".adapter." in name) == pytest.approx(1.0, rel=1e-4)
+        assert all((grad == 1e3).all() for name, grad in grads.items() if ".adapter." not in name)
+    else:
+        for part in ("encoder.", "prompt_encoder.", "mask_decoder."):
+            assert norm(lambda name, part=part: name.startswith(part)) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_small_gradients_are_not_scaled_up(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("DualPath", initialize=True)
+    for parameter in trainer.network.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-6) if parameter.requires_grad else None
+    trainer.clip_gradients()
+    assert all((p.grad == 1e-6).all() for p in trainer.network.parameters() if p.grad is not None)
+
+
+def test_a_step_clips_before_the_optimizer_sees_the_gradients(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("Full", initialize=True)
+    seen = []
+    monkeypatch.setattr(trainer, "clip_gradients", lambda: seen.append("clip"))
+    trainer.optimizer.register_step_pre_hook(lambda *_: seen.append("step"))
+    train(trainer, 2)
+    assert seen == ["clip", "step"] * 2
+
+
+def test_training_and_validation_loss(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("Full", initialize=True)
+    data = batch(trainer)
+    with torch.no_grad():
+        logits = trainer.network(data["data"])
+    target = data["target"].long()[:, 0]
+    wanted = torch.nn.functional.one_hot(target, 3).movedim(-1, 1)[:, 1:].float()
+    probability = logits.softmax(1)[:, 1:]
+    overlap, size = (probability * wanted).sum((2, 3, 4)), (probability + wanted).sum((2, 3, 4))
+    dice = (1 - ((2 * overlap + 1e-5) / (size + 1e-5)).mean()).item()
+    ce = torch.nn.functional.cross_entropy(logits, target).item()
+    with torch.no_grad():
+        validation = trainer.validation_step(deepcopy(data))
+    assert float(validation["loss"]) == pytest.approx(dice, rel=1e-4)
+    assert len(validation["tp_hard"]) == 2  # nnU-Net's own scores beside it, for the two labels
+    # in whatever order: the loss knows the kind of the step
+    assert float(trainer.train_step(deepcopy(data))["loss"]) == pytest.approx(0.5 * dice + 0.5 * ce, rel=1e-4)
+
+
+# --- the start ---
+
+
+def test_dualpath_starts_from_full_of_the_same_fold(make_trainer: MakeTrainer) -> None:
+    full = make_trainer("Full", initialize=True)
+    file = finish(full)
+    trainer = make_trainer("DualPath", initialize=True)
+    trainer.start.check(trainer.run(), trainer.recipe)
+    given, own = values(full), values(trainer)
+    for name, value in given.items():
+        assert torch.equal(own[name.replace(".adapter.conv.", ".adapter.global_conv.")], value), name
+    assert "Starting from the finished nnUNetTrainer_SAM3DFull of fold 0" in Path(trainer.log_file).read_text()
+    for part in ("adapters", "SAM encoder", "prompt encoder", "mask decoder", "last convolution"):
+        assert trainer.start.provenance[part]["file"] == str(file)
+    with torch.no_grad():  # the gate begins at the path that the original adapter had
+        image = batch(trainer)["data"]
+        difference = (trainer.network.eval()(image) - full.network.eval()(image)).abs().max()
+    assert difference < 0.3 * full.network(image).std()
+
+
+def test_original_is_preferred_to_full(make_trainer: MakeTrainer) -> None:
+    finish(make_trainer("Full", initialize=True))
+    file = finish(make_trainer("Original", initialize=True))
+    for kind in ("DualPath", "OriginalEval"):
+        assert make_trainer(kind, initialize=True).start.provenance["mask decoder"]["file"] == str(file)
+
+
+@pytest.mark.parametrize("kind", ["DualPath", "OriginalEval"])
+def test_another_folds_model_is_not_taken(kind: str, make_trainer: MakeTrainer) -> None:
+    finish(make_trainer("Full", initialize=True, fold=1))
+    trainer = make_trainer(kind, initialize=True, fold=0)
+    with pytest.raises(WeightsError) as caught:
+        trainer.start.check(trainer.run(), trainer.recipe)
+    message = str(caught.value)
+    assert "frozen" in message and "mask decoder" in message and "prompt encoder" in message
+    for name in ("nnUNetTrainer_SAM3DOriginal", "nnUNetTrainer_SAM3DFull"):
+        assert f"nnUNetv2_train {NAME} {CONFIGURATION} 0 -tr {name} -p {PLANS}" in message
+    assert "-pretrained_weights" in message
+
+
+def test_original_needs_sams_weights_and_takes_them(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = make_trainer("Original", initialize=True)
+    with pytest.raises(WeightsError, match=r"(?s)SAM encoder.*nnUNet_sam_checkpoint=.*SAM3DFull"):
+        without.start.check(without.run(), without.recipe)
+    given = sam_checkpoint(without, tmp_path / "sam.pth")
+    monkeypatch.setenv("nnUNet_sam_checkpoint", str(tmp_path / "sam.pth"))
+    trainer = make_trainer("Original", initialize=True)
+    trainer.start.check(trainer.run(), trainer.recipe)
+    own = values(trainer)
+    assert all(torch.equal(own[name], value) for name, value in given.items())
+    frozen = set(own) - trained_names(trainer)
+    assert frozen <= set(given)
+    assert trainer.start.provenance["SAM encoder"]["kind"] == "sam"
+    assert trainer.start.provenance["mask decoder"] == {"kind": "random"}
+    monkeypatch.delenv("nnUNet_sam_checkpoint")
+    noted = make_trainer("Original", initialize=True, sam_checkpoint=str(tmp_path / "sam.pth"))
+    noted.start.check(noted.run(), noted.recipe)
+
+
+def test_sams_weights_do_not_do_for_dualpath(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sam_checkpoint(make_trainer("Full", initialize=True), tmp_path / "sam.pth")
+    monkeypatch.setenv("nnUNet_sam_checkpoint", str(tmp_path / "sam.pth"))
+    trainer = make_trainer("DualPath", initialize=True)
+    with pytest.raises(WeightsError) as caught:
+        trainer.start.check(trainer.run(), trainer.recipe)
+    assert "prompt encoder" in str(caught.value)
+    assert "SAM encoder" not in str(caught.value)
+
+
+def test_full_needs_nothing(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("Full", initialize=True)
+    trainer.start.check(trainer.run(), trainer.recipe)
+
+
+@with_each_trainer
+def test_network_without_prompt_encoder(kind: str, make_trainer: MakeTrainer) -> None:
+    finish(make_trainer("Full", initialize=True, prompt_encoder=False))
+    trainer = make_trainer(kind, initialize=True, prompt_encoder=False)
+    assert trainer.network.prompt_encoder is None
+    if kind != "Original":  # which has no SAM encoder here
+        trainer.start.check(trainer.run(), trainer.recipe)
+    assert "prompt encoder" not in trainer.start.provenance
+    train(trainer, 1 if trained_names(trainer) else 0)
+    reloaded = load_model(finish(trainer, 0))
+    assert reloaded.config.prompt_encoder is False
+
+
+# --- nnUNetv2_train -pretrained_weights ---
+
+
+def start_with(trainer: nnUNetTrainer_SAM3D, file: Path) -> None:
+    """What ``nnUNetv2_train -pretrained_weights`` does."""
+    run_training.maybe_load_checkpoint(trainer, False, False, str(file))
+
+
+@with_each_trainer
+def test_converted_file_as_pretrained_weights(kind: str, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    full = make_trainer("Full", initialize=True)
+    convert(finish(full), tmp_path / "converted.pth")
+    trainer = make_trainer(kind, fold=3)
+    stock = run_training.load_pretrained_weights
+    start_with(trainer, tmp_path / "converted.pth")
+    assert run_training.load_pretrained_weights is stock
+    own = values(trainer)
+    for name, value in values(full).items():  # the last convolution, which nnU-Net never takes, included
+        name = name.replace(".conv.", ".global_conv.") if kind == "DualPath" and ".adapter." in name else name
+        assert torch.equal(own[name], value), name
+    trainer.start.check(trainer.run(), trainer.recipe)
+
+
+def test_pretrained_weights_come_before_a_finished_model(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    convert(finish(make_trainer("Full", initialize=True, fold=1)), tmp_path / "other.pth")
+    finish(make_trainer("Full", initialize=True))
+    trainer = make_trainer("DualPath")
+    start_with(trainer, tmp_path / "other.pth")
+    assert trainer.start.provenance["mask decoder"]["file"] == str(tmp_path / "other.pth")
+
+
+def test_last_convolution_is_trained_if_the_start_has_other_classes(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    convert(finish(make_trainer("Full", initialize=True, classes=2)), tmp_path / "two_classes.pth")
+    trainer = make_trainer("DualPath", classes=4)
+    start_with(trainer, tmp_path / "two_classes.pth")
+    trainer.start.check(trainer.run(), trainer.recipe)
+    last = {name for name in values(trainer) if ".seg_layers." in name}
+    assert last and in_optimizer(trainer)[1:] == [last]
+    assert trainer.start.provenance["last convolution"] == {"kind": "random"}
+    before = values(trainer)
+    train(trainer, 2)
+    changed = {name for name, value in values(trainer).items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.startswith("encoder.") and name in trained_names(trainer)} | last
+    # and a training that goes on knows it, too
+    file = finish(trainer, 0)
+    again = make_trainer("DualPath", classes=4)
+    again.load_checkpoint(str(file))
+    assert in_optimizer(again)[1:] == [last]
+    assert again.start.provenance == trainer.start.provenance
+
+
+def test_original_eval_refuses_a_random_last_convolution(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    convert(finish(make_trainer("Full", initialize=True, classes=2)), tmp_path / "two_classes.pth")
+    trainer = make_trainer("OriginalEval", classes=4)
+    start_with(trainer, tmp_path / "two_classes.pth")
+    with pytest.raises(WeightsError, match="last convolution"):
+        trainer.start.check(trainer.run(), trainer.recipe)
+
+
+@pytest.mark.parametrize("kind", ["Original", "Full", "OriginalEval"])
+def test_dualpath_weights_are_refused_by_trainers_of_the_original(
+    kind: str, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    finish(make_trainer("Full", initialize=True))
+    convert(finish(make_trainer("DualPath", initialize=True)), tmp_path / "dualpath.pth")
+    with pytest.raises(WeightsError, match="no way back"):
+        start_with(make_trainer(kind, fold=1), tmp_path / "dualpath.pth")
+
+
+def test_weights_of_another_size_are_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    convert(finish(make_trainer("Full", initialize=True)), tmp_path / "small.pth")
+    larger = TOY["network"] | {"embed_dim": 64}
+    with pytest.raises(WeightsError, match=r"embed_dim is 32 in the file and 64 in the plans"):
+        start_with(make_trainer("Full", fold=1, network=larger), tmp_path / "small.pth")
+
+
+class _Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_malicious_pretrained_weights_do_not_run(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    for number, save in enumerate((torch.save, lambda content, file: file.write_bytes(pickle.dumps(content, 2)))):
+        file, marker = tmp_path / f"evil_{number}.pth", tmp_path / f"it_ran_{number}"
+        save({"network_weights": _Bomb(marker)}, file)
+        with pytest.raises(WeightsError, match=file.name):
+            start_with(make_trainer("Full"), file)
+        assert not marker.exists()
+
+
+def test_a_refused_file_leaves_nnunets_loader_in_its_place(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Otherwise the next trainer of the process, a stock one perhaps, would silently start at random."""
+    with pytest.raises(WeightsError):
+        start_with(make_trainer("Full"), tmp_path / "absent.pth")
+    assert run_training.load_pretrained_weights.__module__ == "nnunetv2.run.load_pretrained_weights"
+
+
+# --- checkpoints ---
+
+
+@with_each_trainer
+def test_checkpoint_round_trip(kind: str, make_trainer: MakeTrainer) -> None:
+    finish(make_trainer("Full", initialize=True))
+    trainer = make_trainer(kind, initialize=True)
+    file = finish(trainer, 2 if trained_names(trainer) else 0)
+    again = make_trainer(kind)
+    again.load_checkpoint(str(file))
+    for name, value in trainer.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], value)
+    assert again.start.provenance == trainer.start.provenance
+    assert trained_names(again) == trained_names(trainer)
+    assert [len(group) for group in again.optimizer.param_groups] == [len(g) for g in trainer.optimizer.param_groups]
+    states = [state["step"].item() for state in again.optimizer.state.values()]
+    assert states == [2.0] * len(trained_names(trainer))
+    assert again.current_epoch == 1
+
+
+def test_going_on_gives_the_same_as_not_having_stopped(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("Full", initialize=True)
+    file = finish(trainer, 2)
+    again = make_trainer("Full")
+    again.load_checkpoint(str(file))
+    train(trainer, 2)
+    train(again, 2)
+    for name, value in values(trainer).items():
+        assert torch.equal(values(again)[name], value), name
+
+
+def test_checkpoint_of_other_classes_is_refused(make_trainer: MakeTrainer) -> None:
+    file = finish(make_trainer("Full", initialize=True, classes=3))
+    with pytest.raises(WeightsError, match=r"num_classes is 3 in the file and 4 here"):
+        make_trainer("Full", classes=4).load_checkpoint(str(file))
+
+
+def test_checkpoint_of_other_adapters_is_refused(make_trainer: MakeTrainer) -> None:
+    file = finish(make_trainer("Full", initialize=True))
+    with pytest.raises(WeightsError, match=r"adapter is original in the file and dualpath here"):
+        make_trainer("DualPath").load_checkpoint(str(file))
+
+
+def test_converted_file_is_no_training_to_go_on_with(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    convert(finish(make_trainer("Full", initialize=True)), tmp_path / "converted.pth")
+    with pytest.raises(WeightsError, match="-pretrained_weights"):
+        make_trainer("Full").load_checkpoint(str(tmp_path / "converted.pth"))
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
+def test_damaged_checkpoint_is_refused(keep: float, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    content = finish(make_trainer("Full", initialize=True)).read_bytes()
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(WeightsError, match=r"damaged\.pth"):
+        make_trainer("Full").load_checkpoint(str(damaged))
+
+
+def test_disabled_checkpointing_writes_nothing(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer("Full", initialize=True)
+    trainer.disable_checkpointing = True
+    trainer.save_checkpoint(str(tmp_path / "nothing.pth"))
+    assert not (tmp_path / "nothing.pth").exists()
+
+
+# --- what predict does ---
+
+
+@with_each_trainer
+def test_network_is_built_from_the_arguments_alone(
+    kind: str, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(make_trainer("Full", initialize=True))
+    state = make_trainer(kind, initialize=True).network.state_dict()
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.delenv(f"nnUNet_{name}")
+    monkeypatch.setenv("nnUNet_sam_checkpoint", "/nowhere.pth")  # must not matter
+    plans = PlansManager(plans_of(TOY))
+    trainer = getattr(trainers, f"nnUNetTrainer_SAM3D{kind}")
+    network = trainer.build_network_architecture(
+        plans, plans.get_configuration(CONFIGURATION), 1, 3, enable_deep_supervision=False
+    )
+    network.load_state_dict(state)  # strictly
+    assert isinstance(network, SAM3D)
+
+
+def test_signature_is_nnunets() -> None:
+    import inspect
+
+    stock = inspect.signature(nnUNetTrainer.__init__).parameters
+    build = list(inspect.signature(nnUNetTrainer.build_network_architecture).parameters)
+    for name in trainers.__all__:
+        trainer = getattr(trainers, name)
+        assert list(inspect.signature(trainer.__init__).parameters) == list(stock)
+        assert list(inspect.signature(trainer.build_network_architecture).parameters) == build
+
+
+# --- bad settings ---
+
+
+@pytest.mark.parametrize(("configuration", "words"), [("2d", "two-dimensional"), ("3d_cascade_fullres", "cascade")])
+@with_each_trainer
+def test_2d_and_cascade_are_refused_without_a_trace(
+    kind: str, configuration: str, words: str, make_trainer: MakeTrainer, folders: Path
+) -> None:
+    with pytest.raises(NotImplementedError, match=words) as caught:
+        make_trainer(kind, configuration=configuration)
+    assert "3d_fullres" in str(caught.value)
+    assert not (folders / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "configuration", "words"),
+    [
+        ({"epohcs": 3}, {}, r"unknown settings \['epohcs'\]"),
+        ({"epochs": 0}, {}, "epochs must be"),
+        ({"epochs": "many"}, {}, "epochs must be"),
+        ({"iterations_per_epoch": 2.5}, {}, "iterations_per_epoch must be"),
+        ({"initial_lr": 0}, {}, "initial_lr"),
+        ({"initial_lr": "high"}, {}, "initial_lr"),
+        ({"variant": "vit_x"}, {}, "vit_x"),
+        ({"token_stride": 3}, {}, "token_stride"),
+        ({"token_stride": [4, 4]}, {}, "token_stride"),
+        ({"adapter_dim": 0}, {}, "adapter_dim"),
+        ({"network": {"embed_dim": 34, "num_heads": 4}}, {}, "embed_dim"),
+        ({"network": {"emebd_dim": 32}}, {}, "emebd_dim"),
+        ({"token_stride": 16}, {"patch_size": [16, 16, 16]}, "patch"),
+    ],
+)
+def test_impossible_settings_are_refused_without_a_trace(
+    settings: dict[str, Any], configuration: dict[str, Any], words: str, make_trainer: MakeTrainer, folders: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_trainer("Full", plans=plans_of(TOY | settings, **configuration))
+    assert not (folders / "results").exists()
+
+
+def test_data_set_without_foreground_labels(make_trainer: MakeTrainer, folders: Path) -> None:
+    with pytest.raises(ValueError, match=f"{NAME} has no foreground label"):
+        make_trainer("Full", labels={"background": 0})
+    assert not (folders / "results").exists()
+
+
+def test_plans_of_stock_nnunet_give_vit_b(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("Full", plans=plans_of(None))
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.initial_lr) == (500, 250, 4e-4)
+    config = trainer.settings.network_config(adapter="original", in_channels=1, num_classes=3)
+    assert (config.embed_dim, config.depth, config.token_stride) == (768, 12, (4, 4, 4))
+
+
+def test_time_budget_without_a_limit_is_refused(make_trainer: MakeTrainer) -> None:
+    plans = plans_of(TOY) | {"continue_training": False}
+    with pytest.raises(ValueError, match="--max-seconds"):
+        trainers.nnUNetTrainer_TimeBudget(plans, CONFIGURATION, 0, {"labels": {"background": 0, "a": 1}},
+                                          torch.device("cpu"))  # fmt: skip

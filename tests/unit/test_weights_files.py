@@ -1,0 +1,377 @@
+"""Files from strangers: what is wrong with them is said, nothing in them runs, and writing damages nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.weights import WeightsError, convert, read_weights
+from nnunetv2_sam3d.weights.files import read_checkpoint, sha256, write_checkpoint
+from nnunetv2_sam3d.weights.inspect import describe
+from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY
+from nnunetv2_sam3d.weights.sources import SAM_FILES, cache_folder, find_sam_checkpoint
+
+Make = Callable[..., SAM3D]
+
+
+def refused(path: Path) -> str:
+    """The message with which a file is refused; it names the file."""
+    with pytest.raises(WeightsError) as caught:
+        read_weights(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def whole(make_network: Make, reference_content: Callable[[SAM3D], Any], tmp_path: Path) -> Path:
+    torch.save(reference_content(make_network()), tmp_path / "best.pth.tar")
+    return tmp_path / "best.pth.tar"
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def test_no_file(tmp_path: Path) -> None:
+    assert "does not exist" in refused(tmp_path / "none.pth")
+    assert "is not a file" in refused(tmp_path)
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.pth").touch()
+    assert "is empty" in refused(tmp_path / "empty.pth")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<!DOCTYPE html><html><body>Sign in</body></html>",
+        b"\n  <html>\n",
+        b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    ],
+)
+def test_web_page(tmp_path: Path, page: bytes) -> None:
+    (tmp_path / "page.pth").write_bytes(page)
+    message = refused(tmp_path / "page.pth")
+    assert "is a web page" in message and "Download it again" in message
+
+
+@pytest.mark.parametrize("part", [0.001, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_file(whole: Path, tmp_path: Path, part: float, zipped: bool) -> None:
+    path = tmp_path / "cut.pth.tar"
+    torch.save(read_checkpoint(whole), path, _use_new_zipfile_serialization=zipped)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(part * len(data))])
+    message = refused(path)
+    assert re.search(r"\(\d+ bytes\) is no complete PyTorch checkpoint.*cut off", message), message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x00" * 4096,
+        b"just some text\n" * 40,
+        b"\x1f\x8b\x08\x00garbage",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+    ],
+)
+def test_other_formats(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "other.pth").write_bytes(content)
+    message = refused(tmp_path / "other.pth")
+    assert "is no complete PyTorch checkpoint" in message and "run code" not in message
+
+
+class RunsCode:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_does_not_run(
+    make_network: Make, reference_content: Callable[[SAM3D], Any], tmp_path: Path, zipped: bool
+) -> None:
+    marker = tmp_path / "marker"
+    content = reference_content(make_network()) | {"scheduler": RunsCode(marker)}
+    torch.save(content, tmp_path / "evil.pth.tar", _use_new_zipfile_serialization=zipped)
+    message = refused(tmp_path / "evil.pth.tar")
+    assert not marker.exists()
+    assert "could run code" in message and f"{os.mkdir.__module__}.mkdir" in message
+    # the file would have run it
+    torch.load(tmp_path / "evil.pth.tar", weights_only=False)
+    assert marker.exists()
+
+
+class Harmless:
+    """An object that a training might leave in its checkpoint."""
+
+
+def test_other_objects_are_named(tmp_path: Path) -> None:
+    torch.save({"encoder_dict": {}, "decoder_dict": {}, "args": Harmless()}, tmp_path / "args.pth")
+    message = refused(tmp_path / "args.pth")
+    assert "could run code" in message and f"{__name__}.Harmless" in message
+
+
+def test_stock_nnunet_checkpoint(tmp_path: Path) -> None:
+    torch.save(
+        {
+            "network_weights": {"encoder.stages.0.0.convs.0.conv.weight": torch.zeros(2)},
+            "trainer_name": "nnUNetTrainer",
+            "optimizer_state": {},
+            "grad_scaler_state": None,
+        },
+        tmp_path / "checkpoint_final.pth",
+    )
+    message = refused(tmp_path / "checkpoint_final.pth")
+    assert "nnU-Net checkpoint of another network (trainer 'nnUNetTrainer')" in message
+    assert "a SAM checkpoint" in message and "a 3DSAM-adapter checkpoint" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "summary"),
+    [
+        (torch.zeros(2, 3), "a Tensor of shape (2, 3)"),
+        ([1, 2], "a list"),
+        ({}, "a table of 0 entries"),
+        (
+            {"image_encoder.layers.0.weight": torch.zeros(2), "b": 1, "c": 1, "d": 1, "e": 1},
+            "a table of 5 entries: image_encoder.layers.0.weight, b, c, d, ...",
+        ),
+    ],
+)
+def test_unknown_content(tmp_path: Path, content: Any, summary: str) -> None:
+    torch.save(content, tmp_path / "what.pth")
+    message = refused(tmp_path / "what.pth")
+    assert summary in message and "no known kind" in message and "a SAM checkpoint" in message
+
+
+def test_newer_format(make_network: Make, tmp_path: Path) -> None:
+    network = make_network()
+    metadata = {"format": FORMAT_VERSION + 1, "network": network.config.to_dict()}
+    torch.save({"network_weights": network.state_dict(), METADATA_KEY: metadata}, tmp_path / "newer.pth")
+    assert "Update it: pip install --upgrade nnunetv2_sam3d" in refused(tmp_path / "newer.pth")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"network_weights": None},
+        {"network_weights": [torch.zeros(3)]},
+        {"network_weights": {"encoder.pos_embed": 3}},
+        {METADATA_KEY: {"network": {"width": 3}}},
+        {METADATA_KEY: {"network": None}},
+        {METADATA_KEY: {"network": {}}},
+        {METADATA_KEY: None},
+        {METADATA_KEY: {"network": {"embed_dim": "wide"}}},
+        {METADATA_KEY: {"network": {"embed_dim": 30, "num_heads": 4}}},
+    ],
+)
+def test_damaged_file_of_ours(make_network: Make, tmp_path: Path, damage: dict[str, Any]) -> None:
+    network = make_network()
+    content = {
+        "network_weights": network.state_dict(),
+        METADATA_KEY: {"format": 1, "network": network.config.to_dict()},
+    }
+    torch.save(content | damage, tmp_path / "damaged.pth")
+    with pytest.raises(WeightsError, match="damaged.pth"):
+        convert(tmp_path / "damaged.pth", tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_sam_file_with_entries_that_are_no_tensors(tmp_path: Path) -> None:
+    torch.save({"image_encoder.blocks.0.attn.qkv.weight": 3}, tmp_path / "sam.pth")
+    refused(tmp_path / "sam.pth")
+
+
+def test_reading_changes_no_global_of_torch(whole: Path) -> None:
+    before = set(torch.serialization.get_safe_globals())
+    read_weights(whole)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def test_writing_makes_folders_and_leaves_one_file(tmp_path: Path) -> None:
+    write_checkpoint({"a": torch.ones(3)}, tmp_path / "new" / "folder" / "file.pth")
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["file.pth"]
+    assert torch.equal(read_checkpoint(tmp_path / "new" / "folder" / "file.pth")["a"], torch.ones(3))
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_full_disk_leaves_the_earlier_file(tmp_path: Path, earlier: bool) -> None:
+    """A limit on the size of files stops the writing half-way, as a full disk or an exhausted quota does."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "file.pth"
+    if earlier:
+        write_checkpoint({"a": torch.ones(3)}, path)
+    before = path.read_bytes() if earlier else b""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="file.pth could not be written: .*Free disk space") as caught:
+            write_checkpoint({"a": torch.randn(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ("earlier file of that name is untouched" in str(caught.value)) == earlier
+    assert [entry.name for entry in tmp_path.iterdir()] == (["file.pth"] if earlier else [])
+    if earlier:
+        assert path.read_bytes() == before
+
+
+def test_content_that_cannot_be_saved_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    write_checkpoint({"a": torch.ones(3)}, path)
+    with pytest.raises(Exception, match="pickle"):
+        write_checkpoint({"a": torch.ones(3), "b": lambda: 0}, path)
+    assert torch.equal(read_checkpoint(path)["a"], torch.ones(3))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.pth"]
+
+
+def test_target_that_cannot_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    for target in (tmp_path / "file" / "out.pth", tmp_path):
+        with pytest.raises(OSError, match="could not be written") as caught:
+            write_checkpoint({"a": torch.ones(3)}, target)
+        assert str(target) in str(caught.value)
+    assert (tmp_path / "file").read_text() == "text"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# Inspecting -----------------------------------------------------------------------------------------------------------
+
+
+def numbers(text: str) -> dict[str, list[int]]:
+    """The rows of the table of parameters."""
+    rows = {}
+    for line in text.splitlines():
+        if found := re.match(r"  (.{24}) +([\d,]+)(?: +([\d,]+) trained +([\d,]+) frozen)?$", line):
+            rows[found[1].strip()] = [int(number.replace(",", "")) for number in found.groups()[1:] if number]
+    return rows
+
+
+def test_description_of_a_reference_checkpoint(whole: Path, make_network: Make) -> None:
+    text, network = describe(whole), make_network()
+    assert text.startswith(f"{whole}: a 3DSAM-adapter checkpoint\n")
+    assert "  embed_dim: 32" in text.splitlines()
+    assert "the file does not say" in text
+    rows = numbers(text)
+    assert rows["all"] == [sum(parameter.numel() for parameter in network.parameters())]
+    assert rows["prompt encoder"] == [sum(parameter.numel() for parameter in network.prompt_encoder.parameters())]
+    assert sum(count for name, (count,) in rows.items() if name != "all") == rows["all"][0]
+
+
+def test_description_of_a_converted_file(whole: Path, tmp_path: Path) -> None:
+    convert(whole, tmp_path / "original.pth")
+    text = describe(tmp_path / "original.pth")
+    assert "a converted 3DSAM-adapter checkpoint" in text.splitlines()[0]
+    assert f"all parts: {whole} (3dsam-adapter, SHA-256 {sha256(whole)})" in text
+    assert numbers(text) == numbers(describe(whole))
+
+
+def test_description_of_a_trained_file(make_network: Make, tmp_path: Path) -> None:
+    network = make_network(adapter="dualpath")
+    trained = [name for name, _ in network.named_parameters() if ".adapter." in name]
+    encoder = {"file": "/sam.pth", "sha256": "12ab", "kind": "sam"}
+    decoder = {
+        "file": "/original.pth",
+        "sha256": "34cd",
+        "kind": "converted",
+        "made_from": {"all parts": {"file": "/best.pth.tar", "sha256": "56ef", "kind": "3dsam-adapter"}},
+    }
+    metadata = {
+        "format": 1,
+        "network": network.config.to_dict(),
+        "trained": trained,
+        "provenance": {
+            "SAM encoder": encoder,
+            "mask decoder": decoder,
+            "prompt encoder": decoder,
+            "adapters": {"kind": "random"},
+        },
+    }
+    torch.save(
+        {
+            "network_weights": network.state_dict(),
+            "trainer_name": "nnUNetTrainer_SAM3DDualPath",
+            METADATA_KEY: metadata,
+        },
+        tmp_path / "checkpoint_final.pth",
+    )
+    text = describe(tmp_path / "checkpoint_final.pth")
+    assert "a checkpoint of a SAM3D trainer" in text.splitlines()[0]
+    rows = numbers(text)
+    everything = sum(parameter.numel() for parameter in network.parameters())
+    adapters = sum(network.get_parameter(name).numel() for name in trained)
+    assert rows["adapters"] == [adapters, adapters, 0]
+    assert rows["all"] == [everything, adapters, everything - adapters]
+    assert rows["mask decoder"][1] == 0
+    lines = text.splitlines()
+    assert "  SAM encoder: /sam.pth (sam, SHA-256 12ab)" in lines
+    at = lines.index("  mask decoder, prompt encoder: /original.pth (converted, SHA-256 34cd)")
+    assert lines[at + 1] == "    all parts: /best.pth.tar (3dsam-adapter, SHA-256 56ef)"
+    assert "  adapters: random initialisation" in lines
+
+
+def test_description_of_a_file_with_unknown_weights(make_network: Make, tmp_path: Path) -> None:
+    network = make_network()
+    state = network.state_dict() | {"head.weight": torch.zeros(3)}
+    torch.save(
+        {"network_weights": state, METADATA_KEY: {"format": 1, "network": network.config.to_dict()}},
+        tmp_path / "odd.pth",
+    )
+    with pytest.raises(WeightsError, match="odd.pth.*head.weight"):
+        describe(tmp_path / "odd.pth")
+
+
+def test_description_refuses_what_reading_refuses(tmp_path: Path) -> None:
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(WeightsError, match="is empty"):
+        describe(tmp_path / "empty.pth")
+
+
+# Where SAM's weights are looked for -----------------------------------------------------------------------------------
+
+
+def test_nothing_is_found_where_nothing_is() -> None:
+    assert find_sam_checkpoint("vit_b", None) is None
+    assert find_sam_checkpoint("vit_tiny", None) is None
+
+
+def test_order_of_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_folder().mkdir(parents=True)
+    cached = cache_folder() / SAM_FILES["vit_b"]
+    cached.touch()
+    assert cached == tmp_path / "xdg-cache" / "nnunetv2_sam3d" / "sam_vit_b_01ec64.pth"
+    assert find_sam_checkpoint("vit_b", None) == cached
+    assert find_sam_checkpoint("vit_l", None) is None
+    variable, setting = tmp_path / "variable.pth", tmp_path / "setting.pth"
+    variable.touch()
+    setting.touch()
+    monkeypatch.setenv("nnUNet_sam_checkpoint", str(variable))
+    assert find_sam_checkpoint("vit_b", None) == variable
+    assert find_sam_checkpoint("vit_b", str(setting)) == setting
+
+
+def test_place_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WeightsError, match=r"the plans \(sam_checkpoint\) names .*none.pth"):
+        find_sam_checkpoint("vit_b", str(tmp_path / "none.pth"))
+    monkeypatch.setenv("nnUNet_sam_checkpoint", str(tmp_path / "nothing.pth"))
+    with pytest.raises(WeightsError, match="the variable nnUNet_sam_checkpoint names .*nothing.pth"):
+        find_sam_checkpoint("vit_b", None)
