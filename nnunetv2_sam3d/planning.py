@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -79,7 +78,7 @@ def derive_plans(
             f"the derived plans cannot be called like the plans they are derived from ({base}); choose "
             f"another name with -o"
         )
-    plans = deepcopy(load_json(str(source)))
+    plans = read_plans(source)
     if configuration not in plans["configurations"]:
         raise ValueError(f"{source} has no configuration {configuration!r}, only {sorted(plans['configurations'])}")
     chosen = plans["configurations"][configuration]
@@ -130,7 +129,7 @@ def window_patch(
     Returns:
         patch size (D, H, W) in voxels, and batch size.
     """
-    plans = load_json(str(dataset_folder(dataset) / f"{base}.json"))
+    plans = read_plans(dataset_folder(dataset) / f"{base}.json")
     guide = PlansManager(plans).get_configuration(configuration)
     strides = as_token_stride(settings.token_stride)
     windows = [max(1, round(size / (WINDOW * stride))) for size, stride in zip(guide.patch_size, strides, strict=True)]
@@ -138,6 +137,18 @@ def window_patch(
         windows[windows.index(max(windows))] -= 1
     batch = max(1, min(guide.batch_size, max_tokens // (prod(windows) * WINDOW**3)))
     return tuple(count * WINDOW * stride for count, stride in zip(windows, strides, strict=True)), batch
+
+
+def read_plans(file: Path) -> dict[str, Any]:
+    """The content of a plans file.
+
+    Raises:
+        ValueError: if the file is damaged, naming it.
+    """
+    try:
+        return load_json(str(file))
+    except ValueError as error:  # what json raises for broken text
+        raise ValueError(f"{file} is damaged ({error}). Plan the data set again: nnUNetv2_plan_experiment") from error
 
 
 def dataset_folder(dataset: str | int) -> Path:

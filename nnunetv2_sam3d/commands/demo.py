@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--test-cases", type=int, default=4, help="cases not seen in training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the phantoms (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=12, help="of Full and of DualPath (default: %(default)s)")
-    parser.add_argument("--iterations-per-epoch", type=int, default=40, help="default: %(default)s")
+    parser.add_argument("--iterations-per-epoch", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     parser.set_defaults(run=run)
 
@@ -73,8 +73,8 @@ def run(options: argparse.Namespace) -> int:
         token_stride=2,
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
-        val_iterations_per_epoch=4,
-        initial_lr=1e-3,
+        val_iterations_per_epoch=2,
+        initial_lr=2e-3,
     )
     run_comparison(
         Comparison(
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
             fold=0,
             settings=settings,
             device=options.device or default_device(),
-            patch_size=(32, 64, 64),
+            patch_size=(32, 48, 48),
             batch_size=1,
             spacing_mm=(5.0, 5.0, 5.0),
             processes=default_processes(),

@@ -158,12 +158,12 @@ def _tumour_layers(rng: np.random.Generator, centre: np.ndarray, radius: float, 
 
 
 def _lesions(rng: np.random.Generator, trunk: Trunk, kidneys: Sequence[_Kidney], cortex_hu: float) -> list[Layer]:
-    """One tumour, or two in a fifth of the patients, and up to two cysts in about half of them."""
+    """One tumour, or two in two fifths of the patients, and up to two cysts in about half of them."""
     tumours: list[Layer] = []
     cysts: list[Layer] = []
     taken: list[Solid] = []
-    for _ in range(1 + (rng.uniform() < 0.2)):
-        radius = np.exp(rng.uniform(np.log(11), np.log(30)))
+    for _ in range(1 + (rng.uniform() < 0.4)):
+        radius = np.exp(rng.uniform(np.log(13), np.log(32)))
         centre, radius = _place(rng, trunk, kidneys[int(rng.integers(2))], taken, radius, rng.uniform(-0.35, 0.6))
         tumours += _tumour_layers(rng, centre, radius, cortex_hu)
         taken.append(tumours[-1].solid if tumours[-1].label else tumours[-2].solid)

@@ -30,7 +30,7 @@ def draw_overlays(comparison: Comparison, file: Path) -> Path | None:
     figure = Figure(figsize=(2.6 * len(columns), 2.7 * len(cases)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(cases), len(columns), squeeze=False)
-    for line, (image_file, label_file, predictions) in zip(axes, cases, strict=True):
+    for row, (line, (image_file, label_file, predictions)) in enumerate(zip(axes, cases, strict=True)):
         image, spacing = _read(image_file)
         labels, _ = _read(label_file)
         index = _slice(labels)
@@ -40,13 +40,12 @@ def draw_overlays(comparison: Comparison, file: Path) -> Path | None:
         ):
             axis.imshow(image[index], cmap="gray", vmin=low, vmax=high, aspect=spacing[1] / spacing[2])
             if mask is not None:
-                for label in np.unique(labels)[1:]:
-                    if (mask[index] == label).any():
-                        axis.contour(
-                            mask[index] == label, [0.5], colors=COLOURS[(int(label) - 1) % len(COLOURS)], linewidths=1.0
-                        )
+                shown = mask[index]
+                for label in np.unique(shown[shown > 0]):
+                    colour = COLOURS[(int(label) - 1) % len(COLOURS)]
+                    axis.contour(shown == label, [0.5], colors=colour, linewidths=1.0)
             axis.set_axis_off()
-            if line is axes[0]:
+            if row == 0:
                 axis.set_title(name, fontsize=9)
         line[0].text(2, 2, label_file.name.split(".")[0], color="white", fontsize=7, va="top")
     figure.savefig(file)

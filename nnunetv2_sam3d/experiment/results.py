@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.steps import Record
+from nnunetv2_sam3d.network_architecture import SAM3DConfig
 from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.inspect import buffer_names
 from nnunetv2_sam3d.weights.reading import METADATA_KEY
 
 
@@ -69,13 +69,14 @@ def training_seconds(checkpoint: dict) -> float:
 
 def _parameters(checkpoint: dict) -> tuple[int, int]:
     """Trained and all parameters; tensors that appear under two names (nnU-Net's decoder) count once."""
-    tensors = {
-        tensor.data_ptr(): tensor for tensor in checkpoint["network_weights"].values() if torch.is_tensor(tensor)
-    }
-    total = sum(tensor.numel() for tensor in tensors.values())
-    if METADATA_KEY not in checkpoint:  # a stock trainer trains everything
-        return total, total
-    return sum(checkpoint["network_weights"][name].numel() for name in checkpoint[METADATA_KEY]["trained"]), total
+    weights = checkpoint["network_weights"]
+    if METADATA_KEY in checkpoint:
+        buffers = buffer_names(SAM3DConfig.from_dict(checkpoint[METADATA_KEY]["network"]))
+        total = sum(tensor.numel() for name, tensor in weights.items() if name not in buffers)
+        return sum(weights[name].numel() for name in checkpoint[METADATA_KEY]["trained"]), total
+    # a stock trainer trains everything; nnU-Net's networks have no buffers
+    total = sum({tensor.data_ptr(): tensor.numel() for tensor in weights.values()}.values())
+    return total, total
 
 
 def _dice(summary: Path, raw: Path) -> dict[str, float | None]:

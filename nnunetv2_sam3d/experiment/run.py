@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Callable
 from dataclasses import replace
+
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_sam3d.experiment import pictures, results
 from nnunetv2_sam3d.experiment.comparison import BUDGET_PLANS, CONFIGURATION, SHORT_NAMES, Comparison
@@ -31,6 +35,8 @@ def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]
         raise ValueError(
             f"{comparison.raw / 'dataset.json'} does not exist; put the raw data set there in nnU-Net's format first"
         )
+    for trainer in comparison.trainers:
+        check_trainer(trainer)
     environment = child_environment(comparison.processes)
     folder = comparison.folder
     run_steps([comparison.prepare()], folder, environment)
@@ -75,6 +81,17 @@ def check_paths() -> None:
             "nnU-Net's path variables are not set; set them first:\n"
             + "\n".join(f"  export {name}=/path/to/{name.lower()}" for name in missing)
         )
+
+
+def check_trainer(name: str) -> None:
+    """Raises ValueError if nnU-Net does not know a trainer."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the search reports every file it looks into
+            recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"nnU-Net knows no trainer {name!r}. Give one of {', '.join(SHORT_NAMES)}, or the class name of a trainer"
+        ) from error
 
 
 def child_environment(processes: int) -> dict[str, str]:

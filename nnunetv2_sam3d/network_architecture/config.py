@@ -24,6 +24,8 @@ class SAM3DConfig:
             All blocks attend within windows; only the tables differ.
         out_channels: width of the taps after the neck (SAM: 256).
         decoder_channels: width of the mask decoder (reference: 128).
+        decoder_scale: how much finer than the tokens the mask decoder works (reference: 2). With a token stride of 4, a
+            scale of 4 lets it see the image at full resolution.
         prompt_mlp_dim: hidden width of the prompt encoder's MLP (reference: 2048).
         position_grid: edge of the token grid that the position tables are made for (reference: 32).
         num_classes: channels of the logits.
@@ -44,6 +46,7 @@ class SAM3DConfig:
     global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
     out_channels: int = 256
     decoder_channels: int = 128
+    decoder_scale: int = 2
     prompt_mlp_dim: int = 2048
     position_grid: int = 32
     num_classes: int = 2
@@ -63,6 +66,7 @@ class SAM3DConfig:
             "num_heads",
             "out_channels",
             "decoder_channels",
+            "decoder_scale",
             "prompt_mlp_dim",
             "position_grid",
             "num_classes",
@@ -142,6 +146,7 @@ VARIANTS: dict[str, SAM3DConfig] = {
         global_attn_indexes=(1, 3),
         out_channels=32,
         decoder_channels=16,
+        decoder_scale=4,
         prompt_mlp_dim=128,
         position_grid=16,
     ),

@@ -13,22 +13,25 @@ from nnunetv2_sam3d.network_architecture.layers import Conv3x3x3
 class MaskDecoder3d(nn.Module):
     """Multi-layer aggregation decoder.
 
-    Every tap passes two convolutions and is doubled in size; the four and the image at that size are fused. The image
-    enters with one channel, the mean of its channels, so that pretrained decoders fit any number of them.
+    Every tap passes two convolutions and is enlarged (doubled in the reference); the four and the image at that size
+    are fused. The image enters with one channel, the mean of its channels, so that pretrained decoders fit any number
+    of them.
 
     Source: Gong et al., arXiv:2306.13465, section 3.4.
 
     Args:
         width: channels of the taps.
         channels: channels of the decoder.
+        scale: size of the decoder's grid in units of the taps' (reference: 2).
         num_classes: channels of the logits.
 
     Shape:
         taps: four of (B, width, d, h, w); image: (B, C, D, H, W) -> logits (B, num_classes, D, H, W)
     """
 
-    def __init__(self, width: int, channels: int, num_classes: int) -> None:
+    def __init__(self, width: int, channels: int, num_classes: int, scale: int = 2) -> None:
         super().__init__()
+        self.scale = scale
         self.heads = nn.ModuleList(
             nn.Sequential(*_conv_norm_relu(width, channels), *_conv_norm_relu(channels, channels)) for _ in range(TAPS)
         )
@@ -37,13 +40,13 @@ class MaskDecoder3d(nn.Module):
         self.seg_layers = nn.ModuleList([Conv3x3x3(channels, num_classes)])
 
     def forward(self, taps: list[Tensor], image: Tensor) -> Tensor:
-        doubled = [
-            F.interpolate(head(tap), scale_factor=2, mode="trilinear", align_corners=True)
+        enlarged = [
+            F.interpolate(head(tap), scale_factor=self.scale, mode="trilinear", align_corners=True)
             for head, tap in zip(self.heads, taps, strict=True)
         ]
         gray = image if image.shape[1] == 1 else image.mean(1, keepdim=True)
-        gray = F.interpolate(gray, size=doubled[0].shape[2:], mode="trilinear", align_corners=False)
-        logits = self.seg_layers[0](self.fuse(torch.cat([*doubled, gray.to(doubled[0].dtype)], 1)))
+        gray = F.interpolate(gray, size=enlarged[0].shape[2:], mode="trilinear", align_corners=False)
+        logits = self.seg_layers[0](self.fuse(torch.cat([*enlarged, gray.to(enlarged[0].dtype)], 1)))
         return F.interpolate(logits, size=image.shape[2:], mode="trilinear", align_corners=True)
 
 

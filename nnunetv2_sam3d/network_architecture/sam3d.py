@@ -37,7 +37,9 @@ class SAM3D(nn.Module):
         self.prompt_encoder = (
             PromptEncoder3d(config.out_channels, config.prompt_mlp_dim) if config.prompt_encoder else None
         )
-        self.mask_decoder = MaskDecoder3d(config.out_channels, config.decoder_channels, config.num_classes)
+        self.mask_decoder = MaskDecoder3d(
+            config.out_channels, config.decoder_channels, config.num_classes, config.decoder_scale
+        )
 
     def forward(self, image: Tensor, points: Tensor | None = None) -> Tensor:
         points = self._checked(image, points)

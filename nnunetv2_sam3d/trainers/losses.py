@@ -16,7 +16,8 @@ class DiceCELoss(nn.Module):
 
     Dice is taken over the foreground (no background) and counted as ``1 - Dice``. With regions, Dice and binary
     cross-entropy act on each region. Ignored voxels count in neither. All of it is nnU-Net's own loss; this class
-    weights it as the reference does and switches the cross-entropy off for validation.
+    weights it as the reference does (with regions and an ignore label, nnU-Net's cross-entropy is the sum over the
+    regions, not their mean) and switches the cross-entropy off for validation.
 
     Source: Gong et al., arXiv:2306.13465, section 4.1 (MONAI's DiceCELoss there).
 

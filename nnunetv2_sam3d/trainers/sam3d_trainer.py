@@ -49,7 +49,13 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
     ):
         check_nnunet_version()
         # before nnU-Net makes folders for a run that cannot begin
-        settings = _checked_settings(PlansManager(deepcopy(plans)).get_configuration(configuration), configuration)
+        plans_manager = PlansManager(deepcopy(plans))
+        settings = _checked_settings(plans_manager.get_configuration(configuration), configuration)
+        if not plans_manager.get_label_manager(dataset_json).foreground_labels:
+            raise ValueError(
+                f"{plans_manager.dataset_name} has no foreground label in its dataset.json; there is nothing to "
+                f"segment. Add the labels, then plan and preprocess again."
+            )
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings
         self.initial_lr = settings.initial_lr
@@ -59,13 +65,10 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         self.num_val_iterations_per_epoch = settings.val_iterations_per_epoch
         self.save_every = max(1, min(50, settings.epochs // 10))
         self.enable_deep_supervision = False
+        # nnU-Net's rule takes the last third of a batch from the foreground: of a batch of one, never any
+        self.probabilistic_oversampling = self.configuration_manager.batch_size == 1
         self.start: Start | None = None
         self.resumed_from: Weights | None = None
-        if not self.label_manager.foreground_labels:
-            raise ValueError(
-                f"{self.plans_manager.dataset_name} has no foreground label in its dataset.json; there is "
-                f"nothing to segment. Add the labels, then plan and preprocess again."
-            )
 
     @classmethod
     def build_network_architecture(
@@ -133,9 +136,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             self.start.loaded = {
                 name for name in self.resumed_from.state if name not in self.resumed_from.metadata.get("trained", ())
             }
-        elif file := take_over_pretrained_weights():
-            self.start.take(file)
-        else:
+        elif not take_over_pretrained_weights(self.start.take):
             self.start.find(self.run(), self.recipe, self.settings.sam_checkpoint, self.settings.variant)
 
     def _build_loss(self) -> nn.Module:

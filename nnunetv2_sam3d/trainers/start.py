@@ -149,21 +149,29 @@ def _remedies(run: Run, recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def take_over_pretrained_weights() -> str | None:
-    """The file of ``nnUNetv2_train -pretrained_weights FILE``, which the trainer then loads itself.
+def take_over_pretrained_weights(take: Callable[[str], None]) -> bool:
+    """Loads the file of ``nnUNetv2_train -pretrained_weights FILE`` in nnU-Net's place.
 
     nnU-Net's own loader unpickles the file without restriction, refuses a file with other adapters, and never takes the
     last convolution, which a frozen decoder needs. ``maybe_load_checkpoint`` calls it right after initialising the
-    trainer, with nothing but the network; that one call is made to do nothing, in the module that makes it.
+    trainer, with nothing but the network; once ``take`` has the file, that one call is made to do nothing, in the
+    module that makes it.
+
+    Args:
+        take: loads a file.
 
     Returns:
-        the file, or ``None`` if nnU-Net was given none.
+        whether nnU-Net was given a file.
+
+    Raises:
+        WeightsError: if ``take`` refuses the file; nnU-Net is then as it was.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_name != "maybe_load_checkpoint":
         frame = frame.f_back
     if frame is None or not frame.f_locals.get("pretrained_weights_file"):
-        return None
+        return False
+    take(str(frame.f_locals["pretrained_weights_file"]))
     module = frame.f_globals
     stock = module["load_pretrained_weights"]
 
@@ -171,4 +179,4 @@ def take_over_pretrained_weights() -> str | None:
         module["load_pretrained_weights"] = stock
 
     module["load_pretrained_weights"] = already_loaded
-    return str(frame.f_locals["pretrained_weights_file"])
+    return True

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import KINDS, Weights, read_weights
@@ -31,7 +33,7 @@ def describe(path: str | os.PathLike[str]) -> str:
 
 
 def _counts(weights: Weights) -> list[str]:
-    buffers = _buffers(weights.config) if weights.config else set()
+    buffers = buffer_names(weights.config) if weights.config else set()
     total, trained = Counter[str](), Counter[str]()
     names = set(weights.metadata.get("trained", ()))
     if unknown := [name for name in weights.state if not any(pattern.fullmatch(name) for _, pattern in PARTS)]:
@@ -49,9 +51,8 @@ def _counts(weights: Weights) -> list[str]:
     ]
 
 
-def _buffers(config: SAM3DConfig) -> set[str]:
-    import torch
-
+def buffer_names(config: SAM3DConfig) -> set[str]:
+    """Names in a state dict that are no parameters."""
     with torch.device("meta"):
         return {name for name, _ in SAM3D(config).named_buffers()}
 

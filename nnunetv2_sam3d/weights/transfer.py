@@ -40,6 +40,7 @@ STRUCTURAL = (
     "global_attn_indexes",
     "out_channels",
     "decoder_channels",
+    "decoder_scale",
     "prompt_mlp_dim",
     "position_grid",
 )
