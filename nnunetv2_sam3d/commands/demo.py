@@ -70,7 +70,6 @@ def run(options: argparse.Namespace) -> int:
 
     settings = Settings(
         variant="vit_tiny",
-        token_stride=2,
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
         val_iterations_per_epoch=2,
@@ -83,9 +82,9 @@ def run(options: argparse.Namespace) -> int:
             fold=0,
             settings=settings,
             device=options.device or default_device(),
-            patch_size=(32, 48, 48),
+            patch_size=(32, 64, 64),
             batch_size=1,
-            spacing_mm=(5.0, 5.0, 5.0),
+            spacing_mm=(4.0, 4.0, 4.0),
             processes=default_processes(),
             test_time_mirroring=False,
         ),

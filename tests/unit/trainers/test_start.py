@@ -1,11 +1,9 @@
-"""The trainers, built as nnU-Net's commands build them, on a network of toy size and without data."""
+"""Where the trainers' weights come from, what they save, and what they refuse."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,290 +12,27 @@ import torch
 from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import Tensor
+from trainer_kit import (
+    CONFIGURATION,
+    NAME,
+    PLANS,
+    TOY,
+    MakeTrainer,
+    batch,
+    finish,
+    in_optimizer,
+    plans_of,
+    sam_checkpoint,
+    train,
+    trained_names,
+    values,
+    with_each_trainer,
+)
 
 from nnunetv2_sam3d import trainers
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
 from nnunetv2_sam3d.weights import WeightsError, convert, load_model
-
-NAME, PLANS, CONFIGURATION = "Dataset991_Toy", "nnUNetSAM3DPlans", "3d_fullres"
-PATCH = (8, 16, 16)
-TOY = {
-    "variant": "vit_tiny",
-    "network": {"embed_dim": 32, "num_heads": 2, "out_channels": 16, "decoder_channels": 8, "prompt_mlp_dim": 32,
-                "position_grid": 4},
-    "token_stride": 4, "epochs": 20, "iterations_per_epoch": 3, "val_iterations_per_epoch": 1,
-}  # fmt: skip
-RECIPES = ("Original", "DualPath", "Full", "OriginalEval")
-MakeTrainer = Callable[..., Any]
-with_each_trainer = pytest.mark.parametrize("kind", RECIPES)
-with_each_that_trains = pytest.mark.parametrize("kind", RECIPES[:3])
-
-
-def plans_of(settings: dict[str, Any] | None, **configuration: Any) -> dict[str, Any]:
-    """As much of nnU-Net's plans as a trainer without data reads."""
-    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-    full = {
-        "data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
-        "patch_size": list(PATCH), "spacing": [1.0, 1.0, 1.0], "median_image_size_in_voxels": [20, 24, 16],
-        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False], "batch_dice": False,
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": resampling,
-        "architecture": {"network_class_name": "unused", "arch_kwargs": {}, "_kw_requires_import": []},
-    } | configuration  # fmt: skip
-    if settings is not None:
-        full["sam3d"] = settings
-    return {
-        "dataset_name": NAME,
-        "plans_name": PLANS,
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "label_manager": "LabelManager",
-        "configurations": {
-            CONFIGURATION: full,
-            "2d": full | {"patch_size": [16, 16]},
-            "3d_lowres": full | {"next_stage": "3d_cascade_fullres"},
-            "3d_cascade_fullres": {"inherits_from": CONFIGURATION, "previous_stage": "3d_lowres"},
-        },
-    }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from threads, and lose much where other processes want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """nnU-Net's paths, with a preprocessed folder in which it recognises its format."""
-    monkeypatch.setattr(run_training, "load_pretrained_weights", run_training.load_pretrained_weights)  # for the next
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    data = tmp_path / "preprocessed" / NAME / "nnUNetPlans_3d_fullres"
-    data.mkdir(parents=True)
-    (data / "case_0.b2nd").touch()
-    return tmp_path
-
-
-@pytest.fixture
-def make_trainer() -> MakeTrainer:
-    """A function that makes a trainer, each with other random weights; `classes` counts the background."""
-    made: list[nnUNetTrainer_SAM3D] = []
-
-    def make(
-        kind: str, *, classes: int = 3, fold: int = 0, configuration: str = CONFIGURATION, initialize: bool = False,
-        labels: dict[str, Any] | None = None, plans: dict[str, Any] | None = None, **settings: Any,
-    ) -> nnUNetTrainer_SAM3D:  # fmt: skip
-        torch.manual_seed(len(made))
-        labels = labels or {"background": 0} | {f"label {value}": value for value in range(1, classes)}
-        dataset = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
-        plans = deepcopy(plans_of(TOY | settings) if plans is None else plans)
-        plans["continue_training"] = False
-        trainer = getattr(trainers, f"nnUNetTrainer_SAM3D{kind}")(
-            plans, configuration, fold, dataset, torch.device("cpu")
-        )
-        made.append(trainer)
-        if initialize:
-            trainer.initialize()
-        return trainer
-
-    return make
-
-
-def finish(trainer: nnUNetTrainer_SAM3D, steps: int = 1) -> Path:
-    """Trains a little and leaves the file that a finished training leaves."""
-    train(trainer, steps)
-    file = Path(trainer.output_folder) / "checkpoint_final.pth"
-    trainer.save_checkpoint(str(file))
-    return file
-
-
-def batch(trainer: nnUNetTrainer_SAM3D, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    target = torch.randint(0, len(trainer.label_manager.all_labels), (2, 1, *PATCH), generator=generator)
-    return {"data": torch.randn(2, 1, *PATCH, generator=generator), "target": target.float()}
-
-
-def train(trainer: nnUNetTrainer_SAM3D, steps: int) -> None:
-    trainer.network.train()
-    for step in range(steps):
-        trainer.train_step(batch(trainer, step))
-
-
-def values(trainer: nnUNetTrainer_SAM3D) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in trainer.network.named_parameters()}
-
-
-def trained_names(trainer: nnUNetTrainer_SAM3D) -> set[str]:
-    return {name for name, parameter in trainer.network.named_parameters() if parameter.requires_grad}
-
-
-def in_optimizer(trainer: nnUNetTrainer_SAM3D) -> list[set[str]]:
-    """Names in each group of the optimizer."""
-    names = {id(parameter): name for name, parameter in trainer.network.named_parameters()}
-    return [{names[id(parameter)] for parameter in group["params"]} for group in trainer.optimizer.param_groups]
-
-
-def sam_checkpoint(trainer: nnUNetTrainer_SAM3D, file: Path) -> dict[str, Tensor]:
-    """Writes a file like SAM's that fits the trainer's encoder; returns its values by our names."""
-    ours = {}
-    for name, parameter in trainer.network.named_parameters():
-        if name.startswith("encoder.") and not any(
-            word in name for word in (".adapter.", "rel_pos_d", "depth_embed", "slice_embed", "neck_3d")
-        ):
-            ours[name] = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(ours)))
-    content = {"image_encoder." + name.removeprefix("encoder.").removeprefix("stem."): ours[name] for name in ours}
-    torch.save(content | {"image_encoder.neck.0.weight": torch.zeros(1), "mask_decoder.x": torch.zeros(1)}, file)
-    return ours
-
-
-# --- the optimizer ---
-
-
-@with_each_that_trains
-@pytest.mark.parametrize("prompt_encoder", [True, False])
-def test_one_adamw_holds_exactly_what_is_trained(kind: str, prompt_encoder: bool, make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(kind, prompt_encoder=prompt_encoder, initialize=True)
-    assert type(trainer.optimizer) is torch.optim.AdamW
-    groups = in_optimizer(trainer)
-    parts = {"Original": 3, "DualPath": 1, "Full": 3}[kind] - (kind != "DualPath" and not prompt_encoder)
-    assert len(groups) == parts
-    assert sum(map(len, groups)) == len(set.union(*groups))
-    assert set.union(*groups) == trained_names(trainer)
-    if kind == "DualPath":
-        assert all(name.startswith("encoder.") for name in trained_names(trainer))
-    for group in trainer.optimizer.param_groups:
-        assert (group["lr"], group["weight_decay"]) == (4e-4, 0)
-
-
-def test_shares_of_trained_parameters(make_trainer: MakeTrainer) -> None:
-    shares = {}
-    for kind in RECIPES:
-        trainer = make_trainer(kind, initialize=True)
-        trained = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
-        shares[kind] = trained / sum(p.numel() for p in trainer.network.parameters())
-        assert f"{trained:,} of " in Path(trainer.log_file).read_text()
-    assert shares["Full"] == 1
-    assert shares["OriginalEval"] == 0
-    assert 0 < shares["DualPath"] < shares["Original"] < 1
-
-
-def test_original_eval_trains_nothing(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("OriginalEval", initialize=True)
-    assert trainer.num_epochs == 0
-    assert trained_names(trainer) == set()
-    mine = {id(parameter) for parameter in trainer.network.parameters()}
-    assert not any(id(parameter) in mine for group in trainer.optimizer.param_groups for parameter in group["params"])
-
-
-@with_each_that_trains
-def test_learning_rate_over_500_epochs(kind: str, make_trainer: MakeTrainer) -> None:
-    settings = {key: value for key, value in TOY.items() if key not in ("epochs", "initial_lr")}
-    trainer = make_trainer(kind, plans=plans_of(settings), initialize=True)
-    assert trainer.num_epochs == 500
-    for epoch in (0, 250, 499):
-        trainer.current_epoch = epoch
-        trainer.on_train_epoch_start()
-        expected = pytest.approx(4e-4 * (1 - 0.99 * epoch / 500))
-        assert [group["lr"] for group in trainer.optimizer.param_groups] == [expected] * len(in_optimizer(trainer))
-
-
-def test_settings_of_the_plans_reach_the_trainer(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("Full", epochs=30, iterations_per_epoch=7, val_iterations_per_epoch=5, initial_lr=1e-3)
-    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (30, 7, 5)
-    trainer.initialize()
-    assert {group["lr"] for group in trainer.optimizer.param_groups} == {1e-3}
-
-
-# --- steps ---
-
-
-@with_each_that_trains
-@pytest.mark.parametrize("prompt_encoder", [True, False])
-def test_steps_change_what_is_trained_and_nothing_else(
-    kind: str, prompt_encoder: bool, make_trainer: MakeTrainer
-) -> None:
-    trainer = make_trainer(kind, prompt_encoder=prompt_encoder, initialize=True)
-    before, trained = values(trainer), trained_names(trainer)
-    train(trainer, 4)
-    after = values(trainer)
-    assert {name for name in before if not torch.equal(before[name], after[name])} == trained
-    # a trained parameter without a gradient would break training on several GPUs
-    assert {name for name, p in trainer.network.named_parameters() if p.grad is not None} == trained
-
-
-@with_each_that_trains
-def test_buffers_stay(kind: str, make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(kind, initialize=True)
-    before = {name: buffer.clone() for name, buffer in trainer.network.named_buffers()}
-    train(trainer, 2)
-    assert before
-    assert all(torch.equal(buffer, before[name]) for name, buffer in trainer.network.named_buffers())
-
-
-@with_each_that_trains
-def test_clipping(kind: str, make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(kind, initialize=True)
-    for parameter in trainer.network.parameters():
-        parameter.grad = torch.full_like(parameter, 1e3) if parameter.requires_grad else None
-    trainer.clip_gradients()
-    grads = {name: p.grad for name, p in trainer.network.named_parameters() if p.grad is not None}
-    assert set(grads) == trained_names(trainer)
-
-    def norm(select: Callable[[str], bool]) -> float:
-        return torch.stack([grads[name].norm() for name in grads if select(name)]).norm().item()
-
-    if kind == "DualPath":
-        assert norm(lambda name: ".adapter." in name) == pytest.approx(1.0, rel=1e-4)
-        assert all((grad == 1e3).all() for name, grad in grads.items() if ".adapter." not in name)
-    else:
-        for part in ("encoder.", "prompt_encoder.", "mask_decoder."):
-            assert norm(lambda name, part=part: name.startswith(part)) == pytest.approx(1.0, rel=1e-4)
-
-
-def test_small_gradients_are_not_scaled_up(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("DualPath", initialize=True)
-    for parameter in trainer.network.parameters():
-        parameter.grad = torch.full_like(parameter, 1e-6) if parameter.requires_grad else None
-    trainer.clip_gradients()
-    assert all((p.grad == 1e-6).all() for p in trainer.network.parameters() if p.grad is not None)
-
-
-def test_a_step_clips_before_the_optimizer_sees_the_gradients(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = make_trainer("Full", initialize=True)
-    seen = []
-    monkeypatch.setattr(trainer, "clip_gradients", lambda: seen.append("clip"))
-    trainer.optimizer.register_step_pre_hook(lambda *_: seen.append("step"))
-    train(trainer, 2)
-    assert seen == ["clip", "step"] * 2
-
-
-def test_training_and_validation_loss(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("Full", initialize=True)
-    data = batch(trainer)
-    with torch.no_grad():
-        logits = trainer.network(data["data"])
-    target = data["target"].long()[:, 0]
-    wanted = torch.nn.functional.one_hot(target, 3).movedim(-1, 1)[:, 1:].float()
-    probability = logits.softmax(1)[:, 1:]
-    overlap, size = (probability * wanted).sum((2, 3, 4)), (probability + wanted).sum((2, 3, 4))
-    dice = (1 - ((2 * overlap + 1e-5) / (size + 1e-5)).mean()).item()
-    ce = torch.nn.functional.cross_entropy(logits, target).item()
-    with torch.no_grad():
-        validation = trainer.validation_step(deepcopy(data))
-    assert float(validation["loss"]) == pytest.approx(dice, rel=1e-4)
-    assert len(validation["tp_hard"]) == 2  # nnU-Net's own scores beside it, for the two labels
-    # in whatever order: the loss knows the kind of the step
-    assert float(trainer.train_step(deepcopy(data))["loss"]) == pytest.approx(0.5 * dice + 0.5 * ce, rel=1e-4)
-
 
 # --- the start ---
 

@@ -1,0 +1,62 @@
+"""Trainers built as nnU-Net's commands build them, on a network of toy size and without data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.run import run_training
+from trainer_kit import CONFIGURATION, NAME, TOY, MakeTrainer, plans_of
+
+from nnunetv2_sam3d import trainers
+from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from threads, and lose much where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """nnU-Net's paths, with a preprocessed folder in which it recognises its format."""
+    monkeypatch.setattr(run_training, "load_pretrained_weights", run_training.load_pretrained_weights)  # for the next
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    data = tmp_path / "preprocessed" / NAME / "nnUNetPlans_3d_fullres"
+    data.mkdir(parents=True)
+    (data / "case_0.b2nd").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def make_trainer() -> MakeTrainer:
+    """A function that makes a trainer, each with other random weights; `classes` counts the background."""
+    made: list[nnUNetTrainer_SAM3D] = []
+
+    def make(
+        kind: str, *, classes: int = 3, fold: int = 0, configuration: str = CONFIGURATION, initialize: bool = False,
+        labels: dict[str, Any] | None = None, plans: dict[str, Any] | None = None, **settings: Any,
+    ) -> nnUNetTrainer_SAM3D:  # fmt: skip
+        torch.manual_seed(len(made))
+        labels = labels or {"background": 0} | {f"label {value}": value for value in range(1, classes)}
+        dataset = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+        plans = deepcopy(plans_of(TOY | settings) if plans is None else plans)
+        plans["continue_training"] = False
+        trainer = getattr(trainers, f"nnUNetTrainer_SAM3D{kind}")(
+            plans, configuration, fold, dataset, torch.device("cpu")
+        )
+        made.append(trainer)
+        if initialize:
+            trainer.initialize()
+        return trainer
+
+    return make
