@@ -75,7 +75,8 @@ class Workspace:
             if not name.startswith(("PYTHON", "nnUNet_", "COV_CORE_", "XDG_CACHE_HOME"))
         }
         paths = {f"nnUNet_{name}": str(self.root / name) for name in ("raw", "preprocessed", "results")}
-        workers = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
+        # spinning threads would slow these tests down several times where other processes want the cores
+        workers = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "passive"}
         return kept | paths | workers | {"XDG_CACHE_HOME": str(self.root / "cache")} | variables
 
     def start(self, program: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
