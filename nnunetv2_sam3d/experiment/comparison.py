@@ -94,8 +94,20 @@ class Comparison:
         return tuple(folder / data_identifier / f"{case}.pkl" for case in cases)
 
     def prepare(self) -> Step:
-        """Planning and preprocessing by nnU-Net."""
+        """Planning by nnU-Net, and preprocessing where its own spacing is kept (or a stock trainer needs it)."""
         plans = dataset_folder(self.dataset) / f"{BASE_PLANS}.json"
+        if self.spacing_mm is not None and all(self.plans_of(trainer) == self.plans for trainer in self.trainers):
+            command = (
+                "-d",
+                str(self.dataset),
+                "-c",
+                CONFIGURATION,
+                "-npfp",
+                str(self.processes),
+                "--no_pp",
+                "--verify_dataset_integrity",
+            )
+            return Step("plan", (program("nnUNetv2_plan_and_preprocess"), *command), (plans,))
         workers = ("-npfp", str(self.processes), "-np", str(self.processes))
         command = ("-d", str(self.dataset), "-c", CONFIGURATION, *workers, "--verify_dataset_integrity")
         return Step(
