@@ -72,8 +72,8 @@ def test_both_kidneys_and_a_tumour_lie_inside_the_image(seed: int) -> None:
     voxel_ml = np.prod(case.spacing_mm) / 1000
     x = positions_mm(case, case.labels == KIDNEY)[:, 0] - middle_x_mm(case)
     for side in (-1, 1):
-        assert 80 < np.sum(side * x > 0) * voxel_ml < 350
-    assert 0.7 < np.sum(case.labels == TUMOUR) * voxel_ml < 100
+        assert 40 < np.sum(side * x > 0) * voxel_ml < 350  # parenchyma: a large tumour takes the place of some
+    assert 4 < np.sum(case.labels == TUMOUR) * voxel_ml < 250
     assert not case.labels[[0, -1]].any() and not case.labels[:, [0, -1]].any() and not case.labels[:, :, [0, -1]].any()
 
 
