@@ -96,25 +96,13 @@ class Comparison:
     def prepare(self) -> Step:
         """Planning by nnU-Net, and preprocessing where its own spacing is kept (or a stock trainer needs it)."""
         plans = dataset_folder(self.dataset) / f"{BASE_PLANS}.json"
+        workers = str(self.processes)
+        options = ("-d", str(self.dataset), "-c", CONFIGURATION, "-npfp", workers, "--verify_dataset_integrity")
+        command = (program("nnUNetv2_plan_and_preprocess"), *options)
         if self.spacing_mm is not None and all(self.plans_of(trainer) == self.plans for trainer in self.trainers):
-            command = (
-                "-d",
-                str(self.dataset),
-                "-c",
-                CONFIGURATION,
-                "-npfp",
-                str(self.processes),
-                "--no_pp",
-                "--verify_dataset_integrity",
-            )
-            return Step("plan", (program("nnUNetv2_plan_and_preprocess"), *command), (plans,))
-        workers = ("-npfp", str(self.processes), "-np", str(self.processes))
-        command = ("-d", str(self.dataset), "-c", CONFIGURATION, *workers, "--verify_dataset_integrity")
-        return Step(
-            "plan and preprocess",
-            (program("nnUNetv2_plan_and_preprocess"), *command),
-            (plans, *self.preprocessed(f"{BASE_PLANS}_{CONFIGURATION}")),
-        )
+            return Step("plan", (*command, "--no_pp"), (plans,))
+        results = (plans, *self.preprocessed(f"{BASE_PLANS}_{CONFIGURATION}"))
+        return Step("plan and preprocess", (*command, "-np", workers), results)
 
     def derive(self) -> Step | None:
         """Writes the SAM3D plans; returns the preprocessing that another spacing needs."""
