@@ -1,5 +1,5 @@
 # Sourced by demo.sh and test.sh: makes .venv in the checkout (or in $VENV) and installs the package into it.
-# Usage: . scripts/install.sh [EXTRAS]
+# $extras may name extras of the package, for instance '[dev]'.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${VENV:-.venv}
@@ -7,4 +7,4 @@ if [ ! -x "$venv/bin/python" ]; then
   "${PYTHON:-python3.11}" -m venv "$venv"
 fi
 "$venv/bin/python" -m pip install --quiet --upgrade pip 'setuptools>=70.1'
-"$venv/bin/python" -m pip install --quiet -c scripts/constraints.txt -e ".${1:-}"
+"$venv/bin/python" -m pip install --quiet -c scripts/constraints.txt -e ".${extras:-}"
