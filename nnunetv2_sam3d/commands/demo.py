@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "demo",
-        "The whole experiment on generated abdominal CTs, on any machine, in about a quarter of an hour: "
+        "The whole experiment on generated abdominal CTs, on any machine: "
         "Full on vit_tiny, DualPath and OriginalEval from it, prediction of unseen cases, table and pictures. Stopped "
         "and started again, it goes on where it was.",
         """\
