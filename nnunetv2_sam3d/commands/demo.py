@@ -36,10 +36,10 @@ def add_parser(commands: Any) -> None:
         help="folder for data, models and results (default: ./%(default)s)",
     )
     parser.add_argument("--data-only", action="store_true", help="only write the nnU-Net raw data set")
-    parser.add_argument("--train-cases", type=int, default=36, help="default: %(default)s")
+    parser.add_argument("--train-cases", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--test-cases", type=int, default=4, help="cases not seen in training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the phantoms (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=12, help="of Full and of DualPath (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=14, help="of Full and of DualPath (default: %(default)s)")
     parser.add_argument("--iterations-per-epoch", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     parser.set_defaults(run=run)

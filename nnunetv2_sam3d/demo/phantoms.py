@@ -40,7 +40,7 @@ from nnunetv2_sam3d.demo.anatomy import (
     tube,
 )
 
-VERSION = 1
+VERSION = 2
 FILE_ENDING = ".nii.gz"
 LABELS = {"background": BACKGROUND, "kidney": KIDNEY, "tumour": TUMOUR, "cyst": CYST}
 SEEDS_PER_SPLIT = 5000
@@ -127,7 +127,7 @@ def _place(
     It keeps clear of the body wall, the spine with its vessels, the hilum and all lesions in `taken`. If there is no
     such place, the ball shrinks.
     """
-    for attempt in range(1000):
+    for attempt in range(3000):
         if attempt % 100 == 99:
             radius *= 0.9
         unit = rng.normal(size=3)
@@ -163,12 +163,12 @@ def _lesions(rng: np.random.Generator, trunk: Trunk, kidneys: Sequence[_Kidney],
     cysts: list[Layer] = []
     taken: list[Solid] = []
     for _ in range(1 + (rng.uniform() < 0.4)):
-        radius = np.exp(rng.uniform(np.log(13), np.log(32)))
+        radius = np.exp(rng.uniform(np.log(17), np.log(33)))
         centre, radius = _place(rng, trunk, kidneys[int(rng.integers(2))], taken, radius, rng.uniform(-0.35, 0.6))
         tumours += _tumour_layers(rng, centre, radius, cortex_hu)
         taken.append(tumours[-1].solid if tumours[-1].label else tumours[-2].solid)
     for _ in range(rng.choice(3, p=(0.48, 0.36, 0.16))):
-        radius = rng.uniform(5, 17)
+        radius = rng.uniform(7, 18)
         centre, radius = _place(rng, trunk, kidneys[int(rng.integers(2))], taken, radius, rng.uniform(-0.4, 0.5))
         ball = ellipsoid(centre, radius * rng.uniform(0.94, 1.04, 3))
         cysts.append(Layer(ball, rng.uniform(0, 15), CYST))

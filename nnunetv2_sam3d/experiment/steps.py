@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 POLL_S = 0.5
+QUIET_S = 60.0  # between two lines of progress where the output is no terminal but a log
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def _run(step: Step, label: str, log: Path, environment: Mapping[str, str]) -> t
             bar_format=None if step.epochs else "{desc}: {elapsed}",
         ) as bar,
     ):
+        shown = began
         offset = output.tell()
         output.write(f"\n$ {' '.join(command)}\n")
         output.flush()
@@ -148,7 +150,9 @@ def _run(step: Step, label: str, log: Path, environment: Mapping[str, str]) -> t
                 time.sleep(POLL_S)
                 if step.epochs:
                     bar.n = min(step.epochs, _last_epoch(log, offset))
-                bar.refresh()
+                if sys.stdout.isatty() or time.monotonic() - shown > QUIET_S:
+                    bar.refresh()
+                    shown = time.monotonic()
         except BaseException:  # Ctrl-C: the command and its workers go too
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()

@@ -233,3 +233,21 @@ def read_volume() -> Callable[[Path], np.ndarray]:
 @pytest.fixture(scope="session")
 def both_at_once() -> Callable[[list[Callable[[], Any]]], list[Any]]:
     return two_at_a_time
+
+
+@pytest.fixture(scope="session")
+def users_trainer(planned: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a stock trainer of one step, trained with the real command."""
+    folder = tmp_path_factory.mktemp("users trainers")
+    (folder / "users_trainers.py").write_text("""\
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class nnUNetTrainer_Users(nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.num_iterations_per_epoch = self.num_val_iterations_per_epoch = 1
+""")
+    stock = replace(planned, plans="nnUNetPlans")
+    stock.train("Users", 0, variables={"nnUNet_extTrainer": str(folder)})
+    return folder
