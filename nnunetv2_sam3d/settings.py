@@ -38,6 +38,8 @@ class Settings:
         val_iterations_per_epoch: validation steps per epoch.
         initial_lr: learning rate of the first epoch.
         max_seconds: training time of ``nnUNetTrainer_TimeBudget``; the SAM3D trainers count epochs.
+        mirror_axes: axes (0, 1, 2 for D, H, W) that are mirrored in training and prediction; nnU-Net's choice by
+            default (all of them), none if empty, for structures that are told apart by where they lie.
         sam_checkpoint: SAM's weights; before the variable ``nnUNet_sam_checkpoint`` and the cache.
 
     Raises:
@@ -55,6 +57,7 @@ class Settings:
     val_iterations_per_epoch: int = 50
     initial_lr: float = 4e-4
     max_seconds: float | None = None
+    mirror_axes: tuple[int, ...] | None = None
     sam_checkpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +76,13 @@ class Settings:
         for name in ("initial_lr", "max_seconds"):
             if not isinstance(getattr(self, name), int | float | None):
                 raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
+        if isinstance(self.mirror_axes, list):
+            object.__setattr__(self, "mirror_axes", tuple(self.mirror_axes))
+        axes = self.mirror_axes
+        if axes is not None and (
+            not isinstance(axes, tuple) or not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes)
+        ):
+            raise ValueError(f"mirror_axes must be some of 0, 1, 2, each once, got {axes!r}")
         if not isinstance(self.network, Mapping | None):
             raise ValueError(f"network must be a table of sizes, got {self.network!r}")
         if decided := sorted(DECIDED_ELSEWHERE & set(self.network or {})):

@@ -17,6 +17,7 @@ NETWORK_SETTINGS = (
     "initial_lr",
     "max_seconds",
     "sam_checkpoint",
+    "mirror_axes",
 )
 
 
@@ -71,6 +72,14 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iterations-per-epoch", type=int, help="default: 250")
     parser.add_argument("--val-iterations-per-epoch", type=int, help="default: 50")
     parser.add_argument("--initial-lr", type=float, help="default: 4e-4")
+    parser.add_argument(
+        "--mirror-axes",
+        type=int,
+        nargs="*",
+        metavar="AXIS",
+        help="axes (0, 1, 2 for D, H, W) mirrored in training and prediction, none if nothing follows; for structures "
+        "that only their place tells apart (default: nnU-Net's, all three)",
+    )
     parser.add_argument("--max-seconds", type=float, help="training time of nnUNetTrainer_TimeBudget")
     parser.add_argument("--sam-checkpoint", metavar="FILE", help="SAM's weights, noted in the plans")
 

@@ -139,6 +139,14 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         elif not take_over_pretrained_weights(self.start.take):
             self.start.find(self.run(), self.recipe, self.settings.sam_checkpoint, self.settings.variant)
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+        """nnU-Net's, with the mirroring of the settings where they name one."""
+        rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.settings.mirror_axes is not None:
+            axes = self.settings.mirror_axes or None  # nnU-Net's prediction takes None, no empty tuple
+            self.inference_allowed_mirroring_axes = axes
+        return rotation, dummy_2d, patch_size, axes
+
     def _build_loss(self) -> nn.Module:
         return DiceCELoss(self.label_manager, self.configuration_manager.batch_dice, self.is_ddp)
 

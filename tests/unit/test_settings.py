@@ -47,7 +47,9 @@ def test_network_has_the_trainers_and_the_datas_part() -> None:
             val_iterations_per_epoch=1,
             initial_lr=1e-3,
             sam_checkpoint="~/sam.pth",
+            mirror_axes=(0, 2),
         ),
+        Settings(mirror_axes=()),
     ],
 )
 def test_way_through_the_plans(settings: Settings) -> None:
@@ -97,6 +99,9 @@ def test_unknown_sizes_of_the_network_are_named() -> None:
         ("initial_lr", float("nan"), "initial_lr must lie between 0 and 1"),
         ("initial_lr", 4, "initial_lr must lie between 0 and 1, got 4"),
         ("max_seconds", 0, "max_seconds must be positive, got 0"),
+        ("mirror_axes", [0, 3], "mirror_axes must be some of 0, 1, 2"),
+        ("mirror_axes", [1, 1], "mirror_axes must be some of 0, 1, 2"),
+        ("mirror_axes", True, "mirror_axes must be some of 0, 1, 2"),
         ("max_seconds", -60.0, "max_seconds must be positive, got -60.0"),
     ],
 )

@@ -161,3 +161,18 @@ def test_training_and_validation_loss(make_trainer: MakeTrainer) -> None:
     assert len(validation["tp_hard"]) == 2  # nnU-Net's own scores beside it, for the two labels
     # in whatever order: the loss knows the kind of the step
     assert float(trainer.train_step(deepcopy(data))["loss"]) == pytest.approx(0.5 * dice + 0.5 * ce, rel=1e-4)
+
+
+# --- mirroring ---
+
+
+@pytest.mark.parametrize(("chosen", "axes"), [(None, (0, 1, 2)), ([0, 2], (0, 2)), ([], None)])
+@pytest.mark.parametrize("kind", ["Full", "OriginalEval"])
+def test_mirrored_axes_of_training_are_those_of_prediction(
+    kind: str, chosen: list[int] | None, axes: tuple[int, ...] | None, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer(kind, initialize=True, **({} if chosen is None else {"mirror_axes": chosen}))
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == axes
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "c.pth"))
+    saved = torch.load(Path(trainer.output_folder) / "c.pth", weights_only=False)
+    assert saved["inference_allowed_mirroring_axes"] == axes
