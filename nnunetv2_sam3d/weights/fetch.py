@@ -256,7 +256,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the transfer broke off"
     if isinstance(error, requests.ConnectionError):
-        return f"there is no connection to {urlsplit(error.request.url).netloc if error.request else 'the server'}"
+        return f"there is no connection to {urlsplit(str(error.request.url)).netloc if error.request else 'the server'}"
     return str(error)
 
 
