@@ -136,7 +136,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor], names: Iterable[str] | None = 
     for name in sorted(tensors if names is None else names):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -57,6 +57,8 @@ def export_adapter(
         OSError: if the target cannot be written.
     """
     path = checkpoint_of(model, fold)
+    if Path(target).resolve() == path.resolve():
+        raise WeightsError(f"{path} is both the source and the target; choose another name for the adapter file")
     weights = read_weights(path)
     if weights.kind != "trained" or weights.config is None or "trained" not in weights.metadata:
         raise WeightsError(

@@ -19,9 +19,10 @@ from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.files import sha256
 from nnunetv2_sam3d.weights.sources import MIRROR, ORIGIN, SAM_FILES, Published, cache_folder
 
-BLOCK = 1 << 20  # bytes
+BLOCK = 1 << 16  # bytes that are read at once; of a broken transfer, less than that is lost
 CONNECT_S = 10  # how long a connection may take; machines without one should say so soon
-ATTEMPTS = 4  # transfers in a row of which each gives less than a block
+ATTEMPTS = 4  # transfers in a row that give less than PROGRESS
+PROGRESS = 1 << 20  # bytes
 # Statuses that a later attempt may not meet.
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -150,7 +151,7 @@ def _download(address: str, partial: Path, published: Published, log: Log, timeo
         try:
             _transfer(address, partial, published, timeout_s)
         except (_BrokenOff, requests.RequestException) as error:
-            failures = failures + 1 if _size(partial) < before + BLOCK else 1
+            failures = failures + 1 if _size(partial) < before + PROGRESS else 1
             if failures == ATTEMPTS or not isinstance(error, PASSING_ERRORS):
                 raise WeightsError(
                     f"{address} cannot be fetched: {_reason(error)}. {by_hand(published, _size(partial))}"
