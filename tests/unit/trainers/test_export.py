@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from trainer_kit import CONFIGURATION, NAME, PLANS, MakeTrainer, batch, finish, sam_checkpoint, train
+from trainer_kit import CONFIGURATION, NAME, PLANS, TOY, MakeTrainer, batch, finish, sam_checkpoint, train
 
 import nnunetv2_sam3d
 from nnunetv2_sam3d.cli import main
@@ -37,7 +37,9 @@ def original(make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.Monk
     sam_checkpoint(make_trainer("Full", initialize=True), file)
     with monkeypatch.context() as patch:
         patch.setenv("nnUNet_sam_checkpoint", str(file))
-        return file, finish(make_trainer("Original", initialize=True))
+        trainer = make_trainer("Original", initialize=True)
+        trainer.inference_allowed_mirroring_axes = (0, 1, 2)  # as nnU-Net sets them on the way to its data loaders
+        return file, finish(trainer)
 
 
 def dualpath_on(base: Path, make_trainer: MakeTrainer, **settings: Any) -> Pair:
@@ -93,7 +95,7 @@ def test_dualpath_on_a_converted_3dsam_adapter_checkpoint(
 ) -> None:
     torch.save(reference_content(load_model(original[1])), tmp_path / "best.pth.tar")
     convert(tmp_path / "best.pth.tar", tmp_path / "original.pth")
-    pair = dualpath_on(tmp_path / "original.pth", make_trainer)
+    pair = dualpath_on(tmp_path / "original.pth", make_trainer, network=TOY["network"] | {"decoder_scale": 2})
     round_trip(pair, tmp_path)
     # the checkpoint itself gives the same weights
     merge(tmp_path / "best.pth.tar", tmp_path / "a.safetensors", tmp_path / "again.pth")
@@ -217,7 +219,7 @@ def test_description(original: Pair, make_trainer: MakeTrainer, tmp_path: Path) 
     text = describe(file)
     for words in (
         "an adapter file", f"base: checkpoint_final.pth (trained, SHA-256 {sha256(first)})",
-        f"SAM encoder: sam.pth (sam, SHA-256 {sha256(sam)})", "nnUNetTrainer_SAM3DDualPath", "label 2 (2)", "CC BY 4.0",
+        f"sam.pth (sam, SHA-256 {sha256(sam)})", "nnUNetTrainer_SAM3DDualPath", "label 2 (2)", "CC BY 4.0",
         metadata.plans_sha256, f"{sum(value.numel() for value in load_file(file).values()):,}",
     ):  # fmt: skip
         assert words in text
