@@ -122,8 +122,8 @@ def merge(
     state = network.state_dict()
     if tensors_sha256(state, set(state) - set(tensors)) != metadata.frozen_sha256:
         raise WeightsError(
-            f"{weights.describe()} is not the base of {adapter}: it has the right sizes but other weights (SHA-256 of "
-            f"the file {sha256(base)}). {_wanted(metadata)}"
+            f"{weights.describe()} is not the base of {adapter}: what it gives is not what the adapter stands on "
+            f"(SHA-256 of the file {sha256(base)}). {_wanted(metadata)}"
         )
     state.update(tensors)
     write_checkpoint(entries | {"network_weights": state}, target)

@@ -276,7 +276,7 @@ def test_other_bases_are_refused(original: Pair, make_trainer: MakeTrainer, tmp_
     small = make_trainer("Full", initialize=True, network={"embed_dim": 64, "num_heads": 2, "position_grid": 4})
     sam_checkpoint(small, tmp_path / "size.pth")
     dualpath = dualpath_on(checkpoint, make_trainer)[1]
-    for other, words in (("other.pth", "other weights"), ("size.pth", "does not fit"), (str(dualpath), "adapters")):
+    for other, words in (("other.pth", "stands on"), ("size.pth", "does not fit"), (str(dualpath), "adapters")):
         with pytest.raises(WeightsError) as caught:
             merge(tmp_path / other, tmp_path / "a.safetensors", tmp_path / "merged.pth")
         message = str(caught.value)
@@ -371,7 +371,7 @@ def test_checkpoint_with_frozen_weights_of_several_files(original: Pair, tmp_pat
     content["sam3d"]["trained"] = [name for name in content["sam3d"]["trained"] if ".seg_layers." not in name]
     torch.save(content, tmp_path / "c.pth")
     export_adapter(tmp_path / "c.pth", tmp_path / "a.safetensors")  # random, so that the base cannot give it
-    with pytest.raises(WeightsError, match="other weights"):
+    with pytest.raises(WeightsError, match="stands on"):
         merge(original[0], tmp_path / "a.safetensors", tmp_path / "merged.pth")
     content["sam3d"]["provenance"]["last convolution"] = {
         "file": "/x/decoder.pth",
