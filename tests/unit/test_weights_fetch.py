@@ -471,11 +471,3 @@ def test_progress_is_shown_on_a_terminal(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     get(start(serve()))
     assert capsys.readouterr().err == ""
-
-
-def test_published_files() -> None:
-    """The names' digits say which file is meant; the hashes are hashes of different files."""
-    files = [sources.SAM_FILES[variant] for variant in ("vit_l", "vit_h")]
-    for file in files:
-        assert re.fullmatch(r"sam_vit_[lh]_[0-9a-f]{6}\.pth", file.name) and re.fullmatch(r"[0-9a-f]{64}", file.sha256)
-    assert len({file.sha256 for file in files}) == 2
