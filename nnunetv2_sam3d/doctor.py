@@ -165,7 +165,7 @@ def _weights() -> list[Finding]:
     if value:
         found = Path(value).is_file()
         findings.append(Finding(ENVIRONMENT, found, value if found else f"{value} does not exist; correct or unset it"))
-    cached = [variant for variant, name in SAM_FILES.items() if (cache_folder() / name).is_file()]
+    cached = [variant for variant, file in SAM_FILES.items() if (cache_folder() / file.name).is_file()]
     findings.append(
         Finding("SAM weights", True if cached else None, f"in {cache_folder()}: {', '.join(cached) or 'none'}")
     )

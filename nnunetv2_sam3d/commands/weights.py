@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.commands.common import add_command, say
@@ -13,13 +14,17 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "weights",
-        "Convert and inspect weights files.",
+        "Fetch, convert, share and inspect weights files.",
         """\
+        nnUNetv2_sam3d weights fetch vit_b
         nnUNetv2_sam3d weights convert best.pth.tar -o original.pth
         nnUNetv2_sam3d weights inspect original.pth
+        nnUNetv2_sam3d weights export-adapter fold_0/checkpoint_final.pth -o tumour.safetensors
+        nnUNetv2_sam3d weights merge sam_vit_b_01ec64.pth tumour.safetensors -o checkpoint_final.pth
         """,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_fetch(verbs)
     convert = add_command(
         verbs,
         "convert",
@@ -43,6 +48,63 @@ def add_parser(commands: Any) -> None:
     )
     inspect.add_argument("file", metavar="FILE")
     inspect.set_defaults(run=run_inspect)
+    _add_export_adapter(verbs)
+    _add_merge(verbs)
+
+
+def _add_fetch(verbs: Any) -> None:
+    fetch = add_command(
+        verbs,
+        "fetch",
+        "Put SAM's published weights where the trainers look for them.",
+        """\
+        nnUNetv2_sam3d weights fetch vit_b
+        nnUNetv2_sam3d weights fetch vit_b --from /media/stick/sam_vit_b_01ec64.pth
+        nnUNetv2_sam3d weights fetch vit_h --url https://mirror.example.org/segment_anything/
+        """,
+    )
+    fetch.add_argument("variant", metavar="VARIANT", help="size of SAM's encoder: vit_b, vit_l or vit_h")
+    where = fetch.add_mutually_exclusive_group()
+    where.add_argument(
+        "--url",
+        help="another address of the file, or of a folder that holds it if it ends in / (default: the variable "
+        "nnUNet_sam_mirror, then the server of SAM's authors)",
+    )
+    where.add_argument("--from", dest="source", metavar="FILE", help="take a local file")
+    fetch.set_defaults(run=run_fetch)
+
+
+def _add_export_adapter(verbs: Any) -> None:
+    export = add_command(
+        verbs,
+        "export-adapter",
+        "Write what a training changed, without what its base file gave, as a small file to share.",
+        """\
+        nnUNetv2_sam3d weights export-adapter fold_0/checkpoint_final.pth -o tumour.safetensors
+        nnUNetv2_sam3d weights export-adapter TRAINER__PLANS__3d_fullres --fold 0 -o tumour.safetensors
+        """,
+    )
+    export.add_argument("model", metavar="MODEL", help="checkpoint of a SAM3D trainer, or folder of a trained model")
+    export.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
+    export.add_argument("--fold", help="which fold of the folder, if it has several")
+    export.add_argument("--licence", metavar="TEXT", help="terms of the exported weights, written into the file")
+    export.set_defaults(run=run_export_adapter)
+
+
+def _add_merge(verbs: Any) -> None:
+    merge = add_command(
+        verbs,
+        "merge",
+        "Put an adapter file on its base: the checkpoint it was exported from, bit for bit.",
+        """\
+        nnUNetv2_sam3d weights merge sam_vit_b_01ec64.pth tumour.safetensors -o model/fold_0/checkpoint_final.pth
+        nnUNetv2_predict_from_modelfolder -i images -o out -m model -f 0
+        """,
+    )
+    merge.add_argument("base", metavar="BASE", help="the file that gave what was frozen; inspect names it")
+    merge.add_argument("adapter", metavar="ADAPTER", help="file of export-adapter")
+    merge.add_argument("-o", "--output", required=True, metavar="CHECKPOINT")
+    merge.set_defaults(run=run_merge)
 
 
 def run_convert(options: argparse.Namespace) -> int:
@@ -64,4 +126,40 @@ def run_inspect(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.weights.inspect import describe
 
     say(describe(options.file))
+    return 0
+
+
+def run_fetch(options: argparse.Namespace) -> int:
+    """Fetches, saying each step."""
+    from nnunetv2_sam3d.weights.fetch import fetch
+
+    fetch(options.variant, url=options.url, source=options.source, log=say)
+    return 0
+
+
+def run_export_adapter(options: argparse.Namespace) -> int:
+    """Exports and says what the file needs."""
+    from nnunetv2_sam3d.weights.export import export_adapter
+
+    metadata = export_adapter(options.model, options.output, fold=options.fold, licence=options.licence)
+    base = metadata.base
+    say(
+        f"wrote {options.output} ({Path(options.output).stat().st_size:,} bytes): {metadata.variant}, "
+        f"{metadata.adapter} adapters\nbase: {base['file']} ({base['kind']}, SHA-256 {base['sha256']})"
+    )
+    return 0
+
+
+def run_merge(options: argparse.Namespace) -> int:
+    """Merges and says where nnU-Net looks for the result."""
+    from nnunetv2_sam3d.weights.export import merge
+
+    metadata = merge(options.base, options.adapter, options.output)
+    arguments = metadata.checkpoint["init_args"]
+    plans = arguments["plans"]
+    say(
+        f"wrote {options.output}: the weights of {metadata.trainer}, bit for bit. nnUNetv2_predict looks for it as\n"
+        f"    nnUNet_results/{plans['dataset_name']}/{metadata.trainer}__{plans['plans_name']}__"
+        f"{arguments['configuration']}/fold_{arguments['fold']}/checkpoint_final.pth"
+    )
     return 0

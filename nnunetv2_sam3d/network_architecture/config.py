@@ -151,3 +151,12 @@ VARIANTS: dict[str, SAM3DConfig] = {
         position_grid=16,
     ),
 }
+
+
+def variant_of(config: SAM3DConfig) -> str | None:
+    """The name of the size whose encoder blocks a network has, ``None`` for a size of its own."""
+    sizes = ("embed_dim", "depth", "num_heads", "global_attn_indexes")
+    for name, published in VARIANTS.items():
+        if all(getattr(config, size) == getattr(published, size) for size in sizes):
+            return name
+    return None

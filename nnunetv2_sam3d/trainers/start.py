@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.trainers.recipes import Recipe
 from nnunetv2_sam3d.weights import WeightsError, load_into, read_weights
-from nnunetv2_sam3d.weights.sources import find_sam_checkpoint
+from nnunetv2_sam3d.weights.sources import ENVIRONMENT, SAM_FILES, find_sam_checkpoint
 from nnunetv2_sam3d.weights.transfer import SEG_LAYERS, part_of
 
 RANDOM = {"kind": "random"}
@@ -120,11 +121,11 @@ class Start:
             raise WeightsError(
                 f"{run.trainer} keeps {parts} frozen, but no file has given "
                 f"{'it' if ',' not in parts else 'them'} any weights: {len(random)} parameters would stay "
-                f"random. {_remedies(run, recipe)}"
+                f"random. {_remedies(run, recipe, variant_of(self.network.config))}"
             )
 
 
-def _remedies(run: Run, recipe: Recipe) -> str:
+def _remedies(run: Run, recipe: Recipe, variant: str | None) -> str:
     lines = []
     if recipe.starts_from:
         lines.append("Train the model that this trainer starts from, for the same fold:")
@@ -132,8 +133,9 @@ def _remedies(run: Run, recipe: Recipe) -> str:
         lines.append("or give a whole model:")
     else:
         lines += [
-            "Give SAM's published encoder, by the environment or in the plans:",
-            "    export nnUNet_sam_checkpoint=/path/to/sam_vit_b_01ec64.pth",
+            "Give SAM's published encoder, in the cache, by the environment or in the plans:",
+            *([f"    nnUNetv2_sam3d weights fetch {variant}"] if variant in SAM_FILES else []),
+            f"    export {ENVIRONMENT}=/path/to/sam_vit_b_01ec64.pth",
             f"    nnUNetv2_sam3d plan -d {run.dataset} --sam-checkpoint /path/to/sam_vit_b_01ec64.pth",
             "or a whole model:",
         ]

@@ -7,8 +7,9 @@ import hashlib
 import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -87,7 +88,12 @@ def _diagnosis(path: Path, error: Exception) -> str:
 
 
 def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
-    """``torch.save`` that never leaves a damaged file: the old one stays until the new one is whole.
+    """``torch.save`` by :func:`write_whole`."""
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
+    """Writes a file that is never found damaged: the old one stays until the new one is whole.
 
     Raises:
         OSError: if the file cannot be written, for instance on a full disk, naming it and what is left untouched.
@@ -97,7 +103,7 @@ def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
+from nnunetv2_sam3d.weights.adapter_file import is_adapter_file, read_adapter
 from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.reading import KINDS, Weights, read_weights
+from nnunetv2_sam3d.weights.reading import KINDS, METADATA_KEY, Weights, read_weights
 from nnunetv2_sam3d.weights.transfer import PARTS, part_of
 
 
@@ -21,15 +22,44 @@ def describe(path: str | os.PathLike[str]) -> str:
     Raises:
         WeightsError: if the file cannot be read.
     """
+    if is_adapter_file(path):
+        return _describe_adapter(path)
     weights = read_weights(path)
     lines = [f"{weights.path}: {KINDS[weights.kind]}"]
     if weights.config is not None:
-        lines += ["network:", *(f"  {key}: {value}" for key, value in weights.config.to_dict().items())]
+        lines += _table("network", weights.config.to_dict())
     lines += ["parameters:", *_counts(weights)]
     lines += ["where the weights came from:", *_provenance(weights.metadata.get("provenance", {}), "  ")]
     if "provenance" not in weights.metadata:
         lines.append("  the file does not say")
     return "\n".join(lines)
+
+
+def _describe_adapter(path: str | os.PathLike[str]) -> str:
+    tensors, metadata = read_adapter(path)
+    base = metadata.base
+    counts = Counter[str]()
+    for name, tensor in tensors.items():
+        counts[part_of(name)] += tensor.numel()
+    classes = ", ".join(f"{name} ({value})" for name, value in metadata.classes.items())
+    lines = [
+        f"{path}: an adapter file, to be put on its base: nnUNetv2_sam3d weights merge BASE {path} -o CHECKPOINT",
+        f"base: {base.get('file')} ({base.get('kind')}, SHA-256 {base.get('sha256')})",
+        *_provenance(base.get("made_from", {}), "  "),
+        f"size: {metadata.variant}, {metadata.adapter} adapters, trained with {metadata.trainer}",
+        f"channels: {', '.join(str(name) for name in metadata.channels.values())}",
+        f"classes: {classes}",
+        f"SHA-256 of the plans: {metadata.plans_sha256}",
+        f"licence: {metadata.licence}",
+        *_table("network", metadata.checkpoint[METADATA_KEY]["network"]),
+        "trained parameters:",
+    ]
+    counts["all"] = sum(counts.values())
+    return "\n".join(lines + [f"  {part:<24} {counts[part]:>12,}" for part, _ in [*PARTS, ("all", 0)] if counts[part]])
+
+
+def _table(title: str, values: Mapping[str, Any]) -> list[str]:
+    return [f"{title}:", *(f"  {key}: {value}" for key, value in values.items())]
 
 
 def _counts(weights: Weights) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.weights.adapter_file import is_adapter_file
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.files import read_checkpoint, sha256
 from nnunetv2_sam3d.weights.reference import config_from_shapes, convert_reference, is_reference_checkpoint
@@ -72,6 +73,11 @@ def read_weights(path: str | os.PathLike[str], *, automatic: bool = False) -> We
         WeightsError: if the file cannot be read safely, is of no known kind, or has weights that are not numbers.
     """
     path = Path(path)
+    if is_adapter_file(path):
+        raise WeightsError(
+            f"{path} is an adapter file: it holds only what was trained. Put it on its base first: "
+            f"nnUNetv2_sam3d weights merge BASE {path} -o CHECKPOINT (nnUNetv2_sam3d weights inspect names the base)"
+        )
     content = read_checkpoint(path)
     try:
         weights = _interpret(path, content, automatic)

@@ -44,7 +44,8 @@ def no_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_commands() -> None:
-    assert {"doctor", "plan", "weights", "weights convert", "weights inspect", "experiment", "demo"} <= set(COMMANDS)
+    verbs = {f"weights {verb}" for verb in ("convert", "export-adapter", "fetch", "inspect", "merge")}
+    assert {"doctor", "plan", "weights", "experiment", "demo", *verbs} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

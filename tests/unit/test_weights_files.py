@@ -356,7 +356,7 @@ def test_nothing_is_found_where_nothing_is() -> None:
 
 def test_order_of_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_folder().mkdir(parents=True)
-    cached = cache_folder() / SAM_FILES["vit_b"]
+    cached = cache_folder() / SAM_FILES["vit_b"].name
     cached.touch()
     assert cached == tmp_path / "xdg-cache" / "nnunetv2_sam3d" / "sam_vit_b_01ec64.pth"
     assert find_sam_checkpoint("vit_b", None) == cached

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from nnunetv2.run import run_training
-from trainer_kit import CONFIGURATION, NAME, TOY, MakeTrainer, plans_of
+from trainer_kit import CONFIGURATION, NAME, TOY, MakeTrainer, Pair, finish, plans_of, sam_checkpoint
 
 from nnunetv2_sam3d import trainers
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
@@ -60,3 +60,15 @@ def make_trainer() -> MakeTrainer:
         return trainer
 
     return make
+
+
+@pytest.fixture
+def original(make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """SAM's file and an Original that was trained on it."""
+    file = tmp_path / "sam.pth"
+    sam_checkpoint(make_trainer("Full", initialize=True), file)
+    with monkeypatch.context() as patch:
+        patch.setenv("nnUNet_sam_checkpoint", str(file))
+        trainer = make_trainer("Original", initialize=True)
+        trainer.inference_allowed_mirroring_axes = (0, 1, 2)  # as nnU-Net sets them on the way to its data loaders
+        return file, finish(trainer)

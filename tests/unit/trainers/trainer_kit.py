@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
+from nnunetv2_sam3d.weights.files import read_checkpoint
 
 NAME, PLANS, CONFIGURATION = "Dataset991_Toy", "nnUNetSAM3DPlans", "3d_fullres"
 PATCH = (8, 16, 16)
@@ -100,3 +101,28 @@ def sam_checkpoint(trainer: nnUNetTrainer_SAM3D, file: Path) -> dict[str, Tensor
     content = {"image_encoder." + name.removeprefix("encoder.").removeprefix("stem."): ours[name] for name in ours}
     torch.save(content | {"image_encoder.neck.0.weight": torch.zeros(1), "mask_decoder.x": torch.zeros(1)}, file)
     return ours
+
+
+Pair = tuple[Path, Path]  # a base and the checkpoint that was trained on it
+
+
+def dualpath_on(base: Path, make_trainer: MakeTrainer, **settings: Any) -> Pair:
+    """A DualPath that was trained on a file, as -pretrained_weights gives it."""
+    trainer = make_trainer("DualPath", **settings)
+    trainer._load_start = lambda: trainer.start.take(base)
+    trainer.initialize()
+    return base, finish(trainer)
+
+
+def weights_of(checkpoint: Path) -> dict[str, Tensor]:
+    return read_checkpoint(checkpoint)["network_weights"]
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether tables of tensors are the same, bit for bit."""
+    return first.keys() == second.keys() and all(
+        value.dtype == second[name].dtype
+        and value.shape == second[name].shape
+        and value.numpy().tobytes() == second[name].numpy().tobytes()
+        for name, value in first.items()
+    )
