@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2_sam3d.network_architecture import VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
+from nnunetv2_sam3d.weights.classes import check_class_map
 
 PLANS_KEY = "sam3d"  # beside patch_size, spacing, ... in a configuration of the plans
 DEFAULT_EPOCHS = 500
@@ -39,6 +40,8 @@ class Settings:
         initial_lr: learning rate of the first epoch.
         max_seconds: training time of ``nnUNetTrainer_TimeBudget``; the SAM3D trainers count epochs.
         sam_checkpoint: SAM's weights; before the variable ``nnUNet_sam_checkpoint`` and the cache.
+        map_class: for labels or regions of the data set the channel of the start that knows them, if it was trained
+            for other classes.
 
     Raises:
         ValueError: for values that cannot work.
@@ -56,6 +59,7 @@ class Settings:
     initial_lr: float = 4e-4
     max_seconds: float | None = None
     sam_checkpoint: str | None = None
+    map_class: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, str) or self.variant not in VARIANTS:
@@ -79,6 +83,7 @@ class Settings:
             raise ValueError(
                 f"network may not hold {decided}: settings of their own, the trainer or the data decide them"
             )
+        check_class_map(self.map_class or {})
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}")
         if not 0 < self.initial_lr < 1:

@@ -11,8 +11,10 @@ import torch
 
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
 from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.model import network_from
 from nnunetv2_sam3d.weights.reading import KINDS, Weights, read_weights
-from nnunetv2_sam3d.weights.transfer import PARTS, part_of
+from nnunetv2_sam3d.weights.state import encoder_sizes
+from nnunetv2_sam3d.weights.transfer import PARTS, part_of, variant_of
 
 
 def describe(path: str | os.PathLike[str]) -> str:
@@ -23,8 +25,18 @@ def describe(path: str | os.PathLike[str]) -> str:
     """
     weights = read_weights(path)
     lines = [f"{weights.path}: {KINDS[weights.kind]}"]
-    if weights.config is not None:
-        lines += ["network:", *(f"  {key}: {value}" for key, value in weights.config.to_dict().items())]
+    if weights.config is None:
+        sizes = encoder_sizes(weights.state)
+        lines += [f"image encoder ({variant_of(sizes) or 'no published size'}):"]
+    else:
+        network_from(weights)  # checks that the file holds what it describes
+        sizes = weights.config.to_dict()
+        lines += ["network:"]
+    lines += [f"  {key}: {value}" for key, value in sizes.items()]
+    if weights.outputs is not None and weights.outputs.names:
+        lines += [f"channels: {', '.join(weights.outputs.names)}"]
+    for name, channel in (weights.metadata.get("map_class") or {}).items():
+        lines += [f"for a data set with {name!r}: channel {channel}"]
     lines += ["parameters:", *_counts(weights)]
     lines += ["where the weights came from:", *_provenance(weights.metadata.get("provenance", {}), "  ")]
     if "provenance" not in weights.metadata:

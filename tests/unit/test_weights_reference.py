@@ -70,7 +70,7 @@ def test_axes_are_turned(make_network: Make, reference_content: Content) -> None
     kernel = torch.zeros(16, 1, 3, 3, 3)
     kernel[2, 0, 0, 1, 2] = 1.0  # (H, W, D)
     content["encoder_dict"]["blocks.1.adapter.conv.weight"] = kernel
-    content["encoder_dict"]["slice_embed.weight"] = torch.arange(16.0).expand(32, 1, 1, 1, 16)
+    content["encoder_dict"]["slice_embed.weight"] = torch.arange(16.0).repeat(32, 1, 1, 1, 1)
     state, _ = convert_reference(content)
     assert state["encoder.blocks.1.adapter.conv.weight"].nonzero().tolist() == [[2, 0, 2, 0, 1]]
     assert state["encoder.stem.slice_embed.weight"].shape == (32, 1, 16, 1, 1)
