@@ -88,6 +88,8 @@ class Start:
         record = weights.provenance()
         for part in sorted({part_of(name) for name in given.names}):
             self.provenance[part] = record
+        if given.mapped:
+            self.provenance["last convolution"] = record | {"channels": given.mapped}
         self.loaded |= given.names
 
     def find(self, run: Run, recipe: Recipe, sam_setting: str | None, variant: str) -> None:

@@ -65,8 +65,8 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         for record in records:
-            # PyTorch stores, and without attributes. What it takes for a folder (0x10), or finds with two sizes, it does
-            # not read and does not report: the weights are then what happened to be in memory.
+            # PyTorch stores, and without attributes. What it takes for a folder (0x10), or finds with two sizes, it
+            # neither reads nor reports: the weights are then what happened to be in memory.
             if (
                 record.compress_type != zipfile.ZIP_STORED
                 or record.compress_size != record.file_size

@@ -71,11 +71,11 @@ def convert_reference(content: Mapping[str, Any], *, automatic: bool = False) ->
 def _rename(
     weights: Any, names: tuple[tuple[re.Pattern[str], str], ...], unused: re.Pattern[str] | None, part: str
 ) -> dict[str, Tensor]:
+    if isinstance(weights, Mapping):
+        named = {key.removeprefix("module.") if isinstance(key, str) else key: value for key, value in weights.items()}
+        weights = {key: named[key] for key in named if not (unused and unused.fullmatch(str(key)))}
     renamed = {}
     for key, tensor in as_state(weights, f"{part!r} of the 3DSAM-adapter checkpoint").items():
-        key = key.removeprefix("module.")
-        if unused and unused.fullmatch(key):
-            continue
         for pattern, name in names:
             if pattern.fullmatch(key):
                 renamed[pattern.sub(name, key)] = tensor

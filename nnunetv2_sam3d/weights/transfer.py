@@ -73,10 +73,12 @@ class Loaded:
 
     Attributes:
         names: parameters and buffers that now have the file's values; the last convolution only if all of it has.
+        mapped: channel of the file for each class whose part of the last convolution was mapped.
         notes: sentences for the log about what was left out, converted or differs.
     """
 
     names: set[str] = field(default_factory=set)
+    mapped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -257,6 +259,7 @@ def _match_classes(
                 f"{weights.describe()} does not say what its channels mean, so --map-class cannot be applied to it"
             )
         state[LAST_CONVOLUTION], still_fresh = map_channels(given, fresh, source, target, chosen)
+        loaded.mapped = dict(chosen)
         pairs = ", ".join(f"{name!r} from channel {channel}" for name, channel in chosen.items())
         rest = f"; {', '.join(map(repr, still_fresh))} start at random" if still_fresh else ""
         loaded.notes.append(f"the last convolution was mapped as asked: {pairs} of the file{rest}")

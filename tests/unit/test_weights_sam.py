@@ -66,7 +66,7 @@ def hugging_face(official: dict[str, Tensor]) -> Any:
     decoder = transformers.SamMaskDecoderConfig(
         hidden_size=16, mlp_dim=16, num_attention_heads=2, iou_head_hidden_dim=8
     )
-    model = transformers.SamModel(transformers.SamConfig(vision, mask_decoder_config=decoder))
+    model = transformers.SamModel(transformers.SamConfig(vision_config=vision, mask_decoder_config=decoder))
     given = {key.removeprefix("image_encoder."): value for key, value in official.items()}
 
     def assign(module: nn.Module, name: str) -> None:
@@ -201,8 +201,8 @@ def test_another_size_is_named(official: dict[str, Tensor], tmp_path: Path) -> N
     with torch.device("meta"):
         network = SAM3D(VARIANTS["vit_b"])
     with pytest.raises(
-        WeightsError, match=r"sam.pth \(a SAM checkpoint\) is no published size, the plans ask for vit_b: embed_dim is 32 "
-        r"in the file and 768 in the plans; .*Give SAM's file of that size, sam_vit_b_01ec64.pth",
+        WeightsError, match=r"sam.pth \(a SAM checkpoint\) is no published size, the plans ask for vit_b: embed_dim is "
+        r"32 in the file and 768 in the plans; .*Give SAM's file of that size, sam_vit_b_01ec64.pth",
     ):  # fmt: skip
         load_into(network, read_weights(tmp_path / "sam.pth"))
 
