@@ -281,5 +281,6 @@ def test_golden_warm_start_is_close(shared: Path, automatic: bool) -> None:
     with torch.no_grad():
         expected, begun = original(image), dualpath(image)
     difference = ((begun - expected).norm() / expected.norm()).item()
-    print("relative difference", difference, (begun.argmax(1) == expected.argmax(1)).float().mean().item())
-    assert 0 < difference < 0.02
+    agreement = (begun.argmax(1) == expected.argmax(1)).float().mean().item()
+    assert 0 < difference < 0.01  # measured: 0.0029 of the norm of the logits,
+    assert agreement > 0.998  # and 99.90 % of the voxels get the same class

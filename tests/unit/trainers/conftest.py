@@ -44,7 +44,8 @@ def make_trainer() -> MakeTrainer:
 
     def make(
         kind: str, *, classes: int = 3, fold: int = 0, configuration: str = CONFIGURATION, initialize: bool = False,
-        labels: dict[str, Any] | None = None, regions_class_order: list[int] | None = None, plans: dict[str, Any] | None = None, **settings: Any,
+        labels: dict[str, Any] | None = None, regions_class_order: list[int] | None = None,
+        plans: dict[str, Any] | None = None, **settings: Any,
     ) -> nnUNetTrainer_SAM3D:  # fmt: skip
         torch.manual_seed(len(made))
         labels = labels or {"background": 0} | {f"label {value}": value for value in range(1, classes)}
