@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.weights import WeightsError, convert, load_into, read_weights
 from nnunetv2_sam3d.weights.classes import Outputs, parse_class_map
 from nnunetv2_sam3d.weights.inspect import describe
@@ -124,3 +125,11 @@ def test_parsing() -> None:
     for texts in (["tumour"], ["=1"], ["tumour=one"], ["tumour=-1"], ["a=1", "a=2"]):
         with pytest.raises(ValueError, match="NAME=CHANNEL"):
             parse_class_map(texts)
+
+
+def test_map_in_the_plans() -> None:
+    settings = Settings(map_class={"tumour": 1})
+    assert Settings.from_plans({"sam3d": settings.to_dict()}) == settings
+    for wrong in ({"tumour": -1}, {"tumour": "1"}, {"tumour": True}, ["tumour"]):
+        with pytest.raises(ValueError, match="map_class must be a table"):
+            Settings(map_class=wrong)  # type: ignore[arg-type]
