@@ -252,6 +252,8 @@ def _match_classes(
 ) -> bool:
     """Takes the last convolution over, as far as the classes allow. Returns whether all of it."""
     source, given = weights.outputs, state[LAST_CONVOLUTION]
+    if given.ndim != fresh.ndim or given.shape[1:] != fresh.shape[1:]:
+        return True  # as little as any other weight of another shape, see misfits
     chosen = class_map or weights.metadata.get("map_class")
     if chosen and target is not None and source != target:
         if source is None:

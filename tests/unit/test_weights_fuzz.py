@@ -137,3 +137,53 @@ def test_many_damaged_files(
     make_network: Callable[..., SAM3D], write: Callable[[SAM3D], bytes], tmp_path: Path
 ) -> None:
     check_damage(make_network, write, tmp_path, range(1000, 11000))
+
+
+def test_one_flipped_bit_in_a_weight(make_network: Callable[..., SAM3D], tmp_path: Path) -> None:
+    """PyTorch reads such a file without a word."""
+    network = make_network(**SIZES)
+    data = saved(converted(network))
+    at = data.index(network.encoder.pos_embed.detach().numpy().tobytes()) + 2
+    (tmp_path / "flipped.pth").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    torch.load(tmp_path / "flipped.pth", weights_only=True)
+    with pytest.raises(WeightsError, match="flipped.pth .*damaged"):
+        read_weights(tmp_path / "flipped.pth")
+
+
+def test_file_without_checksums_is_read(make_network: Callable[..., SAM3D], tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(converted(make_network(**SIZES)), tmp_path / "plain.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_weights(tmp_path / "plain.pth").kind == "trained"
+
+
+@pytest.mark.parametrize("part", [0.01, 0.5, 0.99])
+def test_truncated_safetensors(make_network: Callable[..., SAM3D], tmp_path: Path, part: float) -> None:
+    data = save(sam_state(make_network(**SIZES)))
+    (tmp_path / "model.safetensors").write_bytes(data[: int(part * len(data))])
+    with pytest.raises(WeightsError, match="model.safetensors .*is no complete safetensors file.*cut off"):
+        read_weights(tmp_path / "model.safetensors")
+
+
+def test_tensor_larger_than_its_storage(make_network: Callable[..., SAM3D], tmp_path: Path) -> None:
+    """A few bytes can claim any number of values."""
+    content = converted(make_network(**SIZES))
+    content["network_weights"]["encoder.depth_embed"] = torch.zeros(1).expand(1 << 20, 1 << 20, 8)
+    torch.save(content, tmp_path / "bomb.pth")
+    with pytest.raises(WeightsError, match="bomb.pth.*encoder.depth_embed.*larger than what is stored"):
+        read_weights(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"depth": 4 << 20}, {"embed_dim": 1 << 40}, {"depth": 4.0}, {"out_channels": 1 << 62}]
+)
+def test_description_of_an_enormous_network(
+    make_network: Callable[..., SAM3D], tmp_path: Path, sizes: dict[str, Any]
+) -> None:
+    content = converted(make_network(**SIZES))
+    content[METADATA_KEY]["network"] |= sizes
+    torch.save(content, tmp_path / "large.pth")
+    with pytest.raises(WeightsError, match=r"large.pth"):
+        describe(tmp_path / "large.pth")
