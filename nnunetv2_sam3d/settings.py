@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2_sam3d.network_architecture import VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
+from nnunetv2_sam3d.weights.classes import check_class_map
 
 PLANS_KEY = "sam3d"  # beside patch_size, spacing, ... in a configuration of the plans
 DEFAULT_EPOCHS = 500
@@ -41,6 +42,8 @@ class Settings:
         mirror_axes: axes (0, 1, 2 for D, H, W) that are mirrored in training and prediction; nnU-Net's choice by
             default (all of them), none if empty, for structures that are told apart by where they lie.
         sam_checkpoint: SAM's weights; before the variable ``nnUNet_sam_checkpoint`` and the cache.
+        map_class: for labels or regions of the data set the channel of the start that knows them, if it was trained
+            for other classes.
 
     Raises:
         ValueError: for values that cannot work.
@@ -59,6 +62,7 @@ class Settings:
     max_seconds: float | None = None
     mirror_axes: tuple[int, ...] | None = None
     sam_checkpoint: str | None = None
+    map_class: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, str) or self.variant not in VARIANTS:
@@ -89,6 +93,7 @@ class Settings:
             raise ValueError(
                 f"network may not hold {decided}: settings of their own, the trainer or the data decide them"
             )
+        check_class_map(self.map_class or {})
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}")
         if not 0 < self.initial_lr < 1:

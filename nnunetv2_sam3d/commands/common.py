@@ -23,3 +23,14 @@ def add_command(commands: Any, name: str, summary: str, examples: str) -> argpar
         epilog="examples:\n" + dedent(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_class_map(parser: argparse.ArgumentParser) -> None:
+    """The option that says which channel of a start belongs to a class of the data set."""
+    parser.add_argument(
+        "--map-class",
+        nargs="+",
+        metavar="NAME=CHANNEL",
+        help="where the data set has other classes than the model it starts from: take the last convolution of label "
+        "or region NAME from this channel of the model (1 is the tumour of a binary one); without it, none is taken",
+    )

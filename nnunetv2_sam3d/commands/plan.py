@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.commands.common import add_class_map, add_command, say
 from nnunetv2_sam3d.network_architecture.config import VARIANTS
 
 NETWORK_SETTINGS = (
@@ -82,6 +82,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-seconds", type=float, help="training time of nnUNetTrainer_TimeBudget")
     parser.add_argument("--sam-checkpoint", metavar="FILE", help="SAM's weights, noted in the plans")
+    add_class_map(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -115,6 +116,7 @@ def run(options: argparse.Namespace) -> int:
 def settings_from(options: argparse.Namespace) -> Any:
     """The settings that the options describe; what is not given keeps its default."""
     from nnunetv2_sam3d.settings import Settings
+    from nnunetv2_sam3d.weights.classes import parse_class_map
 
     values = {name: getattr(options, name) for name in NETWORK_SETTINGS if getattr(options, name, None) is not None}
     if options.variant:
@@ -124,6 +126,8 @@ def settings_from(options: argparse.Namespace) -> Any:
             raise ValueError(f"--token-stride takes one number or three, got {len(options.token_stride)}")
         stride = options.token_stride
         values["token_stride"] = stride[0] if len(stride) == 1 else tuple(stride)
+    if options.map_class:
+        values["map_class"] = parse_class_map(options.map_class)
     if options.no_prompt_encoder:
         values["prompt_encoder"] = False
     if getattr(options, "like", None):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.commands.common import add_class_map, add_command, say
 
 
 def add_parser(commands: Any) -> None:
@@ -28,15 +28,23 @@ def add_parser(commands: Any) -> None:
     convert = add_command(
         verbs,
         "convert",
-        "Convert a 3DSAM-adapter checkpoint for -pretrained_weights.",
+        "Convert a 3DSAM-adapter checkpoint, one of ours or SAM's encoder for -pretrained_weights.",
         """\
         nnUNetv2_sam3d weights convert best.pth.tar -o original.pth
+        nnUNetv2_sam3d weights convert best.pth.tar -o original.pth --map-class tumour=1
+        nnUNetv2_sam3d weights convert model.safetensors -o sam_encoder.pth
         nnUNetv2_train 48 3d_fullres 0 -tr nnUNetTrainer_SAM3DDualPath -pretrained_weights original.pth
         """,
     )
-    convert.add_argument("source", metavar="SRC", help="best.pth.tar or last.pth.tar of 3DSAM-adapter")
+    convert.add_argument(
+        "source",
+        metavar="SRC",
+        help="best.pth.tar or last.pth.tar of 3DSAM-adapter, a checkpoint of a "
+        "SAM3D trainer, or SAM's or MedSAM's weights (.pth, model.safetensors, pytorch_model.bin)",
+    )
     convert.add_argument("-o", "--output", required=True, metavar="OUT.pth")
     convert.add_argument("--automatic", action="store_true", help="leave the prompt encoder out")
+    add_class_map(convert)
     convert.set_defaults(run=run_convert)
     inspect = add_command(
         verbs,
@@ -110,9 +118,14 @@ def _add_merge(verbs: Any) -> None:
 def run_convert(options: argparse.Namespace) -> int:
     """Converts and says what was written."""
     from nnunetv2_sam3d.weights import convert
+    from nnunetv2_sam3d.weights.classes import parse_class_map
 
-    metadata = convert(options.source, options.output, automatic=options.automatic)
+    class_map = parse_class_map(options.map_class or [])
+    metadata = convert(options.source, options.output, automatic=options.automatic, class_map=class_map)
     network = metadata["network"]
+    if network is None:
+        say(f"wrote {options.output}: SAM's image encoder. Train with it: -pretrained_weights {options.output}")
+        return 0
     prompt = "with prompt encoder" if network["prompt_encoder"] else "automatic, without prompt encoder"
     say(
         f"wrote {options.output}: width {network['embed_dim']}, {network['depth']} blocks, {network['adapter']} "

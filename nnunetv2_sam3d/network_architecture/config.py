@@ -72,16 +72,16 @@ class SAM3DConfig:
             "num_classes",
             "in_channels",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
         if self.depth % TAPS:
             raise ValueError(f"depth must be a multiple of {TAPS} (one tap after each quarter), got {self.depth}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
         if self.adapter not in ADAPTERS:
             raise ValueError(f"adapter must be one of {ADAPTERS}, got {self.adapter!r}")
-        if self.adapter_dim is not None and self.adapter_dim < 1:
-            raise ValueError(f"adapter_dim must be at least 1, got {self.adapter_dim}")
+        if self.adapter_dim is not None and (type(self.adapter_dim) is not int or self.adapter_dim < 1):
+            raise ValueError(f"adapter_dim must be a whole number of at least 1, got {self.adapter_dim!r}")
         if self.prompt_encoder and self.out_channels % 16:
             raise ValueError(
                 "out_channels must be a multiple of 16 for the prompt encoder (8 heads of half width), "
@@ -153,10 +153,12 @@ VARIANTS: dict[str, SAM3DConfig] = {
 }
 
 
-def variant_of(config: SAM3DConfig) -> str | None:
-    """The name of the size whose encoder blocks a network has, ``None`` for a size of its own."""
-    sizes = ("embed_dim", "depth", "num_heads", "global_attn_indexes")
+def variant_of(sizes: SAM3DConfig | Mapping[str, Any]) -> str | None:
+    """The variant whose encoder blocks a network, or a table of some of its sizes, has; ``None`` for none of them."""
+    if isinstance(sizes, SAM3DConfig):
+        blocks = ("embed_dim", "depth", "num_heads", "global_attn_indexes")
+        sizes = {name: getattr(sizes, name) for name in blocks}
     for name, published in VARIANTS.items():
-        if all(getattr(config, size) == getattr(published, size) for size in sizes):
+        if all(getattr(published, size) == value for size, value in sizes.items()):
             return name
     return None

@@ -21,7 +21,7 @@ from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
-from nnunetv2_sam3d.trainers.start import Run, Start, take_over_pretrained_weights
+from nnunetv2_sam3d.trainers.start import Run, Start, outputs_of, take_over_pretrained_weights
 from nnunetv2_sam3d.weights.files import write_checkpoint
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, Weights, read_weights
 from nnunetv2_sam3d.weights.transfer import check_same_network
@@ -108,7 +108,8 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         """
         network = self.plain_network
         groups = apply_freezing(network, self.recipe)
-        self.start = Start(network, self.print_to_log_file)
+        outputs = outputs_of(self.dataset_json["labels"], self.label_manager.has_regions)
+        self.start = Start(network, self.print_to_log_file, outputs, self.settings.map_class)
         self._load_start()
         if self.recipe.groups and (last := self.start.random_last_convolution()):
             for parameter in last:
@@ -238,6 +239,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
                 METADATA_KEY: {
                     "format": FORMAT_VERSION,
                     "network": network.config.to_dict(),
+                    "outputs": self.start.outputs.to_dict() if self.start.outputs else None,
                     "provenance": self.start.provenance,
                     "trained": [name for name, parameter in network.named_parameters() if parameter.requires_grad],
                 },

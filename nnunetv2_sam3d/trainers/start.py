@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.trainers.recipes import Recipe
 from nnunetv2_sam3d.weights import WeightsError, load_into, read_weights
+from nnunetv2_sam3d.weights.classes import Outputs
 from nnunetv2_sam3d.weights.sources import ENVIRONMENT, SAM_FILES, find_sam_checkpoint
 from nnunetv2_sam3d.weights.transfer import SEG_LAYERS, part_of
 
 RANDOM = {"kind": "random"}
+
+
+def outputs_of(labels: Mapping[str, Any], regions: bool) -> Outputs:
+    """Meaning of the channels for a data set's ``labels`` (``dataset.json``), in nnU-Net's order."""
+    values = {name: set(np.atleast_1d(value).tolist()) for name, value in labels.items() if name != "ignore"}
+    if regions:
+        return Outputs(tuple(name for name, value in values.items() if value != {0}), True)
+    return Outputs(tuple(sorted(values, key=lambda name: min(values[name]))), False)
 
 
 @dataclass(frozen=True)
@@ -48,12 +58,16 @@ class Start:
     """The weights that a network has got so far.
 
     Attributes:
+        outputs: meaning of the network's channels.
+        class_map: channel of the file for classes of the data set, if the plans ask for it.
         provenance: for each part of the network the record of its file, or ``RANDOM``.
         loaded: names of the weights that came from a file.
     """
 
     network: SAM3D
     log: Callable[[str], None]
+    outputs: Outputs | None = None
+    class_map: Mapping[str, int] | None = None
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
 
@@ -68,13 +82,15 @@ class Start:
             WeightsError: if the file cannot be used; the network is then unchanged.
         """
         weights = read_weights(path)
-        given = load_into(self.network, weights)
+        given = load_into(self.network, weights, outputs=self.outputs, class_map=self.class_map)
         self.log(f"Weights from {weights.describe()}: {len(given.names)} tensors")
         for note in given.notes:
             self.log(f"  {note}")
         record = weights.provenance()
         for part in sorted({part_of(name) for name in given.names}):
             self.provenance[part] = record
+        if given.mapped:
+            self.provenance["last convolution"] = record | {"channels": given.mapped}
         self.loaded |= given.names
 
     def find(self, run: Run, recipe: Recipe, sam_setting: str | None, variant: str) -> None:

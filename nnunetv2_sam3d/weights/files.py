@@ -7,12 +7,14 @@ import hashlib
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from nnunetv2_sam3d.weights.errors import WeightsError
 
@@ -32,7 +34,7 @@ SAFE_GLOBALS: list[Any] = [
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
-    """The content of a file that ``torch.save`` wrote, on the CPU.
+    """The content of a file that ``torch.save`` or ``safetensors`` wrote, told from its first bytes, on the CPU.
 
     Raises:
         WeightsError: if the file is absent, unreadable, no such file, damaged, or would run code when loaded.
@@ -41,12 +43,42 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist" if not path.exists() else f"{path} is not a file")
     try:
+        if _is_safetensors(path):
+            return load_file(path)
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # damaged files raise almost anything, from KeyError to UnicodeDecodeError
         raise WeightsError(f"{path} {_diagnosis(path, error)}") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a JSON table follows the eight bytes of its length."""
+    with open(path, "rb") as file:
+        return file.read(10)[8:] == b'{"'
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ValueError for a zip file that ``torch.save`` did not write like this; PyTorch itself checks no sums."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        for record in records:
+            # PyTorch stores, and without attributes. What it takes for a folder (0x10), or finds with two sizes, it
+            # neither reads nor reports: the weights are then what happened to be in memory.
+            if (
+                record.compress_type != zipfile.ZIP_STORED
+                or record.compress_size != record.file_size
+                or record.external_attr & 0x10
+                or record.is_dir()
+            ):
+                raise ValueError(f"{record.filename} is not stored as PyTorch does")
+            if record.CRC:  # PyTorch can be told to write none
+                with archive.open(record) as stream:
+                    while stream.read(1 << 20):
+                        pass  # a wrong sum is an error at the end of the record
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -70,6 +102,8 @@ def _diagnosis(path: Path, error: Exception) -> str:
     size = path.stat().st_size
     if not head:
         return "is empty. Copy or download it again."
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the weights file itself. Fetch that with git lfs pull, or download it."
     if head.lstrip()[:1] == b"<":
         return (
             "is a web page (HTML or XML), not a weights file; a download was probably redirected to a login or error "
@@ -80,6 +114,11 @@ def _diagnosis(path: Path, error: Exception) -> str:
         return (
             f"holds Python objects ({found[1]}) beside tensors and numbers. Loading them could "
             f"run code, so the file is refused. Ask its author for a plain state dict."
+        )
+    if head[8:10] == b'{"':
+        return (
+            f"({size} bytes) is no complete safetensors file: it is damaged or cut off. Copy or download it again and "
+            f"compare its size and SHA-256 with the source's."
         )
     return (
         f"({size} bytes) is no complete PyTorch checkpoint: it is damaged, cut off or of another format "

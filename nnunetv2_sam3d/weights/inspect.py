@@ -10,9 +10,12 @@ from typing import Any
 import torch
 
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file, read_adapter
 from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.model import network_from
 from nnunetv2_sam3d.weights.reading import KINDS, METADATA_KEY, Weights, read_weights
+from nnunetv2_sam3d.weights.state import encoder_sizes
 from nnunetv2_sam3d.weights.transfer import PARTS, part_of
 
 
@@ -26,8 +29,16 @@ def describe(path: str | os.PathLike[str]) -> str:
         return _describe_adapter(path)
     weights = read_weights(path)
     lines = [f"{weights.path}: {KINDS[weights.kind]}"]
-    if weights.config is not None:
+    if weights.config is None:
+        sizes = encoder_sizes(weights.state)
+        lines += _table(f"image encoder ({variant_of(sizes) or 'no published size'})", sizes)
+    else:
+        network_from(weights)  # checks that the file holds what it describes
         lines += _table("network", weights.config.to_dict())
+    if weights.outputs is not None and weights.outputs.names:
+        lines += [f"channels: {', '.join(weights.outputs.names)}"]
+    for name, channel in (weights.metadata.get("map_class") or {}).items():
+        lines += [f"for a data set with {name!r}: channel {channel}"]
     lines += ["parameters:", *_counts(weights)]
     lines += ["where the weights came from:", *_provenance(weights.metadata.get("provenance", {}), "  ")]
     if "provenance" not in weights.metadata:

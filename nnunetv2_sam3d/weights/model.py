@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.files import write_checkpoint
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, Weights, read_weights
+from nnunetv2_sam3d.weights.transfer import in_short, misfits
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> SAM3D:
@@ -47,39 +49,55 @@ def network_from(weights: Weights) -> SAM3D:
             f"{weights.describe()} holds the image encoder only, not a whole model. Train with it: "
             f"export nnUNet_sam_checkpoint={weights.path}"
         )
-    network = SAM3D(weights.config)
-    try:
-        network.load_state_dict(weights.state)
-    except RuntimeError as error:
-        raise WeightsError(f"{weights.describe()} does not hold the network it describes: {error}") from error
+    with torch.device("meta"):  # shapes only: a damaged description costs no memory
+        try:
+            network = SAM3D(weights.config)
+        except (RuntimeError, OverflowError, TypeError, ValueError) as error:
+            raise WeightsError(f"{weights.describe()} describes an impossible network: {error}") from error
+    target = network.state_dict()
+    missing = [f"{key} (missing)" for key in target if key not in weights.state]
+    if different := missing + misfits(weights.state, target):
+        raise WeightsError(f"{weights.describe()} does not hold the network it describes: {in_short(different)}")
+    network.load_state_dict(weights.state, assign=True)
     return network
 
 
 def convert(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], *, automatic: bool = False
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    automatic: bool = False,
+    class_map: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Writes a whole model as a file that ``-pretrained_weights`` and :func:`load_model` take.
+    """Writes a file's weights as one that ``-pretrained_weights`` takes, and :func:`load_model` if it is a whole model.
 
     Args:
-        source: a 3DSAM-adapter checkpoint or a file of ours.
+        source: a SAM file, a 3DSAM-adapter checkpoint or a file of ours.
         target: the file to write; an existing one is replaced only when the new one is complete.
         automatic: leave the prompt encoder out.
+        class_map: noted in the file, for data sets of other classes, see :func:`load_into`.
 
     Returns:
-        the metadata written beside the weights.
+        the metadata written beside the weights; ``"network"`` is ``None`` for SAM's encoder.
 
     Raises:
-        WeightsError: if the source is no whole model.
+        WeightsError: if the source cannot be used.
         OSError: if the target cannot be written.
     """
     if Path(source).resolve() == Path(target).resolve():
         raise WeightsError(f"source and target are the same file, {source}")
     weights = read_weights(source, automatic=automatic)
-    network = network_from(weights)  # checks that it is complete
+    if weights.config is None and (automatic or class_map):
+        raise WeightsError(f"{weights.describe()} holds the image encoder only: no prompt encoder, no classes")
     metadata = {
         "format": FORMAT_VERSION,
-        "network": network.config.to_dict(),
+        "network": None if weights.config is None else weights.config.to_dict(),
         "provenance": {"all parts": weights.provenance()},
     }
-    write_checkpoint({"network_weights": network.state_dict(), METADATA_KEY: metadata}, target)
+    if weights.outputs is not None:
+        metadata["outputs"] = weights.outputs.to_dict()
+    if class_map := class_map or weights.metadata.get("map_class"):
+        metadata["map_class"] = dict(class_map)
+    state = weights.state if weights.config is None else network_from(weights).state_dict()  # checked to be complete
+    write_checkpoint({"network_weights": state, METADATA_KEY: metadata}, target)
     return metadata

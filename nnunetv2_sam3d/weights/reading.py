@@ -8,15 +8,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file
+from nnunetv2_sam3d.weights.classes import Outputs, check_class_map
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.files import read_checkpoint, sha256
-from nnunetv2_sam3d.weights.reference import config_from_shapes, convert_reference, is_reference_checkpoint
-from nnunetv2_sam3d.weights.sam import convert_sam, is_sam_checkpoint
+from nnunetv2_sam3d.weights.reference import convert_reference, is_reference_checkpoint
+from nnunetv2_sam3d.weights.sam import IN_SAM, convert_sam, find_sam
+from nnunetv2_sam3d.weights.state import as_state, depth_of, encoder_sizes
 
 # Beside nnU-Net's own entries in a checkpoint of ours, and beside "network_weights" in a converted file.
 METADATA_KEY = "sam3d"
@@ -24,6 +25,7 @@ FORMAT_VERSION = 1
 
 KINDS = {
     "sam": "a SAM checkpoint",
+    "converted-sam": "a converted SAM encoder",
     "3dsam-adapter": "a 3DSAM-adapter checkpoint",
     "converted": "a converted 3DSAM-adapter checkpoint",
     "trained": "a checkpoint of a SAM3D trainer",
@@ -40,6 +42,7 @@ class Weights:
         state: tensors by name.
         config: sizes of the network; ``None`` if the file has the SAM encoder only.
         metadata: what the file says of itself (trainer, provenance), for files of ours.
+        outputs: meaning of the logits' channels; ``None`` if the file does not say.
         stride_known: whether the file says its token stride; 3DSAM-adapter checkpoints do not.
     """
 
@@ -48,6 +51,7 @@ class Weights:
     state: dict[str, Tensor]
     config: SAM3DConfig | None
     metadata: dict[str, Any] = field(default_factory=dict)
+    outputs: Outputs | None = None
     stride_known: bool = False
 
     def describe(self) -> str:
@@ -66,7 +70,8 @@ def read_weights(path: str | os.PathLike[str], *, automatic: bool = False) -> We
     """Reads a weights file of any supported kind.
 
     Args:
-        path: SAM ``.pth``, 3DSAM-adapter ``.pth.tar``, a converted file or a checkpoint of the SAM3D trainers.
+        path: SAM or MedSAM ``.pth``, the same from Hugging Face (``model.safetensors``, ``pytorch_model.bin``),
+            3DSAM-adapter ``.pth.tar``, a converted file or a checkpoint of the SAM3D trainers.
         automatic: leave a 3DSAM-adapter checkpoint's prompt encoder out.
 
     Raises:
@@ -83,11 +88,7 @@ def read_weights(path: str | os.PathLike[str], *, automatic: bool = False) -> We
         weights = _interpret(path, content, automatic)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    odd = [key for key, tensor in weights.state.items() if not torch.is_tensor(tensor)]
-    if odd:
-        raise WeightsError(f"{weights.describe()} is damaged: the weight {odd[0]!r} is no tensor")
-    bad = [key for key, tensor in weights.state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if bad:
+    if bad := [key for key, tensor in weights.state.items() if not tensor.isfinite().all()]:
         raise WeightsError(
             f"{weights.describe()} holds NaN or infinite values in {len(bad)} weights, the first is "
             f"{bad[0]!r}. A training that diverged wrote it; use an earlier checkpoint."
@@ -98,42 +99,90 @@ def read_weights(path: str | os.PathLike[str], *, automatic: bool = False) -> We
 def _interpret(path: Path, content: Any, automatic: bool) -> Weights:
     if is_reference_checkpoint(content):
         state, config = convert_reference(content, automatic=automatic)
-        return Weights(path, "3dsam-adapter", state, config)
-    if is_sam_checkpoint(content):
-        return Weights(path, "sam", convert_sam(content), None)
+        return Weights(path, "3dsam-adapter", state, config, outputs=Outputs((), regions=False))
+    if (sam := find_sam(content)) is not None:
+        state = convert_sam(sam)
+        encoder_sizes(state)
+        return Weights(path, "sam", state, None)
     if isinstance(content, Mapping) and "network_weights" in content:
-        metadata = content.get(METADATA_KEY)
-        if not isinstance(metadata, Mapping) or "network" not in metadata:
-            raise WeightsError(
-                "this is an nnU-Net checkpoint of another network "
-                f"(trainer {content.get('trainer_name', 'unknown')!r}), not of a SAM3D trainer. Expected "
-                f"{', '.join(KINDS.values())}."
-            )
-        if metadata.get("format", FORMAT_VERSION) > FORMAT_VERSION:
-            raise WeightsError(
-                f"the file has format {metadata['format']}, this version of nnunetv2_sam3d reads up to "
-                f"{FORMAT_VERSION}. Update it: pip install --upgrade nnunetv2_sam3d"
-            )
-        try:
-            config = SAM3DConfig.from_dict(metadata["network"])
-        except (ValueError, TypeError) as error:
-            raise WeightsError(f"the description of the network is damaged: {error}") from error
-        if not isinstance(content["network_weights"], Mapping):
-            raise WeightsError("'network_weights' is no table of weights; the file is damaged")
-        state = dict(content["network_weights"])
-        if automatic and config.prompt_encoder:
-            state = {key: value for key, value in state.items() if not key.startswith("prompt_encoder.")}
-            config = replace(config, prompt_encoder=False)
-        kind = "trained" if "trainer_name" in content else "converted"
-        return Weights(path, kind, state, config, dict(metadata), stride_known=True)
+        return _ours(path, content, automatic)
     raise WeightsError(f"the content is of no known kind ({_summary(content)}). Expected {', '.join(KINDS.values())}.")
+
+
+def _ours(path: Path, content: Mapping[str, Any], automatic: bool) -> Weights:
+    """A checkpoint of nnU-Net's form: a SAM3D trainer's or a converted file."""
+    metadata = content.get(METADATA_KEY)
+    if not isinstance(metadata, Mapping) or "network" not in metadata:
+        raise WeightsError(
+            "this is an nnU-Net checkpoint of another network "
+            f"(trainer {content.get('trainer_name', 'unknown')!r:.60}), not of a SAM3D trainer. Expected "
+            f"{', '.join(KINDS.values())}."
+        )
+    _check_metadata(metadata)
+    outputs = Outputs.from_dict(metadata["outputs"]) if metadata.get("outputs") is not None else None
+    state = as_state(content["network_weights"], "'network_weights'")
+    if metadata["network"] is None:
+        if odd := [key for key in state if not IN_SAM.fullmatch(key)]:
+            raise WeightsError(f"the file describes SAM's encoder and holds {odd[0]!r}, too; it is damaged")
+        encoder_sizes(state)
+        return Weights(path, "converted-sam", state, None, dict(metadata))
+    try:
+        config = SAM3DConfig.from_dict(metadata["network"])
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"the description of the network is damaged: {error}") from error
+    if config.depth != depth_of(state):  # a network that is built from it must not be of any size
+        raise WeightsError(f"the file describes {config.depth} blocks and holds {depth_of(state)}; it is damaged")
+    if automatic and config.prompt_encoder:
+        state = {key: value for key, value in state.items() if not key.startswith("prompt_encoder.")}
+        config = replace(config, prompt_encoder=False)
+    kind = "trained" if "trainer_name" in content else "converted"
+    return Weights(path, kind, state, config, dict(metadata), outputs, stride_known=True)
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Raises WeightsError for metadata of a newer version, or that nobody wrote like this."""
+    version = metadata.get("format", FORMAT_VERSION)
+    if type(version) is int and version > FORMAT_VERSION:
+        raise WeightsError(
+            f"the file has format {version}, this version of nnunetv2_sam3d reads up to "
+            f"{FORMAT_VERSION}. Update it: pip install --upgrade nnunetv2_sam3d"
+        )
+    trained = metadata.get("trained", [])
+    if (
+        type(version) is not int
+        or not _is_provenance(metadata.get("provenance", {}))
+        or not isinstance(trained, list)
+        or not all(isinstance(name, str) for name in trained)
+    ):
+        raise WeightsError("what the file says of itself is damaged; use a copy that is not")
+    try:
+        check_class_map(metadata.get("map_class") or {})
+    except ValueError as error:
+        raise WeightsError(f"what the file says of itself is damaged: {error}") from error
+
+
+def _is_provenance(parts: Any) -> bool:
+    """Whether it is a table of records, each with the file it names and that file's own provenance."""
+    level = {id(parts): parts}
+    for _ in range(20):  # files that were made from files; a damaged record may hold itself
+        records: list[Any] = []
+        for table in level.values():
+            if not isinstance(table, Mapping) or not all(isinstance(part, str) for part in table):
+                return False
+            records += table.values()
+        if not all(
+            isinstance(record, Mapping) and ("file" not in record or {"kind", "sha256"} <= set(record))
+            for record in records
+        ):
+            return False
+        level = {id(record["made_from"]): record["made_from"] for record in records if "made_from" in record}
+        if not level:
+            return True
+    return False
 
 
 def _summary(content: Any) -> str:
     if isinstance(content, Mapping):
-        keys = [str(key) for key in list(content)[:4]]
+        keys = [f"{key!s:.60}" for key in list(content)[:4]]
         return f"a table of {len(content)} entries: {', '.join(keys)}{', ...' if len(content) > 4 else ''}"
-    return f"a {type(content).__name__}" + (f" of shape {tuple(content.shape)}" if torch.is_tensor(content) else "")
-
-
-__all__ = ["FORMAT_VERSION", "KINDS", "METADATA_KEY", "Weights", "config_from_shapes", "read_weights"]
+    return f"a {type(content).__name__}" + (f" of shape {tuple(content.shape)}" if isinstance(content, Tensor) else "")

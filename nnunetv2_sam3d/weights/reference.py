@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
-from nnunetv2_sam3d.network_architecture.attention import SAM_WINDOW_ROWS
 from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.state import as_state, config_from_shapes
 
 # Stored by the reference, but recomputed from the grid or never used in its output.
 ENCODER_UNUSED = re.compile(r"blocks\.\d+\.attn_mask")
@@ -68,55 +68,14 @@ def convert_reference(content: Mapping[str, Any], *, automatic: bool = False) ->
     return state, config_from_shapes(state)
 
 
-def config_from_shapes(state: Mapping[str, Tensor]) -> SAM3DConfig:
-    """Sizes of a whole network from the shapes of its weights, under our names.
-
-    The token stride and the image channels leave no trace in the shapes; they get the reference's values.
-
-    Raises:
-        WeightsError: if a weight that tells a size is missing.
-    """
-
-    def shape(key: str) -> tuple[int, ...]:
-        if key not in state:
-            raise WeightsError(f"the weight {key!r} is missing, so the sizes of the network cannot be read")
-        return tuple(state[key].shape)
-
-    depth = 1 + max(
-        (int(match[1]) for key in state if (match := re.match(r"encoder\.blocks\.(\d+)\.", key))), default=-1
-    )
-    embed_dim = shape("encoder.pos_embed")[-1]
-    rows = [shape(f"encoder.blocks.{index}.attn.rel_pos_h")[0] for index in range(depth)]
-    prompted = any(key.startswith("prompt_encoder.") for key in state)
-    try:
-        return SAM3DConfig(
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=embed_dim // shape("encoder.blocks.0.attn.rel_pos_h")[1],
-            global_attn_indexes=tuple(index for index, count in enumerate(rows) if count != SAM_WINDOW_ROWS),
-            out_channels=shape("encoder.neck_3d.0.0.weight")[0],
-            decoder_channels=shape("mask_decoder.fuse.0.weight")[0],
-            prompt_mlp_dim=shape("prompt_encoder.layers.0.mlp.lin1.weight")[0] if prompted else 2048,
-            position_grid=shape("encoder.depth_embed")[1],
-            num_classes=shape("mask_decoder.seg_layers.0.weight")[0],
-            adapter="dualpath" if "encoder.blocks.0.adapter.gate.weight" in state else "original",
-            adapter_dim=shape("encoder.blocks.0.adapter.linear1.weight")[0],
-            prompt_encoder=prompted,
-        )
-    except ValueError as error:
-        raise WeightsError(f"the shapes of the weights do not fit together: {error}") from error
-
-
 def _rename(
     weights: Any, names: tuple[tuple[re.Pattern[str], str], ...], unused: re.Pattern[str] | None, part: str
 ) -> dict[str, Tensor]:
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise WeightsError(f"{part!r} is not a table of tensors, as a 3DSAM-adapter checkpoint has")
+    if isinstance(weights, Mapping):
+        named = {key.removeprefix("module.") if isinstance(key, str) else key: value for key, value in weights.items()}
+        weights = {key: named[key] for key in named if not (unused and unused.fullmatch(str(key)))}
     renamed = {}
-    for key, tensor in weights.items():
-        key = key.removeprefix("module.")
-        if unused and unused.fullmatch(key):
-            continue
+    for key, tensor in as_state(weights, f"{part!r} of the 3DSAM-adapter checkpoint").items():
         for pattern, name in names:
             if pattern.fullmatch(key):
                 renamed[pattern.sub(name, key)] = tensor

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import DualPathAdapter3d
+from nnunetv2_sam3d.network_architecture.config import variant_of
+from nnunetv2_sam3d.weights.classes import Outputs, map_channels
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import Weights
+from nnunetv2_sam3d.weights.sam import IN_SAM
+from nnunetv2_sam3d.weights.sources import SAM_FILES
+from nnunetv2_sam3d.weights.state import encoder_sizes
 
 # The parts that may come from different files; the first pattern that fits a name decides.
 PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -28,10 +33,7 @@ PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("mask decoder", re.compile(r"mask_decoder\..+")),
 )
 SEG_LAYERS = "mask_decoder.seg_layers."
-# What every SAM checkpoint gives (rel_pos_d is made from it); its norms are trained here, but start from it.
-IN_SAM = re.compile(
-    r"encoder\.(pos_embed|stem\.patch_embed\..+|blocks\.\d+\.(norm[12]\..+|mlp\..+|attn\.(qkv|proj|rel_pos).*))"
-)
+LAST_CONVOLUTION = f"{SEG_LAYERS}0.weight"
 # Sizes that decide whether weights fit; the others leave no trace in the shapes or are handled below.
 STRUCTURAL = (
     "embed_dim",
@@ -51,25 +53,54 @@ def part_of(name: str) -> str:
     return next(part for part, pattern in PARTS if pattern.fullmatch(name))
 
 
+def misfits(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
+    """Weights of ``state`` that ``target`` does not have, or has in another shape."""
+    return [
+        f"{key} {tuple(value.shape)} for {tuple(target[key].shape)}" if key in target else f"{key} (unknown)"
+        for key, value in state.items()
+        if key not in target or value.shape != target[key].shape
+    ]
+
+
+def in_short(problems: Sequence[str]) -> str:
+    """The first three, and how many more."""
+    return ", ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
+
+
 @dataclass
 class Loaded:
     """What a file gave to a network.
 
     Attributes:
-        names: parameters and buffers that now have the file's values.
+        names: parameters and buffers that now have the file's values; the last convolution only if all of it has.
+        mapped: channel of the file for each class whose part of the last convolution was mapped.
         notes: sentences for the log about what was left out, converted or differs.
     """
 
     names: set[str] = field(default_factory=set)
+    mapped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def load_into(network: SAM3D, weights: Weights) -> Loaded:
+def load_into(
+    network: SAM3D,
+    weights: Weights,
+    *,
+    outputs: Outputs | None = None,
+    class_map: Mapping[str, int] | None = None,
+) -> Loaded:
     """Puts a file's weights into a network of the same sizes.
 
     SAM's files fill the pretrained part of the encoder. Whole models fill everything, with three exceptions that are
     reported: the new paths of DualPath adapters when the file has original ones (the gate then starts at the global
-    path), the last convolution when the number of classes differs, and the prompt encoder when the network has none.
+    path), the last convolution when the classes differ, and the prompt encoder when the network has none.
+
+    Args:
+        network: is changed.
+        weights: from :func:`read_weights`.
+        outputs: meaning of the network's channels, where known.
+        class_map: channel of the file for labels or regions of the data set; by default what ``weights convert
+            --map-class`` noted in the file. Needs ``outputs``.
 
     Raises:
         WeightsError: if sizes differ, or the file cannot give what the network needs; the network is then unchanged.
@@ -77,15 +108,11 @@ def load_into(network: SAM3D, weights: Weights) -> Loaded:
     loaded = Loaded()
     state = dict(weights.state)
     target = network.state_dict()
-    if weights.config is not None:
+    if weights.config is None:
+        _check_encoder(weights, network.config)
+    else:
         _check_sizes(weights, weights.config, network.config)
         _match_adapters(state, weights, weights.config, network, loaded)
-        if weights.config.num_classes != network.config.num_classes:
-            state = {key: value for key, value in state.items() if not key.startswith(SEG_LAYERS)}
-            loaded.notes.append(
-                f"the file has {weights.config.num_classes} output channels, this data set "
-                f"{network.config.num_classes}: the last convolution was not taken and starts at random"
-            )
         if weights.config.prompt_encoder and not network.config.prompt_encoder:
             state = {key: value for key, value in state.items() if not key.startswith("prompt_encoder.")}
             loaded.notes.append("the file's prompt encoder was left out, the plans ask for a network without one")
@@ -94,24 +121,28 @@ def load_into(network: SAM3D, weights: Weights) -> Loaded:
                 f"the file was trained with token stride {list(weights.config.token_stride)}, "
                 f"this network has {list(network.config.token_stride)}"
             )
-    wrong = [
-        f"{key} {tuple(value.shape)} for {tuple(target[key].shape)}" if key in target else f"{key} (unknown)"
-        for key, value in state.items()
-        if key not in target or value.shape != target[key].shape
-    ]
-    if wrong:
+    missing = _missing(state, target, weights, network)  # before the last convolution is exchanged
+    fresh_last = (
+        weights.config is not None
+        and not missing
+        and not _match_classes(state, weights, target[LAST_CONVOLUTION], outputs, class_map, loaded)
+    )
+    if wrong := misfits(state, target):
         raise WeightsError(
-            f"{weights.describe()} does not fit the network: {', '.join(wrong[:3])}"
-            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. It needs a network of the same "
+            f"{weights.describe()} does not fit the network: {in_short(wrong)}. It needs a network of the same "
             f"size; the plans choose one with nnUNetv2_sam3d plan --variant."
         )
-    _check_complete(state, target, weights, network, loaded)
+    if missing:
+        raise WeightsError(
+            f"{weights.describe()} lacks {len(missing)} weights that the network needs, the first is "
+            f"{missing[0]!r}; the file is incomplete or of another kind."
+        )
     if weights.config is not None and weights.config.adapter == "original" and network.config.adapter == "dualpath":
         for module in network.modules():
             if isinstance(module, DualPathAdapter3d):
                 module.bias_gate_to_global()
     network.load_state_dict(state, strict=False)
-    loaded.names = set(state)
+    loaded.names = set(state) - ({LAST_CONVOLUTION} if fresh_last else set())
     return loaded
 
 
@@ -140,6 +171,24 @@ def check_same_network(weights: Weights, network: SAM3D) -> None:
             f"{weights.describe()} belongs to another network: {'; '.join(different)}. The plans, the "
             f"data set's labels or the trainer changed since it was written. Train anew (without -c), or "
             f"restore what was changed."
+        )
+
+
+def _check_encoder(weights: Weights, target: SAM3DConfig) -> None:
+    """Refuses SAM's encoder in another size than the network's, naming the size that it has and the remedy."""
+    sizes = encoder_sizes(weights.state)
+    different = [
+        f"{name} is {value} in the file and {getattr(target, name)} in the plans"
+        for name, value in sizes.items()
+        if value != getattr(target, name)
+    ]
+    if different:
+        own, wanted = variant_of(sizes), variant_of(target)
+        raise WeightsError(
+            f"{weights.describe()} is {own or 'no published size'}, the plans ask for {wanted or 'another size'}: "
+            f"{'; '.join(different)}. "
+            + (f"Give SAM's file of that size, {SAM_FILES[wanted]}" if wanted in SAM_FILES else "Give a file that fits")
+            + (f", or plan for this one: nnUNetv2_sam3d plan --variant {own}" if own else "; see plan --variant")
         )
 
 
@@ -181,23 +230,57 @@ def _match_adapters(
     )
 
 
-def _check_complete(
-    state: Mapping[str, Tensor], target: Mapping[str, Tensor], weights: Weights, network: SAM3D, loaded: Loaded
-) -> None:
-    """A whole model gives every weight but the reported ones; SAM gives its whole encoder."""
+def _match_classes(
+    state: dict[str, Tensor],
+    weights: Weights,
+    fresh: Tensor,
+    target: Outputs | None,
+    class_map: Mapping[str, int] | None,
+    loaded: Loaded,
+) -> bool:
+    """Takes the last convolution over, as far as the classes allow. Returns whether all of it."""
+    source, given = weights.outputs, state[LAST_CONVOLUTION]
+    if given.ndim != fresh.ndim or given.shape[1:] != fresh.shape[1:]:
+        return True  # as little as any other weight of another shape, see misfits
+    chosen = class_map or weights.metadata.get("map_class")
+    if chosen and target is not None and source != target:
+        if source is None:
+            raise WeightsError(
+                f"{weights.describe()} does not say what its channels mean, so --map-class cannot be applied to it"
+            )
+        state[LAST_CONVOLUTION], still_fresh = map_channels(given, fresh, source, target, chosen)
+        loaded.mapped = dict(chosen)
+        pairs = ", ".join(f"{name!r} from channel {channel}" for name, channel in chosen.items())
+        rest = f"; {', '.join(map(repr, still_fresh))} start at random" if still_fresh else ""
+        loaded.notes.append(f"the last convolution was mapped as asked: {pairs} of the file{rest}")
+        return not still_fresh
+    if len(given) != len(fresh):
+        why = f"the file has {len(given)} output channels, this data set {len(fresh)}"
+    elif source is not None and target is not None and source.regions != target.regions:
+        kinds = {True: "regions (sigmoid)", False: "labels (softmax)"}
+        why = f"the file's channels are {kinds[source.regions]}, this data set has {kinds[target.regions]}"
+    else:
+        if source is not None and target is not None and source.names and source.names != target.names:
+            loaded.notes.append(
+                f"the file's channels {list(source.names)} are taken as this data set's {list(target.names)}, in order"
+            )
+        return True
+    del state[LAST_CONVOLUTION]
+    loaded.notes.append(
+        f"{why}: the last convolution was not taken and starts at random (to take a class over: weights convert or "
+        f"plan --map-class NAME=CHANNEL)"
+    )
+    return False
+
+
+def _missing(state: Mapping[str, Tensor], target: Mapping[str, Tensor], weights: Weights, network: SAM3D) -> list[str]:
+    """What a file lacks: a whole model gives everything but DualPath's new paths, SAM its whole encoder."""
     new_in_dualpath = re.compile(r".*\.adapter\.(conv_\d_\d|gate)\..+")
-    needed = [key for key in target if IN_SAM.fullmatch(key)] if weights.config is None else list(target)
-    missing = [
+    warm_start = weights.config is not None and weights.config.adapter != network.config.adapter
+    return [
         key
-        for key in needed
+        for key in target
         if key not in state
-        and not (
-            key.startswith(SEG_LAYERS) and weights.config and weights.config.num_classes != network.config.num_classes
-        )
-        and not (weights.config is not None and weights.config.adapter == "original" and new_in_dualpath.fullmatch(key))
+        and (weights.config is not None or IN_SAM.fullmatch(key))
+        and not (warm_start and new_in_dualpath.fullmatch(key))
     ]
-    if missing:
-        raise WeightsError(
-            f"{weights.describe()} lacks {len(missing)} weights that the network needs, the first is "
-            f"{missing[0]!r}; the file is incomplete or of another kind."
-        )

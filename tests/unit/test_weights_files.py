@@ -79,13 +79,18 @@ def test_truncated_file(whole: Path, tmp_path: Path, part: float, zipped: bool) 
         b"\x00" * 4096,
         b"just some text\n" * 40,
         b"\x1f\x8b\x08\x00garbage",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
     ],
 )
 def test_other_formats(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other.pth").write_bytes(content)
     message = refused(tmp_path / "other.pth")
     assert "is no complete PyTorch checkpoint" in message and "run code" not in message
+
+
+def test_pointer_of_git_lfs(tmp_path: Path) -> None:
+    """What a clone of a Hugging Face repository without Git LFS holds."""
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+    assert "git lfs pull" in refused(tmp_path / "model.safetensors")
 
 
 class RunsCode:

@@ -44,11 +44,13 @@ def make_trainer() -> MakeTrainer:
 
     def make(
         kind: str, *, classes: int = 3, fold: int = 0, configuration: str = CONFIGURATION, initialize: bool = False,
-        labels: dict[str, Any] | None = None, plans: dict[str, Any] | None = None, **settings: Any,
+        labels: dict[str, Any] | None = None, regions_class_order: list[int] | None = None,
+        plans: dict[str, Any] | None = None, **settings: Any,
     ) -> nnUNetTrainer_SAM3D:  # fmt: skip
         torch.manual_seed(len(made))
         labels = labels or {"background": 0} | {f"label {value}": value for value in range(1, classes)}
         dataset = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+        dataset |= {} if regions_class_order is None else {"regions_class_order": regions_class_order}
         plans = deepcopy(plans_of(TOY | settings) if plans is None else plans)
         plans["continue_training"] = False
         trainer = getattr(trainers, f"nnUNetTrainer_SAM3D{kind}")(

@@ -1,0 +1,103 @@
+"""State dicts from files: checked entry by entry, and the sizes of a network told from their shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.attention import SAM_WINDOW_ROWS
+from nnunetv2_sam3d.weights.errors import WeightsError
+
+# Four digits at most: a damaged name must not cost time.
+BLOCK = re.compile(r"encoder\.blocks\.(\d{1,4})\.")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def as_state(table: Any, what: str) -> dict[str, Tensor]:
+    """A table from a file, which must be a state dict, in single precision.
+
+    Raises:
+        WeightsError: if it is not a table of plain tensors by name; ``what`` names it.
+    """
+    if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):
+        raise WeightsError(f"{what} is no table of weights; the file is damaged")
+    if odd := [key for key, value in table.items() if not isinstance(value, Tensor)]:
+        raise WeightsError(f"{what} is damaged: the weight {odd[0]!r} is no tensor")
+    return {key: _as_float32(key, value) for key, value in table.items()}
+
+
+def _as_float32(key: str, tensor: Tensor) -> Tensor:
+    """A weight in single precision. What is not stored value by value could be of any size and is refused."""
+    if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise WeightsError(f"the weight {key!r} is no plain floating-point tensor ({tensor.dtype}, {tensor.layout})")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise WeightsError(f"the weight {key!r} of shape {tuple(tensor.shape)} is larger than what is stored of it")
+    return tensor.detach().float()
+
+
+def size(state: Mapping[str, Tensor], key: str, axis: int) -> int:
+    """Length of a weight along an axis.
+
+    Raises:
+        WeightsError: if the weight is missing or has no such axis.
+    """
+    if key not in state:
+        raise WeightsError(f"the weight {key!r} is missing, so the sizes of the network cannot be read")
+    shape = state[key].shape
+    if not -len(shape) <= axis < len(shape) or shape[axis] < 1:
+        raise WeightsError(f"the weight {key!r} has the shape {tuple(shape)}, which the network cannot have")
+    return shape[axis]
+
+
+def depth_of(state: Mapping[str, Tensor]) -> int:
+    """Number of transformer blocks, counted up to the last one."""
+    return 1 + max((int(match[1]) for key in state if (match := BLOCK.match(key))), default=-1)
+
+
+def encoder_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Sizes of SAM's part of the encoder by their names in ``SAM3DConfig``, from weights under our names.
+
+    Raises:
+        WeightsError: if a weight that tells a size is missing.
+    """
+    depth = depth_of(state)
+    width = size(state, "encoder.pos_embed", -1)
+    rows = [size(state, f"encoder.blocks.{index}.attn.rel_pos_h", 0) for index in range(depth)]
+    return {
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": width // size(state, "encoder.blocks.0.attn.rel_pos_h", 1),
+        "global_attn_indexes": tuple(index for index, count in enumerate(rows) if count != SAM_WINDOW_ROWS),
+        "position_grid": size(state, "encoder.pos_embed", 1) // 2,  # the table is made for twice the token grid
+    }
+
+
+def config_from_shapes(state: Mapping[str, Tensor]) -> SAM3DConfig:
+    """Sizes of a whole network from the shapes of its weights, under our names.
+
+    The token stride and the image channels leave no trace in the shapes; they get the reference's values.
+
+    Raises:
+        WeightsError: if a weight that tells a size is missing.
+    """
+    prompted = any(key.startswith("prompt_encoder.") for key in state)
+    try:
+        return SAM3DConfig(
+            **encoder_sizes(state),
+            out_channels=size(state, "encoder.neck_3d.0.0.weight", 0),
+            decoder_channels=size(state, "mask_decoder.fuse.0.weight", 0),
+            prompt_mlp_dim=size(state, "prompt_encoder.layers.0.mlp.lin1.weight", 0) if prompted else 2048,
+            num_classes=size(state, "mask_decoder.seg_layers.0.weight", 0),
+            adapter="dualpath" if "encoder.blocks.0.adapter.gate.weight" in state else "original",
+            adapter_dim=size(state, "encoder.blocks.0.adapter.linear1.weight", 0),
+            prompt_encoder=prompted,
+        )
+    except WeightsError:
+        raise
+    except ValueError as error:
+        raise WeightsError(f"the shapes of the weights do not fit together: {error}") from error
