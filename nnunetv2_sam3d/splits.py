@@ -9,7 +9,7 @@ import pickle
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -24,23 +24,21 @@ FOLDS_NOTE = (
     "both."
 )
 MAX_BYTES = 64 << 20
-# Plain containers and paths; calling any of them runs no code of the file's.
-_SAFE: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    **{(module, name): kind for module in ("builtins", "__builtin__") for name, kind in
-       (("set", set), ("frozenset", frozenset), ("list", list), ("dict", dict), ("tuple", tuple))},
-    **{(module, name): kind for module in ("pathlib", "pathlib._local") for name, kind in
-       (("PosixPath", PurePosixPath), ("PurePosixPath", PurePosixPath),
-        ("WindowsPath", PureWindowsPath), ("PureWindowsPath", PureWindowsPath))},
-}  # fmt: skip
+# Types that no file can change, and whose construction runs no code of the file's.
+_CONTAINERS = {"set": set, "frozenset": frozenset, "list": list, "dict": dict, "tuple": tuple}
+_PATHS = {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"}
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows strings, numbers, containers and paths, nothing else."""
+    """Knows strings, numbers, containers and paths (as strings), nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _SAFE:
-            return _SAFE[module, name]
+        if module in ("builtins", "__builtin__") and name in _CONTAINERS:
+            return _CONTAINERS[name]
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module in ("pathlib", "pathlib._local") and name in _PATHS:
+            return lambda *parts: "/".join(parts)  # not the class, which a file could change
         raise pickle.UnpicklingError(f"it holds an object of {module}.{name}, which could run code")
 
 
@@ -163,9 +161,9 @@ def case_names(dataset: str) -> list[str]:
 
 def _paths(file: Path, part: str, content: Any) -> list[str]:
     entries = list(content) if isinstance(content, Mapping | list | tuple | set | frozenset) else None
-    if entries is None or not all(isinstance(entry, str | PurePosixPath | PureWindowsPath) for entry in entries):
+    if entries is None or not all(isinstance(entry, str) for entry in entries):
         raise ValueError(f"{file}: the part {part!r} is no table or list of file names")
-    return [str(entry) for entry in entries]
+    return entries
 
 
 def _case_of(path: str, cases: list[str], by_number: bool) -> str | None:

@@ -116,7 +116,7 @@ def find_model(model: Path | None, dataset: str | None, trainer: str, plans: str
         raise ValueError("give either the folder of a trained model or a data set (-d, with -tr, -p and -c)")
     if model is not None:
         return model.absolute()
-    name = maybe_convert_to_dataset_name(int(dataset) if str(dataset).isdigit() else str(dataset))
+    name = maybe_convert_to_dataset_name(int(str(dataset)) if str(dataset).isdigit() else str(dataset))
     return Path(str(nnUNet_results.require())) / name / f"{trainer}__{plans}__{configuration}"
 
 
