@@ -97,7 +97,7 @@ class TrainedFold:
         if absent:
             raise ValueError(
                 f"{folder} has no preprocessed data of {', '.join(absent[:5])}{' ...' if absent[5:] else ''}. Make "
-                f"them: nnUNetv2_preprocess -d {self.plans.dataset_name} -plans_name {self.plans.plans_name} "
+                f"them: nnUNetv2_preprocess -d {int(self.plans.dataset_name[7:10])} -plans_name {self.plans.plans_name} "
                 f"-c {self.model.name.split('__')[2]}"
             )
         dataset = infer_dataset_class(str(folder))(str(folder), cases)  # type: ignore[abstract]

@@ -81,7 +81,7 @@ class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
                 tuple(self.configuration_manager.patch_size),
             )
             summary = run_protocol(fold, protocol, self.plain_network.eval(), self.device, overwrite=True)
-        except ValueError as error:  # the validation is done, and the command can be run alone
+        except (ValueError, RuntimeError, OSError) as error:  # the validation is done; the command can be run alone
             self.print_to_log_file(
                 f"The reference's test protocol was not run: {error} Run it with: nnUNetv2_sam3d evaluate "
                 f"{self.output_folder_base} -f {self.fold} --protocol reference",

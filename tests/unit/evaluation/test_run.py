@@ -189,7 +189,7 @@ def test_automatic_network_is_refused(site: Site, make_network: Callable[..., SA
 
 def test_missing_data_are_told_with_the_command(site: Site, network: SAM3D) -> None:
     (site.preprocessed / "nnUNetSAM3DPlans_3d_fullres" / "case_b.pkl").unlink()
-    with pytest.raises(ValueError, match=r"case_b.*nnUNetv2_preprocess -d Dataset991_Toy -plans_name nnUNetSAM3DPlans"):
+    with pytest.raises(ValueError, match=r"case_b.*nnUNetv2_preprocess -d 991 -plans_name nnUNetSAM3DPlans"):
         run(site, network)
 
 
