@@ -95,10 +95,10 @@ class TrainedFold:
         folder = self.preprocessed / self.configuration.data_identifier
         absent = [case for case in cases if not (folder / f"{case}.pkl").is_file()]
         if absent:
+            number, plans, configuration = int(self.plans.dataset_name[7:10]), *self.model.name.split("__")[1:]
             raise ValueError(
                 f"{folder} has no preprocessed data of {', '.join(absent[:5])}{' ...' if absent[5:] else ''}. Make "
-                f"them: nnUNetv2_preprocess -d {int(self.plans.dataset_name[7:10])} -plans_name {self.plans.plans_name} "
-                f"-c {self.model.name.split('__')[2]}"
+                f"them: nnUNetv2_preprocess -d {number} -plans_name {plans} -c {configuration}"
             )
         dataset = infer_dataset_class(str(folder))(str(folder), cases)  # type: ignore[abstract]
         for case in cases:
