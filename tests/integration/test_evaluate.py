@@ -39,6 +39,7 @@ def test_the_command_gives_the_same_and_works_for_other_trainers(trained: Worksp
             assert abs(value - during_training["mean"][count][name]) < 1e-3, (count, name)
     output = trained.run(
         "nnUNetv2_sam3d", "evaluate", "-d", trained.number, "-f", 0, "-p", trained.plans,
-        "-tr", "nnUNetTrainer_SAM3DDualPath", "--device", "cpu", "--target", "small", "--clicks", 2, "-o", tmp_path / "small",
+        "-tr", "nnUNetTrainer_SAM3DDualPath", "--device", "cpu", "--target", "small", "--clicks", 2,
+        "-o", tmp_path / "small",
     )  # fmt: skip
     assert "small (labels 2)" in output
