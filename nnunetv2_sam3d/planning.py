@@ -21,6 +21,36 @@ PLANS_NAME = "nnUNetSAM3DPlans"
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """What a published experiment fixes of the data, so that figures can be compared.
+
+    Attributes:
+        spacing_mm: along D, H, W.
+        patch_size: voxels (D, H, W).
+        clip_hu: lower and upper bound of the intensities.
+        mean_hu: subtracted after clipping.
+        std_hu: divided by at last.
+    """
+
+    spacing_mm: tuple[float, float, float]
+    patch_size: tuple[int, int, int]
+    clip_hu: tuple[float, float]
+    mean_hu: float
+    std_hu: float
+
+    def intensities(self) -> dict[str, float]:
+        """The numbers by the names under which nnU-Net's CTNormalization reads them from the plans."""
+        lower, upper = self.clip_hu
+        return {"percentile_00_5": lower, "percentile_99_5": upper, "mean": self.mean_hu, "std": self.std_hu}
+
+
+# Gong et al., arXiv:2306.13465: their KiTS experiment.
+PROTOCOLS = {
+    "3dsam-adapter": Protocol((1.0, 1.0, 1.0), (128, 128, 128), (-54.0, 247.0), 59.53867, 55.457336),
+}
+
+
+@dataclass(frozen=True)
 class Plan:
     """Derived plans on disk.
 
@@ -47,6 +77,7 @@ def derive_plans(
     patch_size: Sequence[int] | None = None,
     spacing_mm: Sequence[float] | None = None,
     batch_size: int | None = None,
+    protocol: str | None = None,
 ) -> Plan:
     """Writes ``nnUNet_preprocessed/DATASET/NAME.json``.
 
@@ -61,6 +92,9 @@ def derive_plans(
         patch_size: voxels (D, H, W); the base's by default.
         spacing_mm: target spacing (D, H, W); the base's by default. Another one needs preprocessing.
         batch_size: the base's by default.
+        protocol: a key of ``PROTOCOLS``: sets spacing, patch size and intensity window. The derived plans then hold
+            the one configuration, since nnU-Net's plans have one intensity window for all of them, and the others'
+            data were made with another one.
 
     Raises:
         ValueError: for values that cannot work, before anything is written.
@@ -85,17 +119,26 @@ def derive_plans(
     full = PlansManager(plans).get_configuration(configuration).configuration
     if len(full["patch_size"]) != 3:
         raise NotImplementedError(f"{configuration} is two-dimensional, the SAM3D trainers are not")
+    identifier = f"{name}_{configuration}"
+    if protocol is not None:
+        if patch_size is not None or spacing_mm is not None:
+            raise ValueError(f"the protocol {protocol} fixes patch size and spacing; give no others with it")
+        chosen = plans["configurations"][configuration] = dict(full)
+        _apply_protocol(plans, configuration, PROTOCOLS[protocol], source)
+        patch_size, spacing_mm = PROTOCOLS[protocol].patch_size, PROTOCOLS[protocol].spacing_mm
     chosen[PLANS_KEY] = settings.to_dict()
     chosen["patch_size"] = _checked_patch(patch_size, full["patch_size"])
     chosen["batch_size"] = _checked_batch(batch_size, full["batch_size"])
     settings.network_config(adapter="original", in_channels=1, num_classes=2).check_patch_size(chosen["patch_size"])
     if spacing_mm is not None and list(spacing_mm) != list(full["spacing"]):
-        _change_spacing(chosen, full, spacing_mm, f"{name}_{configuration}")
+        _change_spacing(chosen, full, spacing_mm, identifier)
+    elif protocol is not None:
+        chosen["data_identifier"] = identifier
     elif "data_identifier" in full:
         chosen["data_identifier"] = full["data_identifier"]
     plans["plans_name"] = name
     target = folder / f"{name}.json"
-    _keep_preprocessed_data(target, chosen, configuration)
+    _keep_preprocessed_data(target, plans, configuration)
     save_json(plans, str(target), sort_keys=False)
     present = (folder / chosen["data_identifier"]).is_dir()
     command = f"nnUNetv2_preprocess -d {_number(folder)} -plans_name {name} -c {configuration}"
@@ -107,6 +150,7 @@ def derive_plans(
             "patch size": chosen["patch_size"],
             "spacing [mm]": list(chosen.get("spacing", full["spacing"])),
             "batch size": chosen["batch_size"],
+            **({"intensity window [HU]": PROTOCOLS[protocol].intensities()} if protocol else {}),
             **settings.to_dict(),
         },
     )
@@ -188,19 +232,41 @@ def _change_spacing(chosen: dict[str, Any], full: dict[str, Any], spacing_mm: Se
     chosen["data_identifier"] = identifier
 
 
-def _keep_preprocessed_data(target: Path, chosen: dict[str, Any], configuration: str) -> None:
-    """Another spacing under the same name must not meet the data of the old one."""
+def _apply_protocol(plans: dict[str, Any], configuration: str, protocol: Protocol, source: Path) -> None:
+    """Puts the protocol's intensity window into the plans and leaves the other configurations out."""
+    chosen = plans["configurations"][configuration]
+    if chosen["normalization_schemes"] != ["CTNormalization"]:
+        raise ValueError(
+            f"the protocol is one for CT, and {source} normalises {configuration} by "
+            f"{chosen['normalization_schemes']}. It needs a data set with the one channel 'CT' in its dataset.json."
+        )
+    for unused in ("inherits_from", "previous_stage", "next_stage"):
+        chosen.pop(unused, None)
+    plans["configurations"] = {configuration: chosen}
+    plans["foreground_intensity_properties_per_channel"]["0"] |= protocol.intensities()
+
+
+def _keep_preprocessed_data(target: Path, plans: dict[str, Any], configuration: str) -> None:
+    """Another spacing or intensity window under the same name must not meet the data of the old one."""
     if not target.is_file():
         return
-    earlier = load_json(str(target))["configurations"].get(configuration, {})
+    earlier_plans = load_json(str(target))
+    earlier = earlier_plans["configurations"].get(configuration, {})
+    chosen = plans["configurations"][configuration]
     folder = target.parent / chosen["data_identifier"]
-    if (
-        earlier.get("data_identifier") == chosen["data_identifier"]
-        and folder.is_dir()
-        and earlier.get("spacing") != chosen.get("spacing")
-    ):
-        raise ValueError(
-            f"{folder} holds data preprocessed for spacing {earlier.get('spacing')} of the earlier plans "
-            f"{target.name}, the new ones have {chosen.get('spacing')}. Give the new plans another name "
-            f"(-o NAME), or delete that folder first."
-        )
+    if earlier.get("data_identifier") != chosen["data_identifier"] or not folder.is_dir():
+        return
+    if earlier.get("spacing") != chosen.get("spacing"):
+        before, now = (f"spacing {some.get('spacing')}" for some in (earlier, chosen))
+    elif _intensities(earlier_plans) != _intensities(plans):
+        before, now = (f"the intensities {_intensities(some)}" for some in (earlier_plans, plans))
+    else:
+        return
+    raise ValueError(
+        f"{folder} holds data preprocessed for {before} of the earlier plans {target.name}, the new ones have {now}. "
+        f"Give the new plans another name (-o NAME), or delete that folder first."
+    )
+
+
+def _intensities(plans: dict[str, Any]) -> Any:
+    return plans.get("foreground_intensity_properties_per_channel")

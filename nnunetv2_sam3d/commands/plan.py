@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
         """\
         nnUNetv2_plan_and_preprocess -d 48 -c 3d_fullres
         nnUNetv2_sam3d plan -d 48 --patch-size 128 128 128 --spacing 1 1 1 --batch-size 1
+        nnUNetv2_sam3d plan -d 48 --protocol 3dsam-adapter --batch-size 1
         nnUNetv2_sam3d plan -d 4 --variant vit_tiny --token-stride 2 --epochs 40 --iterations-per-epoch 50
         nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainer_SAM3DFull -p nnUNetSAM3DPlans
         """,
@@ -38,6 +39,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="plans to start from (default: %(default)s)")
     parser.add_argument("-o", "--name", default="nnUNetSAM3DPlans", help="name of the new plans (default: %(default)s)")
     parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
+    parser.add_argument(
+        "--protocol",
+        choices=("3dsam-adapter",),
+        help="spacing 1 mm, patch 128 128 128 and KiTS's intensity window (clip to [-54, 247] HU, mean 59.53867, "
+        "std 55.457336) as 3DSAM-adapter's authors have them; CT only, needs preprocessing",
+    )
     add_network_options(parser)
     parser.set_defaults(run=run)
 
@@ -98,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
         patch_size=options.patch_size,
         spacing_mm=options.spacing,
         batch_size=options.batch_size,
+        protocol=options.protocol,
     )
     say(f"wrote {plan.file}")
     for key, value in plan.summary.items():
@@ -105,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
     if plan.preprocess:
         say(f"The data must be preprocessed for these plans:\n  {plan.preprocess} -np 2")
     else:
-        say("The preprocessed data of the base plans fit, preprocessing need not be run again.")
+        say(f"The preprocessed data in {plan.data_identifier} fit, preprocessing need not be run again.")
     say(
         f"Train with them:\n  nnUNetv2_train {options.dataset} {options.configuration} 0 "
         f"-tr nnUNetTrainer_SAM3DDualPath -p {options.name}"

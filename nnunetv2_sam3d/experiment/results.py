@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nnunetv2_sam3d.evaluation.tables import markdown_table
 from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.steps import Record
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
@@ -111,11 +112,7 @@ def as_markdown(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in [header, *table]) for column in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *table]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+    return markdown_table(header, table)
 
 
 def _number(dice: float | None) -> str:

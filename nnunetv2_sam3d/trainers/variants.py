@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from nnunetv2_sam3d.evaluation.folds import TrainedFold
+from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
+from nnunetv2_sam3d.evaluation.run import as_text, run_protocol
+from nnunetv2_sam3d.evaluation.targets import find_target
 from nnunetv2_sam3d.trainers.recipes import DUALPATH, FULL, ORIGINAL, ORIGINAL_EVAL
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
@@ -28,7 +34,7 @@ class nnUNetTrainer_SAM3DFull(nnUNetTrainer_SAM3D):
 
 
 class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
-    """A finished original-adapter model: nothing is trained, nnU-Net validates it."""
+    """A finished original-adapter model: nothing is trained, nnU-Net validates it, the reference's test follows."""
 
     recipe = ORIGINAL_EVAL
 
@@ -59,3 +65,27 @@ class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
         self.on_train_start()
         self.logger.plot_progress_png(self.output_folder)
         self.on_train_end()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's automatic validation, then the reference's test with clicks in a folder of its own."""
+        super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0:
+            self._run_reference_protocol()
+
+    def _run_reference_protocol(self) -> None:
+        try:
+            fold = TrainedFold(Path(self.output_folder_base), int(self.fold))
+            protocol = ReferenceProtocol(
+                find_target(self.dataset_json["labels"]),
+                self.label_manager,
+                tuple(self.configuration_manager.patch_size),
+            )
+            summary = run_protocol(fold, protocol, self.plain_network.eval(), self.device, overwrite=True)
+        except (ValueError, RuntimeError, OSError) as error:  # the validation is done; the command can be run alone
+            self.print_to_log_file(
+                f"The reference's test protocol was not run: {error} Run it with: nnUNetv2_sam3d evaluate "
+                f"{self.output_folder_base} -f {self.fold} --protocol reference",
+                also_print_to_console=True,
+            )
+            return
+        self.print_to_log_file(as_text(summary), also_print_to_console=True)

@@ -1,0 +1,94 @@
+"""``nnUNetv2_sam3d evaluate``"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.commands.experiment import default_device
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "evaluate",
+        "Test a trained model with clicks on its folds' validation cases, beside nnU-Net's automatic validation and "
+        "never mixed with it. The protocol 'reference' is that of 3DSAM-adapter's authors: 1, 3 and 10 random clicks "
+        "on the tumour, one crop around them, Dice and surface Dice (NSD) at 5 mm. Stopped and started again, it goes "
+        "on with the next case.",
+        """\
+        nnUNetv2_sam3d evaluate nnUNet_results/Dataset048_KiTS/nnUNetTrainer_SAM3DDualPath__nnUNetSAM3DPlans__3d_fullres
+        nnUNetv2_sam3d evaluate -d 48 -tr nnUNetTrainer_SAM3DOriginalEval -f 0 --protocol reference --target tumour
+        nnUNetv2_sam3d evaluate -d 48 -f 0 --target 2,3 --seed 1 -o masses_seed1
+        """,
+    )
+    parser.add_argument("model", type=Path, nargs="?", help="folder of a trained model (or name it by -d, -tr, -p, -c)")
+    parser.add_argument("-d", "--dataset", help="data set name or number")
+    parser.add_argument("-tr", "--trainer", default="nnUNetTrainer_SAM3DDualPath", help="default: %(default)s")
+    parser.add_argument("-p", "--plans", default="nnUNetSAM3DPlans", help="default: %(default)s")
+    parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
+    parser.add_argument("-f", "--folds", type=int, nargs="+", metavar="FOLD", help="default: all that are trained")
+    parser.add_argument("--checkpoint", default="checkpoint_final.pth", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--protocol", choices=("reference",), default="reference", help="default: %(default)s")
+    parser.add_argument(
+        "--target",
+        help="label or region to click on, a name in dataset.json or numbers like 2 or 2,3 (default: what is called "
+        "tumour, lesion or the like, else the whole foreground)",
+    )
+    parser.add_argument(
+        "--clicks", type=int, nargs="+", default=[1, 3, 10], metavar="N", help="numbers of clicks (default: 1 3 10)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the clicks (default: %(default)s)")
+    parser.add_argument("--tolerance", type=float, default=5.0, metavar="MM", help="of the NSD (default: %(default)s)")
+    parser.add_argument(
+        "--crop-size", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels (default: the patch size of the plans)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, help="folder for the results (default: fold_N/reference_protocol_with_clicks)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace results of other settings in that folder")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluates the folds one after the other."""
+    from nnunetv2_sam3d.evaluation.folds import TrainedFold, find_model, trained_folds
+
+    model = find_model(options.model, options.dataset, options.trainer, options.plans, options.configuration)
+    numbers = options.folds or trained_folds(model, options.checkpoint)
+    if not numbers:
+        raise ValueError(f"{model} has no fold with a {options.checkpoint}. Train the model first: nnUNetv2_train")
+    if options.output and len(numbers) > 1:
+        raise ValueError("-o takes the results of one fold; choose it with -f")
+    for fold in [TrainedFold(model, number, options.checkpoint) for number in numbers]:
+        evaluate_fold(fold, options)
+    return 0
+
+
+def evaluate_fold(fold: Any, options: argparse.Namespace) -> None:
+    """Runs the protocol on one fold and prints its table."""
+    import torch
+
+    from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
+    from nnunetv2_sam3d.evaluation.run import TABLE, as_text, run_protocol
+    from nnunetv2_sam3d.evaluation.targets import find_target
+    from nnunetv2_sam3d.weights import load_model
+
+    protocol = ReferenceProtocol(
+        find_target(fold.dataset_json["labels"], options.target),
+        fold.labels,
+        tuple(options.crop_size or fold.configuration.patch_size),
+        tuple(options.clicks),
+        options.tolerance,
+        options.seed,
+    )
+    device = torch.device(options.device or default_device())
+    output = options.output or fold.folder / protocol.folder
+    network = load_model(fold.checkpoint, device)
+    summary = run_protocol(fold, protocol, network, device, output=output, overwrite=options.overwrite)
+    say(as_text(summary))
+    say(f"per case: {output / TABLE}\n")

@@ -1,0 +1,192 @@
+"""Runs a protocol on a fold's validation cases; each case is kept as soon as it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nnunetv2_sam3d import __version__
+from nnunetv2_sam3d.evaluation.folds import TrainedFold
+from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
+from nnunetv2_sam3d.evaluation.tables import markdown_table
+from nnunetv2_sam3d.weights.files import sha256
+
+SUMMARY = "summary_with_clicks.json"
+TABLE = "summary_with_clicks.md"
+NOTE = (
+    "Every figure was reached with clicks placed on the ground truth. None may stand in one column with figures of "
+    "automatic segmentation, such as those in nnU-Net's validation/summary.json."
+)
+
+
+def run_protocol(
+    fold: TrainedFold,
+    protocol: ReferenceProtocol,
+    network: nn.Module,
+    device: torch.device,
+    *,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Runs what is missing and writes summary and tables.
+
+    Args:
+        fold: the trained fold; its validation cases are evaluated.
+        protocol: how.
+        network: its network, in evaluation mode on ``device``.
+        device: where the network is.
+        output: folder for the results; ``fold_N/reference_protocol_with_clicks`` by default.
+        overwrite: replace results of other settings instead of refusing.
+
+    Returns:
+        the summary, as in ``summary_with_clicks.json``.
+
+    Raises:
+        ValueError: for a network that takes no clicks, missing data, and results of other settings in ``output``.
+    """
+    if getattr(network, "prompt_encoder", None) is None:
+        raise ValueError(
+            f"{fold.checkpoint} has no prompt encoder (the reference's automatic variant) and takes no clicks; the "
+            f"protocol {protocol.name} needs some. nnU-Net's validation has the figures of automatic models."
+        )
+    cases = fold.validation_cases()
+    output = output or fold.folder / protocol.folder
+    run = {
+        "protocol": protocol.name,
+        "settings": protocol.settings(),
+        "checkpoint_sha256": sha256(fold.checkpoint),
+        "validation_cases": cases,
+        "data": fold.configuration.data_identifier,
+        "spacing_mm": list(fold.configuration.spacing),
+    }
+    _claim(output, run, overwrite)
+    files = {case: output / "cases" / f"{case}.json" for case in cases}
+    missing = [case for case in cases if read_json(files[case]) is None]
+
+    def predict(image: Tensor, points: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return network(image.to(device), points.to(device))[0].float().cpu()
+
+    with tqdm(
+        total=len(cases), initial=len(cases) - len(missing), desc=f"{protocol.name} protocol, fold {fold.fold}",
+        unit="case", file=sys.stdout,
+    ) as bar:  # fmt: skip
+        for volume in fold.volumes(missing):
+            write_json(files[volume.case], {"case": volume.case, **protocol.evaluate(predict, volume)})
+            bar.update()
+    records = [json.loads(files[case].read_text()) for case in cases]
+    summary = run | {"note": NOTE, "provenance": provenance(fold, device), **summarize(records)}
+    write_json(output / SUMMARY, summary)
+    (output / TABLE).write_text(as_text(summary, per_case=True))
+    return summary
+
+
+def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over the cases by number of clicks; cases that were left out are in none of them, and named."""
+    evaluated = [record for record in records if "left_out" not in record]
+    counts = list(evaluated[0]["clicks"]) if evaluated else []
+    return {
+        "cases_evaluated": len(evaluated),
+        "cases_left_out": {record["case"]: record["left_out"] for record in records if "left_out" in record},
+        "mean": {count: _mean([record["clicks"][count]["figures"] for record in evaluated]) for count in counts},
+        "per_case": {
+            record["case"]: {count: record["clicks"][count]["figures"] for count in counts} for record in evaluated
+        },
+    }
+
+
+def as_text(summary: Mapping[str, Any], *, per_case: bool = False) -> str:
+    """The tables, for the terminal and for documents."""
+    settings = summary["settings"]
+    source = summary["provenance"]
+    lines = [
+        f"Protocol {summary['protocol']}, WITH CLICKS on the ground truth (not automatic): "
+        f"{settings['target']} (labels {', '.join(map(str, settings['target_labels']))}), "
+        f"fold {source['fold']} of {source['model']}, {summary['cases_evaluated']} of "
+        f"{len(summary['validation_cases'])} validation cases, one crop of {settings['crop_size']} voxels of "
+        f"{summary['spacing_mm']} mm, seed {settings['seed']}.",
+        "",
+        _table(["clicks"], [([count], figures) for count, figures in summary["mean"].items()]),
+    ]
+    if summary["cases_left_out"]:
+        left_out = ", ".join(f"{case} ({reason})" for case, reason in summary["cases_left_out"].items())
+        lines += ["", f"Left out, counted in no mean: {left_out}."]
+    if per_case:
+        rows = [([case, count], row) for case, by in summary["per_case"].items() for count, row in by.items()]
+        lines += ["", _table(["case", "clicks"], rows), "", NOTE]
+    return "\n".join(lines) + "\n"
+
+
+def provenance(fold: TrainedFold, device: torch.device) -> dict[str, Any]:
+    """What computed the figures."""
+    return {
+        "model": fold.model.name,
+        "dataset": fold.plans.dataset_name,
+        "fold": fold.fold,
+        "checkpoint": str(fold.checkpoint.absolute()),
+        "plans_sha256": sha256(fold.model / "plans.json"),
+        "device": str(device),
+        "versions": {
+            "nnunetv2_sam3d": __version__,
+            **{name: version(name) for name in ("nnunetv2", "torch", "numpy", "surface-distance")},
+        },
+    }
+
+
+def read_json(file: Path) -> Any:
+    """The content, or ``None`` if there is none or it is damaged."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=1))
+    os.replace(partial, file)
+
+
+def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
+    """Notes in the folder what its results are of; refuses a folder of other results."""
+    note = output / "run.json"
+    if output.is_dir() and any(output.iterdir()):
+        found = read_json(note)
+        if found == run:
+            return
+        if not isinstance(found, dict) or found.get("protocol") != run["protocol"]:
+            raise ValueError(f"{output} holds other files than results of this command; choose another folder (-o)")
+        if not overwrite:
+            theirs, ours = found.get("settings"), run["settings"]
+            what = f"settings {theirs} instead of {ours}" if theirs != ours else "another checkpoint, data or split"
+            raise ValueError(
+                f"{output} holds results of {what}. Choose another folder with -o, or replace them with --overwrite."
+            )
+        shutil.rmtree(output / "cases", ignore_errors=True)
+        for name in (SUMMARY, TABLE):
+            (output / name).unlink(missing_ok=True)
+    write_json(note, run)
+
+
+def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in figures) / len(figures) for name in figures[0]}
+
+
+def _table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], Mapping[str, float]]]) -> str:
+    if not rows:
+        return "No case was evaluated."
+    names = list(rows[0][1])
+    cells = [[*keys, *(f"{figures[name]:.3f}" for name in names)] for keys, figures in rows]
+    return markdown_table([*heads, *names], cells)

@@ -1,0 +1,26 @@
+"""One case as the protocols see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A preprocessed case.
+
+    Attributes:
+        case: its name.
+        image: (C, D, H, W), an array or anything that is sliced like one (nnU-Net's compressed files are).
+        segmentation: ground truth (D, H, W); negative where nnU-Net has seen nothing but zeros in the image.
+        spacing_mm: of the voxels, along D, H, W.
+    """
+
+    case: str
+    image: Any
+    segmentation: np.ndarray
+    spacing_mm: Sequence[float]
