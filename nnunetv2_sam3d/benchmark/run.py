@@ -141,15 +141,11 @@ def _process(job: dict[str, Any], scratch: Path, threads: int | None, timeout_s:
     on_cpu = job.get("device", job.get("case", {}).get("device")) == "cpu"
     available = machine.available_bytes() if on_cpu else None  # CUDA maps more than it takes
     limit = int(available * RESERVE) if available else None
-    job_file.write_text(
-        json.dumps(job | {"threads": threads, "memory_limit": limit, "result_file": str(result_file)})
-    )
+    job_file.write_text(json.dumps(job | {"threads": threads, "memory_limit": limit, "result_file": str(result_file)}))
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     command = [sys.executable, "-m", "nnunetv2_sam3d.benchmark.worker", str(job_file)]
     try:
-        ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False
-        )
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
     except subprocess.TimeoutExpired:
         return {"failed": f"not finished after {timeout_s:.0f} s"}
     if result_file.is_file() and ended.returncode == 0:

@@ -20,8 +20,8 @@ def add_parser(commands: Any) -> None:
         "and against the machine's own speed. Stopped and started again with the same --json, it goes on where it was.",
         """\
         nnUNetv2_sam3d benchmark --variant vit_tiny --patch-size 64 64 64
-        nnUNetv2_sam3d benchmark --variant vit_b --patch-size 128 128 128 --what forward step --form ours plain \\
-            --precision float32 bfloat16 --depth 4 --json vit_b.json --plot vit_b.svg
+        nnUNetv2_sam3d benchmark --depth 4 --what forward step --form ours plain --precision float32 bfloat16
+        nnUNetv2_sam3d benchmark --what forward --form ours plain --json vit_b.json --plot vit_b.svg
         nnUNetv2_sam3d benchmark --what step --recipe DualPath Original Full --checkpointing off on --json step.json
         nnUNetv2_sam3d benchmark --what forward --patch-size 96 96 96 --patch-size 192 192 192
         """,
@@ -37,7 +37,9 @@ def add_parser(commands: Any) -> None:
         metavar=("D", "H", "W"),
         help="voxels; may be given several times (default: 128 128 128)",
     )
-    parser.add_argument("--depth", type=int, nargs="+", metavar="N", help="cut the network to N blocks, a multiple of 4")
+    parser.add_argument(
+        "--depth", type=int, nargs="+", metavar="N", help="cut the network to N blocks, a multiple of 4"
+    )
     parser.add_argument(
         "--what",
         nargs="+",

@@ -98,6 +98,8 @@ def test_unknown_sizes_of_the_network_are_named() -> None:
         ("initial_lr", 4, "initial_lr must lie between 0 and 1, got 4"),
         ("max_seconds", 0, "max_seconds must be positive, got 0"),
         ("max_seconds", -60.0, "max_seconds must be positive, got -60.0"),
+        ("precision", "fp16", "precision must be one of .*'fp16'"),
+        ("precision", None, "precision must be one of .*None"),
     ],
 )
 def test_impossible_values(key: str, value: Any, message: str) -> None:
