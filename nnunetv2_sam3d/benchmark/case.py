@@ -70,8 +70,10 @@ class Case:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Case:
         """From a record; what was measured is left out."""
-        known = {field.name: values[field.name] for field in fields(cls)}
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
+        known: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
+        for name in ("patch_size", "volume"):
+            known[name] = None if known[name] is None else tuple(known[name])
+        return cls(**known)
 
     def label(self) -> str:
         """For the table and progress."""
@@ -98,8 +100,8 @@ def cases(
 ) -> list[Case]:
     """Every combination that makes sense.
 
-    Only a training step of our form has checkpointing; the recipes Full and Original have the same forward pass, which is
-    measured once.
+    Only a training step of our form has checkpointing; the recipes Full and Original have the same forward pass, which
+    is measured once.
 
     Raises:
         ValueError: for sizes that cannot work, before anything is measured.
@@ -110,7 +112,7 @@ def cases(
             if depth > VARIANTS[variant].depth:
                 raise ValueError(f"--depth {depth} is more than the {VARIANTS[variant].depth} blocks of {variant}")
             for case in _of_network(variant, patch, depth, what, forms, precisions, recipes, checkpointing):
-                window = volume or tuple(size * 3 // 2 for size in patch)
+                window = volume or (patch[0] * 3 // 2, patch[1] * 3 // 2, patch[2] * 3 // 2)
                 case = replace(
                     case, batch_size=batch_size, device=device, volume=window if case.what == "predict" else None
                 )

@@ -1,9 +1,10 @@
 """The network in its plain form: the published arithmetic written as it reads, the yardstick of the benchmark.
 
-The image is upsampled and embedded slice by slice, windows are rolled and cut, and every window and head holds its whole
-matrix of logits, bias and mask, the mask made anew in every block. Nothing of the image encoder and the mask decoder is
-shared with ``network_architecture``, so that no speed-up there can reach this file and the two check each other; the
-prompt encoder is the same, it has no other form. The weights have the same names and shapes: one state dict fits both.
+The image is upsampled and embedded slice by slice, windows are rolled and cut, and every window and head holds its
+whole matrix of logits, bias and mask, the mask made anew in every block. Nothing of the image encoder and the mask
+decoder is shared with ``network_architecture``, so that no speed-up there can reach this file and the two check each
+other; the prompt encoder is the same, it has no other form. The weights have the same names and shapes: one state dict
+fits both.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class PlainSAM3D(nn.Module):
     Source: Gong et al., arXiv:2306.13465.
 
     Args:
-        config: sizes; ``checkpointing`` and ``precision`` are not looked at. ``in_channels`` is 1 or 3.
+        config: sizes; ``checkpointing`` is not looked at. ``in_channels`` is 1 or 3.
 
     Shape:
         image: (B, in_channels, D, H, W), points: (B, N, 3) -> logits (B, num_classes, D, H, W)
@@ -60,8 +61,7 @@ class PlainStem(nn.Module):
         super().__init__()
         width = config.embed_dim
         self.scale = [SAM_PATCH / stride for stride in config.token_stride]
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, width, SAM_PATCH, SAM_PATCH)
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, SAM_PATCH, SAM_PATCH)})
         self.slice_embed = nn.Conv3d(width, width, (SAM_PATCH, 1, 1), (SAM_PATCH, 1, 1), groups=width)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class PlainStem(nn.Module):
             image = image.repeat(1, 3, 1, 1, 1)
         image = F.interpolate(image, scale_factor=self.scale, mode="trilinear", align_corners=False)
         slices = image.transpose(1, 2).flatten(0, 1)  # (B * D, 3, H, W)
-        embedded = self.patch_embed.proj(slices).unflatten(0, (len(image), -1)).transpose(1, 2)
+        embedded = self.patch_embed["proj"](slices).unflatten(0, (len(image), -1)).transpose(1, 2)
         return self.slice_embed(embedded).permute(0, 2, 3, 4, 1)
 
 
@@ -190,13 +190,12 @@ class PlainBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = PlainAttention(config, 127 if index in config.global_attn_indexes else 27)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Module()
-        self.mlp.lin1, self.mlp.lin2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.ModuleDict({"lin1": nn.Linear(width, 4 * width), "lin2": nn.Linear(4 * width, width)})
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.adapter(x)
         x = x + self.attend(self.norm1(x))
-        return x + self.mlp.lin2(F.gelu(self.mlp.lin1(self.norm2(x))))
+        return x + self.mlp["lin2"](F.gelu(self.mlp["lin1"](self.norm2(x))))
 
     def attend(self, x: Tensor) -> Tensor:
         """Pad, roll, cut, attend, join, roll back, crop."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,9 +18,9 @@ Make = Callable[..., SAM3D]
 PROBES = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
-def processor(monkeypatch: pytest.MonkeyPatch, **answers: bool) -> None:
+def processor(monkeypatch: pytest.MonkeyPatch, has: str | None = None) -> None:
     for probe in PROBES:
-        monkeypatch.setattr(torch.cpu, probe, lambda answer=answers.get(probe, False): answer, raising=False)
+        monkeypatch.setattr(torch.cpu, probe, partial(operator.eq, probe, has), raising=False)
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -26,7 +28,7 @@ def test_auto_is_what_the_processor_has(monkeypatch: pytest.MonkeyPatch, probe: 
     processor(monkeypatch)
     assert cpu_precision("auto") == "float32"
     assert cpu_precision("bfloat16") == "bfloat16"  # overridden
-    processor(monkeypatch, **{probe: True})
+    processor(monkeypatch, probe)
     assert cpu_precision("auto") == "bfloat16"
     assert cpu_precision("float32") == "float32"
 
