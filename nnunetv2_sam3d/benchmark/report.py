@@ -88,7 +88,7 @@ def per_block(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def memory(record: Record) -> int:
     """Peak bytes: of the GPU where there is one, else resident."""
-    return int(record.get("peak_cuda_bytes", record["peak_rss_bytes"]))
+    return record["peak_cuda_bytes" if "peak_cuda_bytes" in record else "peak_rss_bytes"]
 
 
 def plot(records: Sequence[Record], file: Path) -> None:
