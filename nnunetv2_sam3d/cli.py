@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_sam3d import __version__
-from nnunetv2_sam3d.commands import demo, doctor, evaluate, experiment, plan, splits, weights
+from nnunetv2_sam3d.commands import benchmark, demo, doctor, evaluate, experiment, plan, splits, weights
 
-COMMANDS = (doctor, plan, splits, weights, evaluate, experiment, demo)
+COMMANDS = (doctor, plan, splits, weights, evaluate, experiment, demo, benchmark)
 
 
 def build_parser() -> argparse.ArgumentParser:

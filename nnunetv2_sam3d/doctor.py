@@ -127,6 +127,8 @@ def _paths() -> list[Finding]:
 def _devices() -> list[Finding]:
     import torch
 
+    from nnunetv2_sam3d.network_architecture.precision import cpu_has_bfloat16
+
     findings = [
         Finding(
             "CPU",
@@ -148,15 +150,6 @@ def _devices() -> list[Finding]:
     else:
         findings.append(Finding("CUDA", None, "no device; give nnU-Net's commands -device cpu"))
     return findings
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
-    import torch
-
-    return any(
-        getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
 
 
 def _weights() -> list[Finding]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2_sam3d.network_architecture import VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
+from nnunetv2_sam3d.network_architecture.precision import cpu_precision
 from nnunetv2_sam3d.weights.classes import check_class_map
 
 PLANS_KEY = "sam3d"  # beside patch_size, spacing, ... in a configuration of the plans
@@ -34,6 +35,8 @@ class Settings:
         adapter_dim: bottleneck of the adapters, half the width by default.
         prompt_encoder: whether the network has one; without it, it is the reference's automatic variant.
         checkpointing: trade time for memory in training.
+        precision: of matrix products on CPUs: ``auto`` (bfloat16 where the processor has it), ``float32`` or
+            ``bfloat16``. On GPUs nnU-Net decides.
         epochs: number of epochs, and the length of the learning rate's way down.
         iterations_per_epoch: training steps per epoch.
         val_iterations_per_epoch: validation steps per epoch.
@@ -55,6 +58,7 @@ class Settings:
     adapter_dim: int | None = None
     prompt_encoder: bool = True
     checkpointing: bool = False
+    precision: str = "auto"
     epochs: int = DEFAULT_EPOCHS
     iterations_per_epoch: int = 250
     val_iterations_per_epoch: int = 50
@@ -68,6 +72,7 @@ class Settings:
         if not isinstance(self.variant, str) or self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {sorted(VARIANTS)}")
         as_token_stride(self.token_stride)
+        cpu_precision(self.precision)
         for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "adapter_dim"):
             value = getattr(self, name)
             if value is None and name == "adapter_dim":

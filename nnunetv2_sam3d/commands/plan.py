@@ -7,10 +7,12 @@ from typing import Any
 
 from nnunetv2_sam3d.commands.common import add_class_map, add_command, say
 from nnunetv2_sam3d.network_architecture.config import VARIANTS
+from nnunetv2_sam3d.network_architecture.precision import PRECISIONS
 
 NETWORK_SETTINGS = (
     "adapter_dim",
     "checkpointing",
+    "precision",
     "epochs",
     "iterations_per_epoch",
     "val_iterations_per_epoch",
@@ -74,6 +76,11 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="recompute activations in the backward pass: less memory, more time",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of matrix products on CPUs; auto is bfloat16 where the processor has it (default: auto)",
     )
     parser.add_argument("--epochs", type=int, help="default: 500")
     parser.add_argument("--iterations-per-epoch", type=int, help="default: 250")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_sam3d.network_architecture.once import Once
 from nnunetv2_sam3d.network_architecture.windows import WINDOW, WindowLayout
 
 # Swin's penalty on logits between regions that do not touch; the softmax turns it into zero.
@@ -41,6 +44,7 @@ class WindowAttention3d(nn.Module):
         self.rel_pos_d = nn.Parameter(torch.zeros(table_rows, self.head_dim))
         self.rel_pos_h = nn.Parameter(torch.zeros(table_rows, self.head_dim))
         self.rel_pos_w = nn.Parameter(torch.zeros(table_rows, self.head_dim))
+        self._offsets = tuple(Once() for _ in range(3))
         self.register_buffer("lr", torch.ones(()))  # part of the checkpoint, never trained
         self.lr: Tensor
 
@@ -66,16 +70,13 @@ class WindowAttention3d(nn.Module):
         size = layout.size
         grid_q = q.unflatten(2, size)
         lr = self.lr.to(q.dtype)
-        q_more, k_more = [], []
+        q_more = []
         for axis, table in enumerate((self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)):
-            offsets = relative_table(table, size[axis]).to(q.dtype)  # (q position, k position, head_dim)
+            offsets = self._offsets[axis](partial(relative_table, table, size[axis]), table, key=size[axis])
+            offsets = offsets.to(q.dtype)  # (q position, k position, head_dim)
             equation = ("bndhwc,dkc->bndhwk", "bndhwc,hkc->bndhwk", "bndhwc,wkc->bndhwk")[axis]
             q_more.append(lr * torch.einsum(equation, grid_q, offsets).flatten(2, 4))
-            shape = [1, 1, 1, size[axis]]
-            shape[axis] = size[axis]
-            one_hot = torch.eye(size[axis], dtype=q.dtype, device=q.device).view(shape).expand(*size, -1)
-            k_more.append(one_hot.reshape(layout.tokens, -1).expand(*q.shape[:2], -1, -1))
-        return q_more, k_more
+        return q_more, [layout.position.to(q.dtype).expand(*q.shape[:2], -1, -1)]
 
 
 def relative_table(table: Tensor, size: int) -> Tensor:

@@ -11,6 +11,7 @@ from nnunetv2_sam3d.network_architecture.adapters import ADAPTER_CLASSES
 from nnunetv2_sam3d.network_architecture.attention import SAM_GLOBAL_ROWS, SAM_WINDOW_ROWS, WindowAttention3d
 from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.layers import MLP, ChannelLayerNorm3d, Conv3x3x3, channels_first
+from nnunetv2_sam3d.network_architecture.once import Once
 from nnunetv2_sam3d.network_architecture.stem import FoldedStem3d
 from nnunetv2_sam3d.network_architecture.windows import WindowLayout, make_layout, window_layout
 
@@ -68,6 +69,7 @@ class ImageEncoder3d(nn.Module):
         self.depth_embed = nn.Parameter(torch.zeros(1, grid, width))
         self.blocks = nn.ModuleList(Block3d(config, index) for index in range(config.depth))
         self.neck_3d = nn.ModuleList(_neck(width, config.out_channels) for _ in range(TAPS))
+        self._plane, self._line = Once(), Once()
         self.prepared_grid: tuple[int, int, int] | None = None
         self.prepared = nn.ModuleList()
         self._initialise()
@@ -113,13 +115,23 @@ class ImageEncoder3d(nn.Module):
 
         SAM's table is average-pooled by 2; both tables are interpolated linearly where the grid differs from theirs.
         """
-        plane = F.avg_pool2d(self.pos_embed.movedim(-1, 1), 2)
-        if plane.shape[2:] != grid[1:]:
-            plane = F.interpolate(plane, size=grid[1:], mode="bilinear", align_corners=False)
-        line = self.depth_embed.movedim(-1, 1)
-        if line.shape[2] != grid[0]:
-            line = F.interpolate(line, size=grid[0], mode="linear", align_corners=False)
+        plane = self._plane(lambda: _plane(self.pos_embed, grid), self.pos_embed, key=grid)
+        line = self._line(lambda: _line(self.depth_embed, grid), self.depth_embed, key=grid)
         return (plane[:, :, None] + line[..., None, None]).movedim(1, -1)
+
+
+def _plane(pos_embed: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """SAM's table (1, 2n, 2n, C) -> (1, C, H, W)."""
+    plane = F.avg_pool2d(pos_embed.movedim(-1, 1), 2)
+    if plane.shape[2:] != grid[1:]:
+        plane = F.interpolate(plane, size=grid[1:], mode="bilinear", align_corners=False)
+    return plane
+
+
+def _line(depth_embed: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """The table along depth (1, n, C) -> (1, C, D)."""
+    line = depth_embed.movedim(-1, 1)
+    return line if line.shape[2] == grid[0] else F.interpolate(line, size=grid[0], mode="linear", align_corners=False)
 
 
 def _neck(width: int, out_channels: int) -> nn.Sequential:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.encoder import ImageEncoder3d
 from nnunetv2_sam3d.network_architecture.mask_decoder import MaskDecoder3d
+from nnunetv2_sam3d.network_architecture.precision import cpu_precision
 from nnunetv2_sam3d.network_architecture.prompt_encoder import PromptEncoder3d
 
 
@@ -20,6 +22,9 @@ class SAM3D(nn.Module):
 
     Args:
         config: sizes, see :class:`SAM3DConfig`.
+        precision: of the matrix products on a CPU, where nnU-Net has no autocast: ``float32``, ``bfloat16``, or
+            ``auto``, bfloat16 where the processor has it. Weights, gradients and logits stay float32. Elsewhere than on
+            CPUs, and under the caller's own autocast, it has no effect.
 
     Shape:
         image: (B, in_channels, D, H, W), any size; padded at its end to whole tokens, the logits are cropped back.
@@ -30,9 +35,10 @@ class SAM3D(nn.Module):
         ValueError: for an image or points of another shape, and for points given to a network without prompt encoder.
     """
 
-    def __init__(self, config: SAM3DConfig) -> None:
+    def __init__(self, config: SAM3DConfig, precision: str = "float32") -> None:
         super().__init__()
         self.config = config
+        self.cpu_precision = cpu_precision(precision)
         self.encoder = ImageEncoder3d(config)
         self.prompt_encoder = (
             PromptEncoder3d(config.out_channels, config.prompt_mlp_dim) if config.prompt_encoder else None
@@ -43,6 +49,12 @@ class SAM3D(nn.Module):
 
     def forward(self, image: Tensor, points: Tensor | None = None) -> Tensor:
         points = self._checked(image, points)
+        if self.cpu_precision == "bfloat16" and image.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self._logits(image, points).float()
+        return self._logits(image, points)
+
+    def _logits(self, image: Tensor, points: Tensor) -> Tensor:
         size = image.shape[2:]
         pad = [-length % stride for length, stride in zip(size, self.config.token_stride, strict=True)]
         if any(pad):

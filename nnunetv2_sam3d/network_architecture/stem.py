@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_sam3d.network_architecture.once import Once
+
 SAM_PATCH = 16
 
 
@@ -46,6 +48,7 @@ class FoldedStem3d(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.token_stride = token_stride
+        self._kernel, self._folded = Once(), Once()
         self.patch_embed = PatchEmbed(embed_dim)
         self.slice_embed = nn.Conv3d(embed_dim, embed_dim, (SAM_PATCH, 1, 1), (SAM_PATCH, 1, 1), groups=embed_dim)
         # Starts as the mean over the slices of a token: the embedding of a slab is that of its average slice.
@@ -54,18 +57,33 @@ class FoldedStem3d(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Kernel (C, in_channels, kd, kh, kw) and bias (C,) of the one convolution, differentiable."""
+        patch, along_depth = self.patch_embed.proj, self.slice_embed
+        return self._folded(
+            self._fold,
+            patch.weight,
+            cast(Tensor, patch.bias),
+            along_depth.weight,
+            cast(Tensor, along_depth.bias),
+        )
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
         slice_weight = self.slice_embed.weight.flatten(1)
         patch_bias, slice_bias = cast(Tensor, self.patch_embed.proj.bias), cast(Tensor, self.slice_embed.bias)
         # The sums over 48 x 16 taps are made in double precision, where there is one: a few million operations that
         # keep the fold from adding any rounding of its own.
         dtype = torch.float32 if slice_weight.device.type == "mps" else torch.float64
-        kernel = channel_kernels(self.patch_embed.proj.weight.to(dtype), self.in_channels)
-        fold_d, fold_h, fold_w = (upsampling_taps(stride).to(kernel) for stride in self.token_stride)
+        in_plane = self._kernel(lambda: self._in_plane(dtype), self.patch_embed.proj.weight)
         along_depth = slice_weight.to(dtype)
-        in_plane = torch.einsum("cihw,hy,wx->ciyx", kernel, fold_h, fold_w)
+        fold_d = upsampling_taps(self.token_stride[0]).to(along_depth)
         weight = torch.einsum("ciyx,cz->cizyx", in_plane, along_depth @ fold_d)
         bias = along_depth.sum(1) * patch_bias.to(dtype) + slice_bias
         return weight.to(slice_weight.dtype), bias.to(slice_weight.dtype)
+
+    def _in_plane(self, dtype: torch.dtype) -> Tensor:
+        """The patch kernel folded along H and W: (C, in_channels, kh, kw)."""
+        kernel = channel_kernels(self.patch_embed.proj.weight.to(dtype), self.in_channels)
+        fold_h, fold_w = (upsampling_taps(stride).to(kernel) for stride in self.token_stride[1:])
+        return torch.einsum("cihw,hy,wx->ciyx", kernel, fold_h, fold_w)
 
     def forward(self, image: Tensor) -> Tensor:
         weight, bias = self.folded()

@@ -21,12 +21,14 @@ class WindowLayout(nn.Module):
         size: tokens of a window along D, H, W; 8, or the grid's edge where that is smaller.
         gather: (windows * tokens,) index of the token in each slot; padding slots repeat token 0.
         scatter: (D * H * W,) slot in which each token stands.
+        position: (tokens, sum of the window's edges) one-hot position of each slot along D, H and W.
         region: (windows, tokens, codes) one-hot region of each slot, zero for padding; ``None`` if every slot may see
             every other of its window. Slots of different regions came from opposite edges of the shifted grid.
     """
 
     gather: Tensor
     scatter: Tensor
+    position: Tensor
     region: Tensor | None
 
     def __init__(self, size: tuple[int, ...], gather: Tensor, scatter: Tensor, region: Tensor | None) -> None:
@@ -35,6 +37,7 @@ class WindowLayout(nn.Module):
         self.tokens = prod(size)
         self.register_buffer("gather", gather, persistent=False)
         self.register_buffer("scatter", scatter, persistent=False)
+        self.register_buffer("position", _positions(size, gather.device), persistent=False)
         self.register_buffer("region", region, persistent=False)
 
 
@@ -90,6 +93,13 @@ def make_layout(grid: tuple[int, int, int], shifted: bool, device: torch.device)
 def _cached(grid: tuple[int, int, int], shifted: bool, device: torch.device) -> WindowLayout:
     with torch.inference_mode(False):  # tables made while predicting may meet a training step later
         return make_layout(grid, shifted, device)
+
+
+def _positions(size: tuple[int, ...], device: torch.device) -> Tensor:
+    """One-hot positions of a window's slots along its axes, side by side."""
+    places = torch.cartesian_prod(*(torch.arange(edge, device=device) for edge in size)).unbind(1)
+    codes = [torch.nn.functional.one_hot(place, edge) for place, edge in zip(places, size, strict=True)]
+    return torch.cat(codes, 1).float()
 
 
 def _combine(axes: list[Tensor], factors: tuple[int, ...]) -> Tensor:

@@ -87,7 +87,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         config = settings.network_config(
             adapter=cls.recipe.adapter, in_channels=num_input_channels, num_classes=num_output_channels
         )
-        return SAM3D(config).prepare(configuration_manager.patch_size)
+        return SAM3D(config, settings.precision).prepare(configuration_manager.patch_size)
 
     @property
     def plain_network(self) -> SAM3D:

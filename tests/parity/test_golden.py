@@ -119,6 +119,18 @@ def test_logits_of_the_automatic_variant(checkpoint: Path, io: dict[str, Any]) -
         assert_logits(network(io["image"]), io["logits_auto"])
 
 
+def test_logits_in_bfloat16(checkpoint: Path, io: dict[str, Any]) -> None:
+    """Within 2 % of the reference's, on any processor."""
+    weights = read_weights(checkpoint)
+    assert weights.config is not None
+    network = SAM3D(weights.config, "bfloat16").eval()
+    network.load_state_dict(weights.state)
+    with torch.no_grad():
+        logits = network(io["image"], io["points"])[..., ::4, ::4, ::4]
+    error = (logits - io["logits_prompted_30"]).norm() / io["logits_prompted_30"].norm()
+    assert 1e-5 < error < 2e-2, error
+
+
 def test_the_four_results_differ(io: dict[str, Any]) -> None:
     """By more than the tolerance, so that none of the tests above can pass with another's logits."""
     names = ["logits_prompted_30", "logits_prompted_first_point_only", "logits_zero_points", "logits_auto"]

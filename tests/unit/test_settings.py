@@ -103,6 +103,8 @@ def test_unknown_sizes_of_the_network_are_named() -> None:
         ("mirror_axes", [1, 1], "mirror_axes must be some of 0, 1, 2"),
         ("mirror_axes", True, "mirror_axes must be some of 0, 1, 2"),
         ("max_seconds", -60.0, "max_seconds must be positive, got -60.0"),
+        ("precision", "fp16", "precision must be one of .*'fp16'"),
+        ("precision", None, "precision must be one of .*None"),
     ],
 )
 def test_impossible_values(key: str, value: Any, message: str) -> None:

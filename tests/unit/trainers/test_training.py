@@ -163,6 +163,18 @@ def test_training_and_validation_loss(make_trainer: MakeTrainer) -> None:
     assert float(trainer.train_step(deepcopy(data))["loss"]) == pytest.approx(0.5 * dice + 0.5 * ce, rel=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision_of_the_plans_reaches_training_and_prediction(make_trainer: MakeTrainer, precision: str) -> None:
+    """Both build their network in the same way."""
+    trainer = make_trainer("Full", initialize=True, precision=precision)
+    assert trainer.plain_network.cpu_precision == precision
+    seen = set[torch.dtype]()
+    layer = trainer.plain_network.encoder.blocks[0].mlp.lin1
+    layer.register_forward_hook(lambda module, given, out: seen.add(out.dtype))
+    train(trainer, 1)
+    assert seen == {getattr(torch, precision)}
+
+
 # --- mirroring ---
 
 

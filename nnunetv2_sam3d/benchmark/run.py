@@ -1,0 +1,188 @@
+"""The benchmark: a fresh process for every case, results kept after each, a failed case recorded and passed over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_sam3d.benchmark import machine
+from nnunetv2_sam3d.benchmark.case import Case
+
+PARITY = 1e-4  # of float32 logits of our form and the plain one
+RESERVE = 0.95  # part of the available memory that a case may take
+DECIDING = ("device", "gpu", "processor", "threads", "torch", "nnunetv2_sam3d", "code")
+
+
+def run(
+    cases: Sequence[Case],
+    *,
+    json_file: Path | None = None,
+    repeats: int = 5,
+    time_limit_s: float = 300.0,
+    timeout_s: float = 3600.0,
+    threads: int | None = None,
+    again: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measures all cases.
+
+    Args:
+        cases: what to measure.
+        json_file: where the results go, after every case; what it already holds of the same machine and code is kept.
+        repeats: timed runs of each case, after one that warms up.
+        time_limit_s: no further run of a case begins after this time.
+        timeout_s: a process that takes longer is ended and its case recorded as failed.
+        threads: of torch; its own choice by default.
+        again: measure everything anew, whatever the file holds.
+        say: takes a line for the user.
+
+    Returns:
+        ``{"environment": ..., "records": [...]}``; failed records have ``failed``, the reason, and no ``seconds``.
+
+    Raises:
+        ValueError: if the file holds measurements of another machine or other code.
+        RuntimeError: if the machine's own speed cannot be measured.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="sam3d_benchmark_"))
+    logits = Path(f"{json_file}.logits") if json_file else scratch  # beside the results, so that a later run compares
+    try:
+        device = cases[0].device
+        precisions = sorted({case.precision for case in cases})
+        environment = _process({"device": device, "precisions": precisions}, scratch, threads, timeout_s)
+        if "failed" in environment:
+            raise RuntimeError(f"the speed of {device} could not be measured: {environment['failed']}")
+        rates = environment["products_per_second"]
+        say(", ".join([environment.get("gpu", environment["processor"]), f"{environment['threads']} threads"]))
+        say("matrix products: " + ", ".join(f"{key} {rate / 1e9:.0f} GFLOP/s" for key, rate in rates.items()))
+        records = {} if again else _kept(json_file, environment, cases)
+        if records:
+            say(f"{len(records)} records of {json_file} are kept; --again measures them anew")
+        logits.mkdir(parents=True, exist_ok=True)
+        for number, case in enumerate(cases, 1):
+            if case in records:
+                continue
+            job = {"case": case.to_dict(), "repeats": repeats, "time_limit_s": time_limit_s, "logits_file": None}
+            if case.what == "forward":
+                job["logits_file"] = str(_logits_of(case, logits))
+            measured = _process(job, scratch, threads, timeout_s)
+            if "operations" in measured:
+                measured["products_per_second"] = rates[case.precision]
+                measured["floor_seconds"] = measured["operations"] / rates[case.precision]
+            records[case] = case.to_dict() | measured
+            say(f"[{number}/{len(cases)}] {case.label()}: {_summary(records[case])}")
+            result = {"environment": environment, "records": list(records.values())}
+            _compare(records, logits)
+            if json_file is not None:
+                write_json(json_file, result)
+        shutil.rmtree(logits, ignore_errors=True)
+        return {"environment": environment, "records": list(records.values())}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def parity_failures(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Sentences about float32 logits of ours that differ from the plain form's."""
+    return [
+        f"{Case.from_dict(record).label()}: logits differ by {record['max_difference']:.1e} from "
+        f"{record['compared_with']}, more than {PARITY:.0e}"
+        for record in records
+        if record["precision"] == "float32" and record.get("max_difference", 0.0) > PARITY
+    ]
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, file)
+
+
+def _kept(file: Path | None, environment: dict[str, Any], cases: Sequence[Case]) -> dict[Case, dict[str, Any]]:
+    """Finished records of an earlier run."""
+    if file is None or not file.is_file():
+        return {}
+    try:
+        earlier = json.loads(file.read_text())
+        found = {Case.from_dict(record): record for record in earlier["records"] if "failed" not in record}
+        before = earlier["environment"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is no result of this benchmark ({error!r}); give another --json or delete it"
+        ) from error
+    differs = [key for key in DECIDING if before.get(key) != environment.get(key)]
+    if differs:
+        changes = ", ".join(f"{key} {before.get(key)} -> {environment.get(key)}" for key in differs)
+        raise ValueError(
+            f"{file} holds measurements that cannot be compared with new ones ({changes}). Give another --json, or "
+            f"replace them with --again."
+        )
+    return found
+
+
+def _process(job: dict[str, Any], scratch: Path, threads: int | None, timeout_s: float) -> dict[str, Any]:
+    """Runs one job in a fresh process; whatever happens to it becomes a record."""
+    job_file, result_file = scratch / "job.json", scratch / "result.json"
+    result_file.unlink(missing_ok=True)
+    on_cpu = job.get("device", job.get("case", {}).get("device")) == "cpu"
+    available = machine.available_bytes() if on_cpu else None  # CUDA maps more than it takes
+    limit = int(available * RESERVE) if available else None
+    job_file.write_text(json.dumps(job | {"threads": threads, "memory_limit": limit, "result_file": str(result_file)}))
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    command = [sys.executable, "-m", "nnunetv2_sam3d.benchmark.worker", str(job_file)]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not finished after {timeout_s:.0f} s"}
+    if result_file.is_file() and ended.returncode == 0:
+        return json.loads(result_file.read_text())
+    if ended.returncode == -signal.SIGKILL:
+        return {"failed": "killed by the system, most probably out of memory"}
+    last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+    return {"failed": f"the process ended with status {ended.returncode}: {last}"}
+
+
+def _logits_of(case: Case, folder: Path) -> Path:
+    """Where the logits of a forward pass are kept until all are measured."""
+    return folder / f"{case.label().replace(' ', '_')}.npy"
+
+
+def _compare(records: dict[Case, dict[str, Any]], folder: Path) -> None:
+    """Adds to every forward record how far its logits are from the plain form's in float32, or else from ours."""
+    for case, record in records.items():
+        if case.what != "forward" or "failed" in record or record.get("compared_with") == "plain float32":
+            continue
+        for form in ("plain", "ours"):
+            values = case.to_dict() | {"form": form, "precision": "float32"}
+            reference = Case.from_dict(values)
+            files = _logits_of(case, folder), _logits_of(reference, folder)
+            if reference != case and reference in records and all(file.is_file() for file in files):
+                logits, expected = (np.load(file) for file in files)
+                difference = logits - expected
+                record["compared_with"] = f"{form} float32"
+                record["max_difference"] = float(np.abs(difference).max())
+                record["relative_error"] = float(np.linalg.norm(difference) / np.linalg.norm(expected))
+                break
+
+
+def _summary(record: dict[str, Any]) -> str:
+    if "failed" in record:
+        return f"failed: {record['failed']}"
+    return (
+        f"{record['seconds']:.3g} s (spread {record['seconds_spread']:.2g}), "
+        f"{record['seconds'] / record['floor_seconds']:.1f} x floor, {record['peak_rss_bytes'] / 1e9:.2f} GB"
+    )

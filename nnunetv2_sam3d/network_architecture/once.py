@@ -1,0 +1,44 @@
+"""What depends on weights that do not change is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Once:
+    """The last value that was computed from some weights, kept until one of them changes.
+
+    Nothing is kept where a gradient has to reach the weights: a trained table is computed in each training step, a
+    frozen one never again, and inference computes neither. A change is seen by the tensor's version, which optimizers
+    and ``load_state_dict`` raise (only writing through ``.data`` goes unseen), by its place and by its type. One value
+    is held, so that nothing grows; it is no part of the state dict.
+    """
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._value: Any = None
+
+    def __call__(self, compute: Callable[[], Any], *weights: Tensor, key: Hashable = None) -> Any:
+        """``compute()``, or its earlier result.
+
+        Args:
+            compute: depends on nothing but the weights and the key.
+            weights: what it reads.
+            key: what else it depends on, for instance the grid.
+        """
+        # torch.compile traces the arithmetic; tensors made in inference mode have no version
+        if torch.compiler.is_compiling() or any(weight.is_inference() for weight in weights):
+            return compute()
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+            return compute()
+        now = (key, *((id(w), w.data_ptr(), w._version, w.dtype, w.device) for w in weights))
+        if now != self._key:
+            device = weights[0].device.type
+            # a value made while predicting, or under autocast, may meet a training step later
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                self._key, self._value = now, compute()
+        return self._value

@@ -1,0 +1,29 @@
+"""bfloat16 on processors: nnU-Net computes in float32 on them, which some of them do several times slower."""
+
+from __future__ import annotations
+
+import torch
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+
+
+def cpu_precision(choice: str) -> str:
+    """What a choice of precision means on this processor: ``float32`` or ``bfloat16``.
+
+    ``auto`` asks what the processor can do and times nothing: the arithmetic of a training must not depend on what else
+    the machine was doing when it began.
+
+    Raises:
+        ValueError: for another choice than ``auto``, ``float32`` and ``bfloat16``.
+    """
+    if choice not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {choice!r}")
+    if choice != "auto":
+        return choice
+    return "bfloat16" if cpu_has_bfloat16() else "float32"
