@@ -27,6 +27,8 @@ class Training:
         hours: of all epochs; NaN without a log.
         trained: parameters that the optimizer changed; ``None`` without a checkpoint.
         parameters: all parameters; likewise.
+        device: the GPU's name, or ``cpu``; empty if unknown.
+        torch: version of PyTorch that trained; empty if unknown.
         peak_bytes: resident memory of the training process; ``None`` if nothing recorded it.
         curves: ``train_loss``, ``val_loss``, ``pseudo_dice`` (mean over classes) and ``epoch``, equally long.
     """
@@ -36,6 +38,8 @@ class Training:
     hours: float
     trained: int | None
     parameters: int | None
+    device: str
+    torch: str
     peak_bytes: int | None
     curves: Mapping[str, list[float]] = field(default_factory=dict)
 
@@ -49,12 +53,15 @@ def read_training(model: Model, fold: int) -> Training:
     curves = {name: [epochs[number].get(name, math.nan) for number in sorted(epochs)] for name in names}
     checkpoint = folder / "checkpoint_final.pth"
     trained, total = parameters(read_checkpoint(checkpoint)) if checkpoint.is_file() else (None, None)
+    debug = read_json(folder / "debug.json") if (folder / "debug.json").is_file() else {}  # nnU-Net's, at the start
     return Training(
         model.name,
         fold,
         math.fsum(epoch.get("seconds", 0.0) for epoch in epochs.values()) / 3600 if logs else math.nan,
         trained,
         total,
+        str(debug.get("gpu_name", debug.get("device", ""))),
+        str(debug.get("torch_version", "")),
         _peak(model, fold),
         {"epoch": [float(number) for number in sorted(epochs)], **curves},
     )
