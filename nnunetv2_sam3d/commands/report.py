@@ -15,8 +15,8 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "report",
-        "Measure and compare trainers on the validation cases of their folds: one HTML page that needs no network, with "
-        "tables (also Markdown, LaTeX, CSV), figures (SVG, PNG), overlays and a 3D viewer. What was measured before is "
+        "Measure and compare trainers on the validation cases of their folds: one HTML page that needs no network, "
+        "with tables (also Markdown, LaTeX, CSV), figures (SVG, PNG), overlays and a 3D viewer. What was measured before is "
         "not measured again.",
         """\
         nnUNetv2_sam3d report -d 220 --trainers Original DualPath OriginalEval -o kits_report
@@ -54,7 +54,9 @@ def add_parser(commands: Any) -> None:
         metavar="NAME",
         help="labels or regions whose lesions are counted (default: those called tumour, cyst, mass and the like)",
     )
-    parser.add_argument("--focus", metavar="NAME", help="label or region of overlays and sub-groups (default: a tumour)")
+    parser.add_argument(
+        "--focus", metavar="NAME", help="label or region of overlays and sub-groups (default: a tumour)"
+    )
     parser.add_argument(
         "--volume-groups-ml",
         nargs="+",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -128,7 +127,7 @@ def summarise(rows: Sequence[Row], metric: Metric, seed: int = 0) -> list[Summar
         folds = {fold: _mean(_values(by_fold[fold], metric)) for fold in sorted(by_fold)}
         means = _finite(list(folds.values()))
         values = _values(group, metric)
-        low, high = bootstrap_interval(values, seed, model, mode, structure, metric.key)
+        low, high = bootstrap_interval(values, seed)
         summaries.append(
             Summary(
                 model,
@@ -159,7 +158,7 @@ def differences(rows: Sequence[Row], metric: Metric, seed: int = 0) -> list[Diff
             two = {row.case: metric.value(row) for row in by_model[second]}
             common = [case for case in one if case in two]
             delta = _finite([two[case] - one[case] for case in common])
-            low, high = bootstrap_interval(delta, seed, first, second, mode, structure, metric.key)
+            low, high = bootstrap_interval(delta, seed)
             p, effect, least_p = paired_test(delta)
             found.append(
                 Difference(
@@ -186,17 +185,16 @@ def differences(rows: Sequence[Row], metric: Metric, seed: int = 0) -> list[Diff
     return adjusted
 
 
-def bootstrap_interval(values: Sequence[float], seed: int, *name: str) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
     """Percentile interval of the mean over cases, from resampled cases; NaN with fewer than two values.
 
     Args:
         values: of the cases.
-        seed: of the resampling.
-        name: what is resampled; gives every quantity its own, repeatable stream.
+        seed: of the resampling; the same for all quantities, so that equal values get equal intervals.
     """
     if len(values) < 2:
         return math.nan, math.nan
-    generator = np.random.default_rng([seed, zlib.crc32("\0".join(name).encode())])
+    generator = np.random.default_rng(seed)
     data = np.asarray(values, float)
     means = np.empty(RESAMPLES)
     for start in range(0, RESAMPLES, 500):  # 500 at a time: memory stays small with thousands of cases
@@ -237,13 +235,14 @@ def verdict(difference: Difference, metric: Metric, comparisons: int) -> str:
     """One sentence that says no more than the test does."""
     if not difference.cases:
         return "No case has a value for both models."
+    if not difference.effect and difference.least_p == 1.0:
+        return "No difference in any case."
     if difference.least_p * comparisons >= ALPHA:
         return (
-            f"Too few cases for a claim: {difference.cases} pairs cannot give an adjusted p below {ALPHA}, whatever "
-            f"they hold."
+            f"Too few cases: the {difference.cases} pairs cannot give an adjusted p below {ALPHA}, whatever they hold."
         )
     if difference.p_holm >= ALPHA:
-        return "No difference shown; that does not show that there is none."
+        return "No difference shown, which is not to say that there is none."
     if not difference.mean * difference.effect > 0:
         return "The test finds a difference, but mean and ranks point in opposite directions: look at the cases."
     better = difference.second if (difference.effect > 0) == (metric.better == "higher") else difference.first
@@ -267,9 +266,7 @@ def volume_groups(rows: Sequence[Row], structure: str, borders_ml: Sequence[floa
     if borders_ml is None:
         if len(sizes) < 4:
             return {}
-        borders_ml = [
-            float(np.quantile(sizes, share)) for share in ((1 / 3, 2 / 3) if len(sizes) >= 9 else (1 / 2,))
-        ]
+        borders_ml = [float(np.quantile(sizes, share)) for share in ((1 / 3, 2 / 3) if len(sizes) >= 9 else (1 / 2,))]
     titles = ["none", f"up to {borders_ml[0]:.3g} ml"]
     titles += [f"{low:.3g} to {high:.3g} ml" for low, high in zip(borders_ml, borders_ml[1:], strict=False)]
     titles.append(f"over {borders_ml[-1]:.3g} ml")

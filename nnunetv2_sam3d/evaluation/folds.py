@@ -208,8 +208,8 @@ def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> 
                 problems.append(f"{folder} lacks {_some(missing)}")
             if foreign := sorted(present - set(cases)):
                 raise ValueError(
-                    f"{folder} holds {_some(foreign)} not in fold {fold} of {dataset.folder / 'splits_final.json'}: the "
-                    f"split was changed after this training, or the folder holds other predictions. Validate the fold "
+                    f"{folder} holds {_some(foreign)} not in fold {fold} of {dataset.folder / 'splits_final.json'}: "
+                    f"the split was changed after this training, or the folder holds other predictions. Validate the fold "
                     f"again (nnUNetv2_train ... --val) in an empty folder"
                 )
             items += [

@@ -156,7 +156,7 @@ def write_report(request: Request, output: Path, say: Callable[[str], None], cli
     )
     for folder in ("tables", "figures"):  # nothing of an earlier report stays beside this one
         shutil.rmtree(output / folder, ignore_errors=True)
-    with look():  # type: ignore[attr-defined]
+    with look():
         chapters = sections.all_sections(results, output / "figures", request.view_cases, tqdm)
     _write(output / "cases.csv", cases_csv(rows))
     _write(output / "summary.json", summary_json(results))
@@ -220,7 +220,9 @@ def summary_json(results: Results) -> str:
         "summaries": [asdict(entry) for entry in results.summaries],
         "differences": [asdict(entry) for entry in results.differences],
         "volume groups": {"structure": results.focus.name, "cases": results.groups},
-        "trainings": [{key: value for key, value in asdict(run).items() if key != "curves"} for run in results.trainings],
+        "trainings": [
+            {key: value for key, value in asdict(run).items() if key != "curves"} for run in results.trainings
+        ],
     }
     return json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
 

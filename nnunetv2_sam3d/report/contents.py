@@ -131,7 +131,7 @@ def detection_table(rows: Sequence[Row], models: Sequence[str], structures: Sequ
         "false lesions", "mean volume error [ml]", "median volume error [%]",
     ]  # fmt: skip
     caption = (
-        f"{mode.capitalize()} results: cases with empty masks, lesions, and volumes (predicted minus annotated). A lesion "
+        f"{mode.capitalize()} results: cases with empty masks, lesions, volumes (predicted minus annotated). A lesion "
         f"is a 26-connected component of the annotation; one common voxel detects it. A false lesion is a component of "
         f"the prediction without a common voxel."
     )
@@ -155,7 +155,7 @@ def group_table(
                 values = [BY_KEY[key].value(row) for row in group]
                 low, high = math.nan, math.nan
                 if len(values) >= FEW_CASES:
-                    low, high = bootstrap_interval(values, seed, model, mode, structure.name, key, title)
+                    low, high = bootstrap_interval(values, seed)
                 cells.append(interval(math.fsum(values) / len(values), low, high))
             found = [row.measures for row in group]
             lesions, detected = sum(m.lesions or 0 for m in found), sum(m.detected or 0 for m in found)
@@ -173,7 +173,9 @@ def cost_table(trainings: Sequence[Training], models: Sequence[str]) -> Table:
     lines = []
     for model in models:
         runs = [run for run in trainings if run.model == model]
-        parameters = sorted({(run.trained, run.parameters) for run in runs if run.trained is not None})
+        parameters = sorted(
+            {(run.trained, run.parameters) for run in runs if run.trained is not None and run.parameters}
+        )
         hours = [run.hours for run in runs if not math.isnan(run.hours)]
         peaks = [run.peak_bytes for run in runs if run.peak_bytes]
         spread = f" ± {np.std(hours, ddof=1):.3g}" if len(hours) > 1 else ""
@@ -189,8 +191,8 @@ def cost_table(trainings: Sequence[Training], models: Sequence[str]) -> Table:
             ]
         )
     caption = (
-        "Costs, from nnU-Net's logs and checkpoints: hours are those of all epochs (validation not counted), peak memory "
-        "is the largest resident memory of a training process where it was recorded. A dash: not recorded."
+        "Costs, from nnU-Net's logs and checkpoints: hours are those of all epochs (validation not counted), peak "
+        "memory is the largest resident memory of a training process where it was recorded. A dash: not recorded."
     )
     header = ["model", "folds", "trained parameters", "hours a fold", "hours in all", "peak memory [GB]", "device"]
     return Table("costs", caption, header, lines, frozenset({0, 6}))

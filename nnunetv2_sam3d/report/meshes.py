@@ -65,7 +65,9 @@ def _mesh(mask: np.ndarray, spacing_mm: Sequence[float], size_mm: Sequence[float
     grid = ndimage.zoom(soft, [spacing / step_mm for spacing in spacing_mm], order=1, grid_mode=True, mode="nearest")
     # a structure of a few voxels must not vanish in the smoothing
     level = min(LEVEL, 0.5 * float(grid.max()))
-    real_step = [size * spacing / cells for size, spacing, cells in zip(padded.shape, spacing_mm, grid.shape, strict=True)]
+    real_step = [
+        size * spacing / cells for size, spacing, cells in zip(padded.shape, spacing_mm, grid.shape, strict=True)
+    ]
     vertices, triangles, _, _ = marching_cubes(np.pad(grid, 1), level, spacing=real_step)
     offset = [
         (0.5 - 1) * step - 2 * spacing - size / 2

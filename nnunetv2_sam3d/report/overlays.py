@@ -13,15 +13,17 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import Normal, Stroke
 
 from nnunetv2_sam3d.evaluation.cases import Row, label_array, read_mask
 from nnunetv2_sam3d.evaluation.folds import Item
 from nnunetv2_sam3d.evaluation.structures import Structure
-from nnunetv2_sam3d.report.style import REFERENCE_COLOUR, colour, new_figure, short
+from nnunetv2_sam3d.report.style import REFERENCE_COLOUR, new_figure, short
 
 PLANES = ("axial", "coronal", "sagittal")
 MARGIN_MM = 25.0
 EXCESS_COLOUR, MISSED_COLOUR = "#E69F00", "#56B4E9"
+OUTLINE = [Stroke(linewidth=2.2, foreground="black"), Normal()]  # keeps lines visible on white and black
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def choose_cases(rows: Sequence[Row], structure: str) -> dict[str, str]:
     if not ranked:
         return {}
     chosen = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
-    return {title: case for title, case in chosen.items() if list(chosen.values()).index(case) == list(chosen).index(title)}
+    first = {case: title for title, case in reversed(chosen.items())}  # with few cases one is two of them
+    return {title: case for case, title in reversed(first.items())}
 
 
 def load_view(items: Sequence[Item], image_file: Path | None, structure: Structure, labels: Sequence[int]) -> View:
@@ -78,21 +81,16 @@ def load_view(items: Sequence[Item], image_file: Path | None, structure: Structu
     shown = structure.mask(reference)
     for prediction in predictions.values():
         shown = shown | structure.mask(prediction)
-    box = []
-    for axis, size in enumerate(shown.shape):
-        occupied = np.flatnonzero(shown.any(axis=tuple(other for other in range(3) if other != axis)))
-        low, high = (int(occupied[0]), int(occupied[-1])) if len(occupied) else (0, size - 1)
-        margin = int(np.ceil(MARGIN_MM / spacing_mm[axis]))
-        box.append(slice(max(0, low - margin), min(size, high + margin + 1)))
+    box = _box(shown, spacing_mm)
     image = None
     if image_file is not None and image_file.is_file():
-        image = sitk.GetArrayViewFromImage(_oriented(sitk.ReadImage(str(image_file))))[tuple(box)].astype(np.float32)
+        image = sitk.GetArrayViewFromImage(_oriented(sitk.ReadImage(str(image_file))))[box].astype(np.float32)
     return View(
         items[0].case,
         spacing_mm,
         image,
-        reference[tuple(box)].copy(),
-        {model: prediction[tuple(box)].copy() for model, prediction in predictions.items()},
+        reference[box].copy(),
+        {model: prediction[box].copy() for model, prediction in predictions.items()},
     )
 
 
@@ -113,8 +111,14 @@ def draw_overlays(
     image = np.zeros(view.reference.shape, np.float32) if view.image is None else view.image
     low, high = window or (float(np.percentile(image, 1)), float(np.percentile(image, 99)))
     masks = {name: structure.mask(labels) for name, labels in view.predictions.items()}
-    figure = new_figure(7.6, 0.8 + 2.35 * (1 + len(masks)))
-    grid = figure.subplots(1 + len(masks), 3, squeeze=False)
+    box = _box(reference, view.spacing_mm)
+    image, reference = image[box], reference[box]
+    masks = {name: mask[box] for name, mask in masks.items()}
+    cuts = [(axis, index - box[axis].start) for axis, index in cuts]
+    depth_mm, height_mm, width_mm = (size * step for size, step in zip(image.shape, view.spacing_mm, strict=True))
+    inch_per_mm = 7.0 / (2 * width_mm + height_mm)  # one scale for all panels
+    figure = new_figure(7.6, 0.9 + (max(depth_mm, height_mm) * inch_per_mm + 0.08) * (1 + len(masks)))
+    grid = figure.subplots(1 + len(masks), 3, squeeze=False, width_ratios=(width_mm, width_mm, height_mm))
     for row, (name, mask) in enumerate([("annotation", None), *masks.items()]):
         for axis, (plane, index) in enumerate(cuts):
             panel = grid[row][axis]
@@ -128,7 +132,7 @@ def draw_overlays(
                 _tint(panel, found & ~truth, EXCESS_COLOUR, extent)
                 _tint(panel, truth & ~found, MISSED_COLOUR, extent)
                 _contour(panel, truth, REFERENCE_COLOUR, "dashed", extent)
-                _contour(panel, found, colour(row - 1), "solid", extent)
+                _contour(panel, found, "white", "solid", extent)
             else:
                 _contour(panel, truth, REFERENCE_COLOUR, "dashed", extent)
             panel.set(xticks=[], yticks=[], facecolor="black")
@@ -142,8 +146,8 @@ def draw_overlays(
     figure.suptitle(title, fontsize=10)
     figure.legend(
         handles=[
-            Line2D([], [], color="#b3a500", linestyle="--", label="annotation"),
-            Line2D([], [], color="#444444", label="model"),
+            Line2D([], [], color=REFERENCE_COLOUR, linestyle="--", path_effects=OUTLINE, label="annotation"),
+            Line2D([], [], color="white", path_effects=OUTLINE, label="model"),
             Patch(color=EXCESS_COLOUR, label="too much"),
             Patch(color=MISSED_COLOUR, label="missed"),
         ],
@@ -160,6 +164,17 @@ def _oriented(image: sitk.Image) -> sitk.Image:
     return sitk.DICOMOrient(image, "LPS")
 
 
+def _box(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[slice, ...]:
+    """The box around a mask with a margin; everything for an empty mask."""
+    box = []
+    for axis, size in enumerate(mask.shape):
+        occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        low, high = (int(occupied[0]), int(occupied[-1])) if len(occupied) else (0, size - 1)
+        margin = int(np.ceil(MARGIN_MM / spacing_mm[axis]))
+        box.append(slice(max(0, low - margin), min(size, high + margin + 1)))
+    return tuple(box)
+
+
 def _cuts(mask: np.ndarray) -> list[tuple[int, int]]:
     """For axial, coronal, sagittal: axis and the index of the slice that shows most of the mask."""
     return [(axis, int(mask.sum(axis=tuple(o for o in range(3) if o != axis)).argmax())) for axis in range(3)]
@@ -171,16 +186,17 @@ def _cut(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
     return slice_ if axis == 0 else slice_[::-1]
 
 
-def _tint(panel: Axes, area: np.ndarray, name: str, extent: tuple[float, ...]) -> None:
+def _tint(panel: Axes, area: np.ndarray, name: str, extent: tuple[float, float, float, float]) -> None:
     layer = np.zeros((*area.shape, 4))
     layer[area] = to_rgba(name, 0.6)
     panel.imshow(layer, extent=extent, interpolation="nearest")
 
 
-def _contour(panel: Axes, area: np.ndarray, name: str, line: str, extent: tuple[float, ...]) -> None:
+def _contour(panel: Axes, area: np.ndarray, name: str, line: str, extent: tuple[float, float, float, float]) -> None:
     if area.any():
         padded = np.pad(area.astype(float), 1)  # closes contours at the border
         size = [(extent[3] / area.shape[0]), (extent[1] / area.shape[1])]
         y = extent[3] - (np.arange(padded.shape[0]) - 0.5) * size[0]
         x = (np.arange(padded.shape[1]) - 0.5) * size[1]
-        panel.contour(x, y, padded, [0.5], colors=name, linewidths=1.3, linestyles=line)
+        lines = panel.contour(x, y, padded, [0.5], colors=name, linewidths=1.2, linestyles=line)
+        lines.set_path_effects(OUTLINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -63,6 +64,9 @@ def boxes(rows: Sequence[Row], models: Sequence[str], structures: Sequence[str],
         axis.set_xlim(-0.6, len(models) - 0.4)
         if metric.unit == "":
             axis.set_ylim(-0.03, 1.03)
+        elif all(math.isnan(value) for column in columns for value in column.values()):
+            axis.set_yticks([])
+            axis.text(0.5, 0.5, "defined in no case", transform=axis.transAxes, ha="center", fontsize=8)
         else:
             axis.set_ylim(bottom=0)
     axes[0].set_ylabel(metric.title + (f" [{metric.unit}]" if metric.unit else ""))
@@ -73,7 +77,7 @@ def bland_altman(rows: Sequence[Row], models: Sequence[str], structures: Sequenc
     """Volume error against the mean of both volumes, with bias and 95 % limits of agreement (1.96 SD)."""
     figure = new_figure(min(11.0, 1.0 + 2.9 * len(models)), 2.5 * len(structures) + 0.3)
     grid = figure.subplots(len(structures), len(models), squeeze=False, sharex="row", sharey="row")
-    for line, structure in zip(grid, structures, strict=True):
+    for number, (line, structure) in enumerate(zip(grid, structures, strict=True)):
         for place, (axis, model) in enumerate(zip(line, models, strict=True)):
             pairs = [
                 (row.measures.reference_ml, row.measures.predicted_ml)
@@ -98,7 +102,7 @@ def bland_altman(rows: Sequence[Row], models: Sequence[str], structures: Sequenc
                 axis.set_xlabel(
                     f"bias {bias:+.3g} ml, limits {bias - spread:+.3g} to {bias + spread:+.3g} ml", fontsize=7.5
                 )
-            if line is grid[0]:
+            if number == 0:
                 axis.set_title(short(model, 30), fontsize=9)
         line[0].set_ylabel(f"{short(structure, 18)}\npredicted - reference [ml]", fontsize=8)
     figure.supxlabel("mean of predicted and reference volume [ml]", fontsize=8.5)
@@ -115,7 +119,7 @@ def learning_curves(trainings: Sequence[Training], models: Sequence[str]) -> Fig
     folds = sorted({run.fold for run in trainings})
     for place, model in enumerate(trained):
         for run in (run for run in trainings if run.model == model and _epochs(run)):
-            look = {
+            look: dict[str, Any] = {
                 "linestyle": MODEL_LINES[folds.index(run.fold) % len(MODEL_LINES)],
                 "linewidth": 1.1,
                 "marker": "o" if _epochs(run) == 1 else None,
@@ -128,7 +132,10 @@ def learning_curves(trainings: Sequence[Training], models: Sequence[str]) -> Fig
         grid[1][place].set_xlabel("epoch")
     grid[0][0].set_ylabel("loss")
     grid[1][0].set_ylabel("pseudo Dice (mean of classes)")
-    handles = [Line2D([], [], color="#0072B2", label="training loss"), Line2D([], [], color="#D55E00", label="val. loss")]
+    handles = [
+        Line2D([], [], color="#0072B2", label="training loss"),
+        Line2D([], [], color="#D55E00", label="validation loss"),
+    ]
     handles += [
         Line2D([], [], color="#444444", linestyle=MODEL_LINES[index % len(MODEL_LINES)], label=f"fold {fold}")
         for index, fold in enumerate(folds)

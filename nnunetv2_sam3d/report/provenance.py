@@ -43,9 +43,7 @@ def provenance(
                 "folder": model.folder.name,
                 "plans.json": sha256(model.folder / "plans.json") if (model.folder / "plans.json").is_file() else None,
                 "predictions": _digest([item.prediction for item in items if item.model == model.name]),
-                "trained with torch": sorted(
-                    {run.torch for run in trainings if run.model == model.name and run.torch}
-                ),
+                "trained with torch": sorted({run.torch for run in trainings if run.model == model.name and run.torch}),
                 "training commands": [
                     shlex.join(
                         ["nnUNetv2_train", dataset.name, configuration, str(run.fold), "-tr", model.trainer]

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 CT_WINDOW_HU = (-160.0, 240.0)
 RULES = (
-    "Empty masks: where prediction and annotation are both empty, Dice and surface Dice count 1; where one of them is, 0 "
-    "(as KiTS counts; nnU-Net's own summary leaves the first kind out). HD95 is not defined in either case and left out; "
-    "the tables say in how many cases it is defined.",
+    "Empty masks: where prediction and annotation are both empty, Dice and surface Dice count 1; where one of them is, "
+    "0 (as KiTS counts; nnU-Net's own summary leaves the first kind out). HD95 is not defined in either case and left "
+    "out; the tables say in how many cases it is defined.",
     "Surface Dice: share of both surfaces within the tolerance of the other one, with the areas of surface elements "
     "(DeepMind's surface-distance, which KiTS uses). HD95: the larger one of both directed 95th percentiles, weighted "
     "by area. All distances in millimetres on the grid of the annotation.",
     f"Intervals: 95 %, percentile bootstrap of the mean over cases, {RESAMPLES:,} resamples with a fixed seed. "
-    f"Differences: Wilcoxon signed-rank test over cases, two-sided, pairs without difference dropped, Holm-adjusted over "
-    f"all comparisons of one metric; {ALPHA} is taken as the limit.",
+    f"Differences: Wilcoxon signed-rank test over cases, two-sided, pairs without difference dropped, Holm-adjusted "
+    f"over all comparisons of one metric; {ALPHA} is taken as the limit.",
     "What the tests do not know: cases of one fold share a model, the folds share training cases, and every fold was "
     "trained once. Another training seed would move the figures by an amount that none of these intervals contains.",
 )
@@ -42,7 +42,7 @@ def subtitle(results: Results) -> str:
     cases = len({item.case for item in results.items})
     whole = len({case for split in results.dataset.splits for case in (*split.get("train", ()), *split["val"])})
     folds = f"{len(results.folds)} of {len(results.dataset.splits)} folds"
-    return f"{cases} of {whole} cases, each validated by the model that had not seen it; {folds}; {len(results.models)} models"
+    return f"{cases} of {whole} cases, each as a validation case of its fold; {folds}; {len(results.models)} models"
 
 
 def all_sections(
@@ -112,8 +112,8 @@ def _results(results: Results, mode: str, figures: Path) -> Section:
             plots.bland_altman(rows, present, names),
             figures,
             f"volumes_{mode}",
-            f"Bland-Altman plot of volumes ({mode}). Solid: bias, dashed: 95 % limits of agreement; cases empty in both "
-            f"masks are left out.",
+            f"Bland-Altman plot of volumes ({mode}). Solid: bias, dashed: 95 % limits of agreement; cases empty in "
+            f"both masks are left out.",
         )
     )
     title = "Automatic results" if mode == AUTOMATIC else f"Results with clicks: {mode}"
@@ -129,8 +129,8 @@ def _training(results: Results, figures: Path) -> Section:
     if curves is None:
         return Section("training", "Training", texts=["No training log holds an epoch."], tables=[table])
     caption = (
-        "Learning curves from nnU-Net's logs. Each model's validation loss is its own trainer's; loss values of different "
-        "trainers need not be comparable. Pseudo Dice is of random patches, not of whole cases."
+        "Learning curves from nnU-Net's logs. Each model's validation loss is its own trainer's; loss values of "
+        "different trainers need not be comparable. Pseudo Dice is of random patches, not of whole cases."
     )
     return Section(
         "training", "Training", tables=[table], pictures=[_picture(curves, figures, "learning_curves", caption)]
@@ -154,8 +154,8 @@ def _cases(
         if case in titles:
             dice = {r.model: r.measures.dice for r in rows if (r.case, r.structure) == (case, results.focus.name)}
             caption = (
-                f"{label[0].upper()}{label[1:]}. {results.focus.name} on the slices that show most of it. Yellow dashes: "
-                f"annotation; coloured line: the model; orange: too much; blue: missed."
+                f"{label[0].upper()}{label[1:]}; {results.focus.name}, on the slices that show most of it, around the "
+                f"annotation. Yellow dashes: annotation; white line: the model; orange: too much; blue: missed."
             )
             figure = draw_overlays(view, results.focus, label, window, dice)
             pictures.append(_picture(figure, figures, f"overlay_{titles[case]}", caption, "png"))

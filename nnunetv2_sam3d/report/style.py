@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,7 +18,7 @@ MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 MODEL_MARKERS = "osD^vP"
 MODEL_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
 REFERENCE_COLOUR = "#F0E442"
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "nnunetv2_sam3d",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
@@ -49,7 +51,7 @@ def short(name: str, width: int = 22) -> str:
     return textwrap.shorten(name, width, placeholder="...") if " " in name else name[:width]
 
 
-def look() -> object:
+def look() -> AbstractContextManager[None]:
     """Context in which figures are built and saved."""
     return matplotlib.rc_context(SETTINGS)
 

@@ -6,14 +6,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from nnunetv2_sam3d.evaluation.folds import Model, read_json
 from nnunetv2_sam3d.experiment.results import parameters
 from nnunetv2_sam3d.weights.files import read_checkpoint
 
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?|nan)"
-LINE = re.compile(rf": (?:(Epoch) (\d+)|(train_loss|val_loss) {NUMBER}|(Epoch time): {NUMBER} s|(Pseudo dice) \[(.*)\])")
+LINE = re.compile(
+    rf": (?:(Epoch) (\d+)|(train_loss|val_loss) {NUMBER}|(Epoch time): {NUMBER} s|(Pseudo dice) \[(.*)\])"
+)
 VALUE = re.compile(rf"{NUMBER}\)?(?:,|$)")
 
 

@@ -81,7 +81,7 @@ class Page:
 def render(page: Page) -> str:
     """The HTML text.
 
-    Its Content-Security-Policy allows the page's own style and script by their hashes and embedded images, nothing else.
+    Its Content-Security-Policy allows the page's own style and script by their hashes and embedded images, no more.
     """
     folder = files(__package__)
     style = folder.joinpath("page.css").read_text(encoding="utf-8")
