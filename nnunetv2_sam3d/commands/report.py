@@ -16,8 +16,8 @@ def add_parser(commands: Any) -> None:
         commands,
         "report",
         "Measure and compare trainers on the validation cases of their folds: one HTML page that needs no network, "
-        "with tables (also Markdown, LaTeX, CSV), figures (SVG, PNG), overlays and a 3D viewer. What was measured before is "
-        "not measured again.",
+        "with tables (also Markdown, LaTeX, CSV), figures (SVG, PNG), overlays and a 3D viewer. What was measured "
+        "before is not measured again.",
         """\
         nnUNetv2_sam3d report -d 220 --trainers Original DualPath OriginalEval -o kits_report
         nnUNetv2_sam3d report -d 220 --trainers nnUNetTrainer__nnUNetPlans DualPath --folds 0 1 -o two_folds

@@ -209,8 +209,8 @@ def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> 
             if foreign := sorted(present - set(cases)):
                 raise ValueError(
                     f"{folder} holds {_some(foreign)} not in fold {fold} of {dataset.folder / 'splits_final.json'}: "
-                    f"the split was changed after this training, or the folder holds other predictions. Validate the fold "
-                    f"again (nnUNetv2_train ... --val) in an empty folder"
+                    f"the split was changed after this training, or the folder holds other predictions. Validate the "
+                    f"fold again (nnUNetv2_train ... --val) in an empty folder"
                 )
             items += [
                 Item(model.name, AUTOMATIC, fold, case, folder / f"{case}{dataset.ending}", dataset.reference(case))

@@ -173,9 +173,7 @@ def cost_table(trainings: Sequence[Training], models: Sequence[str]) -> Table:
     lines = []
     for model in models:
         runs = [run for run in trainings if run.model == model]
-        parameters = sorted(
-            {(run.trained, run.parameters) for run in runs if run.trained is not None and run.parameters}
-        )
+        parameters = sorted({(run.trained or 0, run.parameters) for run in runs if run.parameters})
         hours = [run.hours for run in runs if not math.isnan(run.hours)]
         peaks = [run.peak_bytes for run in runs if run.peak_bytes]
         spread = f" ± {np.std(hours, ddof=1):.3g}" if len(hours) > 1 else ""
@@ -183,7 +181,8 @@ def cost_table(trainings: Sequence[Training], models: Sequence[str]) -> Table:
             [
                 model,
                 str(len(runs)),
-                " / ".join(f"{trained:,} ({100 * trained / total:.1f} %)" for trained, total in parameters) or "-",
+                " / ".join(f"{trained:,} ({100 * trained / (total or 1):.1f} %)" for trained, total in parameters)
+                or "-",
                 f"{np.mean(hours):.3g}{spread}" if hours else "-",
                 f"{sum(hours):.3g}" if hours else "-",
                 f"{max(peaks) / 1e9:.2f}" if peaks else "-",
@@ -196,6 +195,10 @@ def cost_table(trainings: Sequence[Training], models: Sequence[str]) -> Table:
     )
     header = ["model", "folds", "trained parameters", "hours a fold", "hours in all", "peak memory [GB]", "device"]
     return Table("costs", caption, header, lines, frozenset({0, 6}))
+
+
+def _share(trained: int, parameters: int) -> str:
+    return f"{trained:,} ({100 * trained / parameters:.1f} %)"
 
 
 def _models(summaries: Sequence[Summary], mode: str) -> list[str]:

@@ -24,7 +24,7 @@ def scene(view: View, structures: Sequence[Structure], focus: Structure) -> dict
     Args:
         view: the case, cropped around ``focus``.
         structures: what gets a surface.
-        focus: shown first; of the others only the annotation's largest one is, as a veil.
+        focus: shown first, of the annotation and the last model; of the others the annotation's largest one, as a veil.
 
     Returns:
         ``case`` and ``meshes``, each with ``name``, ``structure``, ``colour``, ``shown``, ``veil``, ``scale`` (mm per
@@ -47,7 +47,8 @@ def scene(view: View, structures: Sequence[Structure], focus: Structure) -> dict
                     "name": name,
                     "structure": structure.name,
                     "colour": paint,
-                    "shown": structure == focus or (is_veil and name == "annotation"),
+                    "shown": (structure == focus and name in ("annotation", sources[-1][0]))
+                    or (is_veil and name == "annotation"),
                     "veil": is_veil or (structure == focus and name == "annotation"),
                     **mesh,
                 }

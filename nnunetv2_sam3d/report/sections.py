@@ -168,7 +168,7 @@ def _cases(
     )
     found = [Section("cases", "Cases", texts=[text], pictures=pictures)]
     if scenes:
-        coarse = "Surfaces are smoothed and coarser than the masks: for looking, not for measuring."
+        coarse = "Surfaces are smoothed and coarser than the masks: for looking, not for measuring. Boxes choose."
         found.append(Section("surfaces", "In three dimensions", texts=[coarse], scenes=scenes))
     return found
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, which colour-blind readers can tell apart; every model has a marker and line style as well
 MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MODEL_MARKERS = "osD^vP"
-MODEL_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
+MODEL_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
 REFERENCE_COLOUR = "#F0E442"
 SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "nnunetv2_sam3d",

@@ -4,7 +4,7 @@
   const VERTEX = `attribute vec3 position; attribute vec3 normal; uniform mat3 turn; uniform float zoom, aspect;
     varying float light; void main() { vec3 p = turn * position * zoom; vec3 n = turn * normal;
     light = 0.35 + 0.65 * abs(dot(normalize(n), normalize(vec3(0.3, 0.4, 0.87))));
-    gl_Position = vec4(p.x / aspect, p.y, -p.z * 0.4, 1.0); }`;
+    gl_Position = vec4(p.x / aspect, p.y, -p.z * 0.2, 1.0); }`;
   const FRAGMENT = `precision mediump float; uniform vec4 paint; varying float light;
     void main() { gl_FragColor = vec4(paint.rgb * light, paint.a); }`;
 
@@ -59,10 +59,13 @@
     }
     const program = compile(gl);
     const at = (name) => gl.getUniformLocation(program, name);
-    let radius = 1;
+    let [wide, high] = [1, 1]; // mm from the middle that turning about the long axis must not cut off
     const meshes = scene.meshes.map((mesh) => {
       const data = decode(mesh);
-      if (mesh.shown) for (const value of data.positions) radius = Math.max(radius, Math.abs(value));
+      for (let i = 0; mesh.shown && i < data.positions.length; i += 3) {
+        wide = Math.max(wide, Math.hypot(data.positions[i], data.positions[i + 1]));
+        high = Math.max(high, Math.abs(data.positions[i + 2]));
+      }
       const paint = [1, 3, 5].map((i) => parseInt(mesh.colour.slice(i, i + 2), 16) / 255);
       return {
         paint, veil: mesh.veil, shown: mesh.shown, count: data.triangles.length,
@@ -70,7 +73,8 @@
         triangles: buffer(gl, gl.ELEMENT_ARRAY_BUFFER, data.triangles),
       };
     });
-    let [yaw, pitch, zoom] = [0.5, -1.25, 0.72 / radius];
+    const shape = canvas.clientWidth / canvas.clientHeight;
+    let [yaw, pitch, zoom] = [0.5, -1.35, 0.9 * Math.min(shape / wide, 1 / (high + 0.2 * wide))];
 
     function draw() {
       canvas.width = canvas.clientWidth * 2;
