@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; every model has a marker and line style as well
 MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -67,5 +68,18 @@ def as_bytes(figure: Figure, kind: str, dpi: int) -> bytes:
 def save(figure: Figure, folder: Path, name: str, dpi: int = 150, kinds: Sequence[str] = ("svg", "png")) -> None:
     """Writes ``NAME.svg`` and ``NAME.png``."""
     folder.mkdir(parents=True, exist_ok=True)
+    _settle(figure)
     for kind in kinds:
         (folder / f"{name}.{kind}").write_bytes(as_bytes(figure, kind, dpi))
+
+
+def _settle(figure: Figure) -> None:
+    """Ends the automatic layout at rounded places: its solver's last digits differ from run to run."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(value, 4) for value in axes.get_position().bounds])
+    for text in figure.get_children():
+        if isinstance(text, Text):  # title and labels of the whole figure
+            x, y = text.get_position()
+            text.set_position((round(x, 4), round(y, 4)))
