@@ -84,7 +84,7 @@ def load_view(items: Sequence[Item], image_file: Path | None, structure: Structu
     box = _box(shown, spacing_mm)
     image = None
     if image_file is not None and image_file.is_file():
-        image = sitk.GetArrayViewFromImage(_oriented(sitk.ReadImage(str(image_file))))[box].astype(np.float32)
+        image = sitk.GetArrayFromImage(_oriented(sitk.ReadImage(str(image_file))))[box].astype(np.float32)
     return View(
         items[0].case,
         spacing_mm,

@@ -100,7 +100,7 @@ def bland_altman(rows: Sequence[Row], models: Sequence[str], structures: Sequenc
                 for limit in (bias - spread, bias + spread):
                     axis.axhline(limit, color=colour(place), linewidth=1, linestyle="--")
                 axis.set_xlabel(
-                    f"bias {bias:+.3g} ml, limits {bias - spread:+.3g} to {bias + spread:+.3g} ml", fontsize=7.5
+                    f"bias {bias:+.3g}, limits {bias - spread:+.3g} to {bias + spread:+.3g} ml", fontsize=7.5
                 )
             if number == 0:
                 axis.set_title(short(model, 30), fontsize=9)

@@ -44,7 +44,9 @@ def no_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_commands() -> None:
-    assert {"doctor", "plan", "weights", "weights convert", "weights inspect", "experiment", "demo"} <= set(COMMANDS)
+    assert {"doctor", "plan", "weights", "weights convert", "weights inspect", "experiment", "report", "demo"} <= set(
+        COMMANDS
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
