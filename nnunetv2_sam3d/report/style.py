@@ -78,7 +78,8 @@ def _settle(figure: Figure) -> None:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:
-        axes.set_position([round(value, 4) for value in axes.get_position().bounds])
+        left, bottom, width, height = (round(float(value), 4) for value in axes.get_position().bounds)
+        axes.set_position((left, bottom, width, height))
     for text in figure.get_children():
         if isinstance(text, Text):  # title and labels of the whole figure
             x, y = text.get_position()
