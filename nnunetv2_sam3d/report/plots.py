@@ -131,7 +131,7 @@ def learning_curves(trainings: Sequence[Training], models: Sequence[str]) -> Fig
         grid[0][place].set_title(short(model, 30), fontsize=9)
         grid[1][place].set_xlabel("epoch")
     grid[0][0].set_ylabel("loss")
-    grid[1][0].set_ylabel("pseudo Dice (mean of classes)")
+    grid[1][0].set_ylabel("mean pseudo Dice")
     handles = [
         Line2D([], [], color="#0072B2", label="training loss"),
         Line2D([], [], color="#D55E00", label="validation loss"),
