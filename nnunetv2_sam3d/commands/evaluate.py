@@ -56,7 +56,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluates the folds one after the other."""
-    from nnunetv2_sam3d.evaluation.folds import TrainedFold, find_model, trained_folds
+    from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, find_model, trained_folds
 
     model = find_model(options.model, options.dataset, options.trainer, options.plans, options.configuration)
     numbers = options.folds or trained_folds(model, options.checkpoint)

@@ -1,126 +1,236 @@
-"""A trained fold on disk: its checkpoint, its validation cases, their preprocessed data."""
+"""Which predictions there are: nnU-Net's result folders, checked for completeness before anything is measured."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-
-from nnunetv2_sam3d.evaluation.volumes import Volume
+AUTOMATIC = "automatic"
 
 
 @dataclass(frozen=True)
-class TrainedFold:
-    """One fold of a model folder, ``TRAINER__PLANS__CONFIGURATION/fold_N``.
+class Model:
+    """A trainer's results with one configuration.
 
     Attributes:
-        model: the model folder.
-        fold: number.
-        checkpoint_name: file in the fold's folder.
-
-    Raises:
-        ValueError: if the folder is no such folder, or lacks what is needed, naming it.
+        name: what tables call it.
+        trainer: class name.
+        folder: nnU-Net's ``TRAINER__PLANS__CONFIGURATION``.
     """
 
-    model: Path
+    name: str
+    trainer: str
+    folder: Path
+
+    @property
+    def plans(self) -> str:
+        """Name of its plans."""
+        return self.folder.name.split("__")[1]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prediction and its reference.
+
+    Attributes:
+        model: name of the model.
+        mode: ``automatic``, or how it was clicked; results of different modes never share a table.
+        fold: whose validation case it is.
+        case: nnU-Net's identifier.
+        prediction: file.
+        reference: file.
+    """
+
+    model: str
+    mode: str
     fold: int
-    checkpoint_name: str = "checkpoint_final.pth"
+    case: str
+    prediction: Path
+    reference: Path
 
-    def __post_init__(self) -> None:
-        if len(self.model.name.split("__")) != 3 or not (self.model / "plans.json").is_file():
-            raise ValueError(
-                f"{self.model} is no folder of a trained model: expected one called TRAINER__PLANS__CONFIGURATION, in "
-                f"nnUNet_results/DATASET, with plans.json in it"
-            )
-        if not self.checkpoint.is_file():
-            have = sorted(path.parent.name for path in self.model.glob(f"fold_*/{self.checkpoint_name}"))
-            raise ValueError(
-                f"{self.checkpoint} does not exist: fold {self.fold} is not trained to its end. "
-                f"{'Folds with that file: ' + ', '.join(have) if have else 'No other fold has one either'}."
-            )
 
-    @property
-    def folder(self) -> Path:
-        return self.model / f"fold_{self.fold}"
+@dataclass(frozen=True)
+class Dataset:
+    """The files of a data set that a report needs.
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / self.checkpoint_name
+    Attributes:
+        name: ``Dataset220_KiTS``.
+        folder: in ``nnUNet_preprocessed``.
+        raw: in ``nnUNet_raw``; may be absent.
+        results: in ``nnUNet_results``.
+        json: content of ``dataset.json``.
+        splits: content of ``splits_final.json``.
+    """
 
-    @property
-    def dataset_json(self) -> dict[str, Any]:
-        return json.loads((self.model / "dataset.json").read_text())
+    name: str
+    folder: Path
+    raw: Path
+    results: Path
+    json: dict[str, Any]
+    splits: list[dict[str, list[str]]]
 
     @property
-    def plans(self) -> PlansManager:
-        return PlansManager(str(self.model / "plans.json"))
+    def ending(self) -> str:
+        """Ending of all image files."""
+        return str(self.json["file_ending"])
 
-    @property
-    def configuration(self) -> ConfigurationManager:
-        return self.plans.get_configuration(self.model.name.split("__")[2])
-
-    @property
-    def labels(self) -> LabelManager:
-        return self.plans.get_label_manager(self.dataset_json)
-
-    @property
-    def preprocessed(self) -> Path:
-        return Path(str(nnUNet_preprocessed.require())) / self.plans.dataset_name
-
-    def validation_cases(self) -> list[str]:
-        """Names of the fold's validation cases, from ``splits_final.json``."""
-        file = self.preprocessed / "splits_final.json"
-        if not file.is_file():
-            raise ValueError(f"{file} does not exist; without it, nobody knows the validation cases of a fold")
-        splits = json.loads(file.read_text())
-        if not self.fold < len(splits):
-            raise ValueError(f"{file} has {len(splits)} folds, and fold {self.fold} is none of them")
-        return sorted(splits[self.fold]["val"])
-
-    def volumes(self, cases: list[str]) -> Iterator[Volume]:
-        """The preprocessed data of cases, one after the other.
-
-        Raises:
-            ValueError: if there are none, with the command that makes them.
-        """
-        folder = self.preprocessed / self.configuration.data_identifier
-        absent = [case for case in cases if not (folder / f"{case}.pkl").is_file()]
-        if absent:
-            number, plans, configuration = int(self.plans.dataset_name[7:10]), *self.model.name.split("__")[1:]
-            raise ValueError(
-                f"{folder} has no preprocessed data of {', '.join(absent[:5])}{' ...' if absent[5:] else ''}. Make "
-                f"them: nnUNetv2_preprocess -d {number} -plans_name {plans} -c {configuration}"
-            )
-        dataset = infer_dataset_class(str(folder))(str(folder), cases)  # type: ignore[abstract]
-        for case in cases:
-            image, segmentation, _, _ = dataset.load_case(case)
-            yield Volume(case, image, np.asarray(segmentation[0]), list(self.configuration.spacing))
+    def reference(self, case: str) -> Path:
+        """The annotation that nnU-Net's own validation reads."""
+        return self.folder / "gt_segmentations" / f"{case}{self.ending}"
 
 
-def find_model(model: Path | None, dataset: str | None, trainer: str, plans: str, configuration: str) -> Path:
-    """The model folder: as given, or by the names that nnU-Net makes it of.
+def open_dataset(folder: Path) -> Dataset:
+    """Reads what the report needs of ``nnUNet_preprocessed/DATASET``.
 
     Raises:
-        ValueError: if neither or both are given.
+        FileNotFoundError: naming the file and the command that makes it.
+        ValueError: for a damaged file.
     """
-    if (model is None) == (dataset is None):
-        raise ValueError("give either the folder of a trained model or a data set (-d, with -tr, -p and -c)")
-    if model is not None:
-        return model.absolute()
-    name = maybe_convert_to_dataset_name(int(str(dataset)) if str(dataset).isdigit() else str(dataset))
-    return Path(str(nnUNet_results.require())) / name / f"{trainer}__{plans}__{configuration}"
+    remedies = {
+        "dataset.json": f"nnUNetv2_plan_and_preprocess -d {folder.name}",
+        "splits_final.json": "nnUNetv2_train, which writes it when the first training of the data set starts",
+    }
+    for name, remedy in remedies.items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} does not exist; it is made by {remedy}")
+    splits = read_json(folder / "splits_final.json")
+    if not isinstance(splits, list) or not all(isinstance(split, dict) and "val" in split for split in splits):
+        raise ValueError(f"{folder / 'splits_final.json'} is no list of folds with train and val cases")
+    return Dataset(
+        folder.name,
+        folder,
+        Path(os.environ.get("nnUNet_raw", "")) / folder.name,
+        Path(os.environ["nnUNet_results"]) / folder.name,
+        read_json(folder / "dataset.json"),
+        splits,
+    )
 
 
-def trained_folds(model: Path, checkpoint_name: str) -> list[int]:
-    """Numbers of the folds that have a checkpoint of that name."""
-    numbers = (path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{checkpoint_name}"))
-    return sorted(int(number) for number in numbers if number.isdigit())
+def read_json(file: Path) -> Any:
+    """Content of a JSON file; ValueError that names a damaged one."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def find_models(
+    dataset: Dataset, trainers: Sequence[str], plans: str, configuration: str, names: Mapping[str, str]
+) -> tuple[Model, ...]:
+    """The result folders of the trainers.
+
+    Args:
+        dataset: where to look.
+        trainers: short names, class names, or ``TRAINER__PLANS`` for a trainer with several plans.
+        plans: preferred plans; a trainer that has only others is taken with them.
+        configuration: such as ``3d_fullres``.
+        names: short names and the classes they stand for.
+
+    Raises:
+        FileNotFoundError: for a trainer without results.
+        ValueError: for a trainer that is named twice or has results with several other plans.
+    """
+    shorts = {full: short for short, full in names.items()}
+    models: list[Model] = []
+    for given in trainers:
+        short, _, wanted = given.partition("__")
+        trainer = names.get(short, short)
+        found = sorted(path for path in dataset.results.glob(f"{trainer}__*__{configuration}") if path.is_dir())
+        exact = [path for path in found if path.name.split("__")[1] == (wanted or plans)]
+        chosen = exact or ([] if wanted else found)
+        if not chosen:
+            present = sorted(path.name for path in dataset.results.glob("*__*__*") if path.is_dir())
+            raise FileNotFoundError(
+                f"{dataset.results / f'{trainer}__{wanted or plans}__{configuration}'} does not exist. Train it first, "
+                f"or name one of the results that there are: {', '.join(present) or 'none'}"
+            )
+        if len(chosen) > 1:
+            raise ValueError(
+                f"{trainer} has results with several plans: {', '.join(path.name for path in chosen)}. Say which with "
+                f"-p, or write {given}__PLANS"
+            )
+        name = shorts.get(trainer, trainer)
+        models.append(Model(f"{name} ({wanted})" if wanted else name, trainer, chosen[0]))
+    doubles = [name for name, count in Counter(model.folder.name for model in models).items() if count > 1]
+    if doubles:
+        raise ValueError(f"{doubles[0]} is named twice in --trainers")
+    return tuple(models)
+
+
+def check_splits(dataset: Dataset, folds: Sequence[int] | None) -> tuple[int, ...]:
+    """The folds to report, after a check that no case is validated twice, and none never if all folds are asked for.
+
+    Raises:
+        ValueError: naming folds and cases.
+    """
+    file = dataset.folder / "splits_final.json"
+    chosen = tuple(range(len(dataset.splits))) if folds is None else tuple(dict.fromkeys(folds))
+    absent = [fold for fold in chosen if not 0 <= fold < len(dataset.splits)]
+    if absent or not chosen:
+        raise ValueError(f"{file} has the folds 0 to {len(dataset.splits) - 1}, not {absent}")
+    counts = Counter(case for fold in chosen for case in dataset.splits[fold]["val"])
+    double = sorted(case for case, count in counts.items() if count > 1)
+    if double:
+        raise ValueError(
+            f"{file}: {_some(double)} would count more than once over the folds {list(chosen)}, so that pooled figures "
+            f"would be wrong. Report folds that do not overlap: --folds {chosen[0]}"
+        )
+    everything = {case for split in dataset.splits for part in ("train", "val") for case in split.get(part, [])}
+    missing = sorted(everything - set(counts))
+    if folds is None and missing:
+        raise ValueError(
+            f"{file}: {_some(missing)} in no fold's validation set, so that the folds do not cover the data set. "
+            f"Say which folds to report, the report will then state that they are not all: --folds "
+            f"{' '.join(map(str, chosen))}"
+        )
+    return chosen
+
+
+def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> list[Item]:
+    """Every validation case of every model and fold, exactly once.
+
+    Raises:
+        FileNotFoundError: for missing predictions or annotations, all of them in one message.
+        ValueError: for predictions that the split does not have.
+    """
+    items, problems = [], []
+    for model in models:
+        for fold in folds:
+            folder = model.folder / f"fold_{fold}" / "validation"
+            cases = sorted(dataset.splits[fold]["val"])
+            present = {path.name[: -len(dataset.ending)] for path in folder.glob(f"*{dataset.ending}")}
+            if missing := sorted(set(cases) - present):
+                problems.append(f"{folder} lacks {_some(missing)}")
+            if foreign := sorted(present - set(cases)):
+                raise ValueError(
+                    f"{folder} holds {_some(foreign)} not in fold {fold} of {dataset.folder / 'splits_final.json'}: "
+                    f"the split was changed after this training, or the folder holds other predictions. Validate the "
+                    f"fold again (nnUNetv2_train ... --val) in an empty folder"
+                )
+            items += [
+                Item(model.name, AUTOMATIC, fold, case, folder / f"{case}{dataset.ending}", dataset.reference(case))
+                for case in cases
+            ]
+    if problems:
+        raise FileNotFoundError(
+            "predictions are missing: " + "; ".join(problems) + ". Finish the validation (nnUNetv2_train ... --val), "
+            "or report the finished folds only (--folds)"
+        )
+    without = sorted({item.reference.name for item in items if not item.reference.is_file()})
+    if without:
+        raise FileNotFoundError(
+            f"{dataset.folder / 'gt_segmentations'} lacks {_some(without)}; preprocess the data set again: "
+            f"nnUNetv2_preprocess -d {dataset.name}"
+        )
+    return items
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    """``a, b and 3 more (5 cases)`` for messages."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

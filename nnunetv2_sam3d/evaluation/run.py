@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunetv2_sam3d import __version__
-from nnunetv2_sam3d.evaluation.folds import TrainedFold
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.tables import markdown_table
+from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.weights.files import sha256
 
 SUMMARY = "summary_with_clicks.json"

@@ -44,7 +44,7 @@ def collect(comparison: Comparison, record: Record) -> list[Row]:
     for trainer in comparison.trainers:
         folder = comparison.fold_folder(trainer)
         checkpoint = read_checkpoint(folder / "checkpoint_final.pth")
-        trained, total = _parameters(checkpoint)
+        trained, total = parameters(checkpoint)
         unseen = comparison.test_folder(trainer) / "summary.json"
         rows.append(
             Row(
@@ -68,7 +68,7 @@ def training_seconds(checkpoint: dict) -> float:
     )
 
 
-def _parameters(checkpoint: dict) -> tuple[int, int]:
+def parameters(checkpoint: dict) -> tuple[int, int]:
     """Trained and all parameters; tensors that appear under two names (nnU-Net's decoder) count once."""
     weights = checkpoint["network_weights"]
     if METADATA_KEY in checkpoint:

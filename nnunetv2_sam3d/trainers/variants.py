@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from nnunetv2_sam3d.evaluation.folds import TrainedFold
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.run import as_text, run_protocol
 from nnunetv2_sam3d.evaluation.targets import find_target
+from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.trainers.recipes import DUALPATH, FULL, ORIGINAL, ORIGINAL_EVAL
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
 from nnunetv2_sam3d.trainers.schedule import LinearDecay

@@ -45,7 +45,9 @@ def no_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_commands() -> None:
     verbs = {f"weights {verb}" for verb in ("convert", "export-adapter", "fetch", "inspect", "merge")}
-    assert {"doctor", "plan", "weights", "experiment", "demo", "evaluate", "splits import", *verbs} <= set(COMMANDS)
+    assert {"doctor", "plan", "weights", "experiment", "demo", "evaluate", "report", "splits import", *verbs} <= set(
+        COMMANDS
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

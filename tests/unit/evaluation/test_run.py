@@ -14,10 +14,10 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.evaluation.folds import TrainedFold
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.run import run_protocol
 from nnunetv2_sam3d.evaluation.targets import find_target
+from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.weights.files import write_checkpoint
 

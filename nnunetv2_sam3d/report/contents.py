@@ -1,0 +1,217 @@
+"""The tables of a report, from rows and statistics that were computed before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from nnunetv2_sam3d.evaluation.cases import Row
+from nnunetv2_sam3d.evaluation.compare import (
+    FEW_CASES,
+    METRICS,
+    Difference,
+    Metric,
+    Summary,
+    bootstrap_interval,
+    verdict,
+)
+from nnunetv2_sam3d.evaluation.structures import Structure
+from nnunetv2_sam3d.report.tables import Table, interval, number, p_value
+from nnunetv2_sam3d.report.training import Training
+
+BY_KEY = {metric.key: metric for metric in METRICS}
+
+
+def pooled_table(summaries: Sequence[Summary], structures: Sequence[Structure], mode: str) -> Table:
+    """All metrics, pooled over the cases."""
+    lines = []
+    for structure in structures:
+        for model in _models(summaries, mode):
+            found = {s.metric: s for s in summaries if (s.mode, s.model, s.structure) == (mode, model, structure.name)}
+            cells = [
+                interval(found[metric.key].mean, found[metric.key].low, found[metric.key].high, _digits(metric))
+                for metric in METRICS
+            ]
+            hd95 = found["hd95_mm"]
+            cells[2] += f" ({hd95.counted}/{hd95.cases})"
+            lines.append([structure.name, model, f"{structure.tolerance_mm:.3g}", str(hd95.cases), *cells])
+    header = ["structure", "model", "tolerance [mm]", "cases", *(_title(metric) for metric in METRICS)]
+    header[6] += " (defined in)"
+    caption = (
+        f"{mode.capitalize()} results: mean over the cases of all folds with 95 % bootstrap interval. Dice and surface "
+        f"Dice count 1 where both masks are empty and 0 where one is; HD95 is not defined there and left out."
+    )
+    return Table(f"pooled_{_slug(mode)}", caption, header, lines, frozenset({0, 1}))
+
+
+def fold_table(summaries: Sequence[Summary], structures: Sequence[Structure], mode: str) -> Table:
+    """Mean of each fold, and mean and SD over the folds."""
+    folds = sorted({fold for summary in summaries for fold in summary.folds})
+    lines = []
+    for structure in structures:
+        for metric in METRICS:
+            for summary in summaries:
+                if (summary.mode, summary.structure, summary.metric) != (mode, structure.name, metric.key):
+                    continue
+                means = [number(summary.folds.get(fold, math.nan), _digits(metric)) for fold in folds]
+                overall = number(summary.fold_mean, _digits(metric))
+                spread = "" if math.isnan(summary.fold_sd) else f" ± {number(summary.fold_sd, _digits(metric))}"
+                lines.append([structure.name, _title(metric), summary.model, *means, overall + spread])
+    header = ["structure", "metric", "model", *(f"fold {fold}" for fold in folds), "mean ± SD of folds"]
+    caption = f"{mode.capitalize()} results: mean of each fold's cases; the last column weighs folds equally."
+    return Table(f"folds_{_slug(mode)}", caption, header, lines, frozenset({0, 1, 2}))
+
+
+def difference_table(differences: Sequence[Difference], structures: Sequence[Structure], mode: str) -> Table | None:
+    """Paired differences with their tests; ``None`` with one model."""
+    lines = []
+    for structure in structures:
+        for metric in METRICS:
+            family = [entry for entry in differences if entry.mode == mode and entry.metric == metric.key]
+            for entry in family:
+                if entry.structure != structure.name:
+                    continue
+                digits = _digits(metric)
+                lines.append(
+                    [
+                        structure.name,
+                        _title(metric),
+                        f"{entry.second} - {entry.first}",
+                        str(entry.cases),
+                        interval(entry.mean, entry.low, entry.high, digits),
+                        number(entry.median, digits),
+                        p_value(entry.p),
+                        p_value(entry.p_holm),
+                        f"{entry.effect:+.2f}",
+                        verdict(entry, metric, len(family)),
+                    ]
+                )
+    if not lines:
+        return None
+    header = [
+        "structure", "metric", "difference", "pairs", "mean [95 % interval]", "median", "p", "p (Holm)", "effect",
+        "what it carries",
+    ]  # fmt: skip
+    caption = (
+        f"{mode.capitalize()} results: paired differences over the cases of all folds. p: two-sided Wilcoxon "
+        f"signed-rank test; Holm's adjustment is over all comparisons of one metric. Effect: matched-pairs "
+        f"rank-biserial correlation, from -1 to 1. Lower HD95 and volume error are better."
+    )
+    return Table(f"differences_{_slug(mode)}", caption, header, lines, frozenset({0, 1, 2}), frozenset({9}))
+
+
+def detection_table(rows: Sequence[Row], models: Sequence[str], structures: Sequence[Structure], mode: str) -> Table:
+    """Empty masks, lesions found and missed, bias of volumes."""
+    lines = []
+    for structure in structures:
+        for model in models:
+            group = [r.measures for r in rows if (r.model, r.mode, r.structure) == (model, mode, structure.name)]
+            lesions = sum(entry.lesions or 0 for entry in group)
+            detected = sum(entry.detected or 0 for entry in group)
+            errors = [entry.volume_error_ml for entry in group if entry.empty != "both"]
+            relative = [entry.volume_error_percent for entry in group if not math.isnan(entry.volume_error_percent)]
+            lines.append(
+                [
+                    structure.name,
+                    model,
+                    str(len(group)),
+                    *(str(sum(entry.empty == kind for entry in group)) for kind in ("both", "prediction", "reference")),
+                    f"{detected}/{lesions}" + (f" ({100 * detected / lesions:.0f} %)" if lesions else "")
+                    if structure.lesion
+                    else "-",
+                    str(sum(entry.false_lesions or 0 for entry in group)) if structure.lesion else "-",
+                    number(float(np.mean(errors)) if errors else None, 2),
+                    number(float(np.median(relative)) if relative else None, 1),
+                ]
+            )
+    header = [
+        "structure", "model", "cases", "both empty", "missed wholly", "found where none is", "lesions detected",
+        "false lesions", "mean volume error [ml]", "median volume error [%]",
+    ]  # fmt: skip
+    caption = (
+        f"{mode.capitalize()} results: cases with empty masks, lesions, volumes (predicted minus annotated). A lesion "
+        f"is a 26-connected component of the annotation; one common voxel detects it. A false lesion is a component of "
+        f"the prediction without a common voxel."
+    )
+    return Table(f"detection_{_slug(mode)}", caption, header, lines, frozenset({0, 1}))
+
+
+def group_table(
+    rows: Sequence[Row], models: Sequence[str], structure: Structure, groups: Mapping[str, str], mode: str, seed: int
+) -> Table:
+    """Dice and surface Dice of one structure by its volume."""
+    lines = []
+    for title in dict.fromkeys(groups.values()):
+        for model in models:
+            group = [
+                row
+                for row in rows
+                if (row.model, row.mode, row.structure) == (model, mode, structure.name) and groups[row.case] == title
+            ]
+            cells = []
+            for key in ("dice", "surface_dice"):
+                values = [BY_KEY[key].value(row) for row in group]
+                low, high = math.nan, math.nan
+                if len(values) >= FEW_CASES:
+                    low, high = bootstrap_interval(values, seed)
+                cells.append(interval(math.fsum(values) / len(values), low, high))
+            found = [row.measures for row in group]
+            lesions, detected = sum(m.lesions or 0 for m in found), sum(m.detected or 0 for m in found)
+            lines.append([title, model, str(len(group)), *cells, f"{detected}/{lesions}" if structure.lesion else "-"])
+    caption = (
+        f"{mode.capitalize()} results of {structure.name} by its annotated volume. Intervals are left out below "
+        f"{FEW_CASES} cases; no test is made within groups."
+    )
+    header = ["volume", "model", "cases", "Dice", "Surface Dice", "lesions detected"]
+    return Table(f"groups_{_slug(mode)}", caption, header, lines, frozenset({0, 1}))
+
+
+def cost_table(trainings: Sequence[Training], models: Sequence[str]) -> Table:
+    """Trained parameters, hours and memory."""
+    lines = []
+    for model in models:
+        runs = [run for run in trainings if run.model == model]
+        parameters = sorted({(run.trained or 0, run.parameters) for run in runs if run.parameters})
+        hours = [run.hours for run in runs if not math.isnan(run.hours)]
+        peaks = [run.peak_bytes for run in runs if run.peak_bytes]
+        spread = f" ± {np.std(hours, ddof=1):.3g}" if len(hours) > 1 else ""
+        lines.append(
+            [
+                model,
+                str(len(runs)),
+                " / ".join(f"{trained:,} ({100 * trained / (total or 1):.1f} %)" for trained, total in parameters)
+                or "-",
+                f"{np.mean(hours):.3g}{spread}" if hours else "-",
+                f"{sum(hours):.3g}" if hours else "-",
+                f"{max(peaks) / 1e9:.2f}" if peaks else "-",
+                ", ".join(sorted({run.device for run in runs if run.device})) or "-",
+            ]
+        )
+    caption = (
+        "Costs, from nnU-Net's logs and checkpoints: hours are those of all epochs (validation not counted), peak "
+        "memory is the largest resident memory of a training process where it was recorded. A dash: not recorded."
+    )
+    header = ["model", "folds", "trained parameters", "hours a fold", "hours in all", "peak memory [GB]", "device"]
+    return Table("costs", caption, header, lines, frozenset({0, 6}))
+
+
+def _share(trained: int, parameters: int) -> str:
+    return f"{trained:,} ({100 * trained / parameters:.1f} %)"
+
+
+def _models(summaries: Sequence[Summary], mode: str) -> list[str]:
+    return list(dict.fromkeys(summary.model for summary in summaries if summary.mode == mode))
+
+
+def _title(metric: Metric) -> str:
+    return metric.title + (f" [{metric.unit}]" if metric.unit else "")
+
+
+def _digits(metric: Metric) -> int:
+    return 2 if metric.unit else 3
+
+
+def _slug(mode: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in mode)

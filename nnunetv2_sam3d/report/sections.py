@@ -1,0 +1,187 @@
+"""The chapters of the page: which table and which figure stands where, and what is said beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunetv2_sam3d.evaluation.compare import ALPHA, FEW_CASES, METRICS, RESAMPLES
+from nnunetv2_sam3d.evaluation.folds import AUTOMATIC, Dataset
+from nnunetv2_sam3d.report import contents, plots
+from nnunetv2_sam3d.report.meshes import scene
+from nnunetv2_sam3d.report.overlays import choose_cases, draw_overlays, load_view
+from nnunetv2_sam3d.report.page import Picture, Scene, Section
+from nnunetv2_sam3d.report.style import save
+
+if TYPE_CHECKING:
+    from nnunetv2_sam3d.report.build import Results
+
+CT_WINDOW_HU = (-160.0, 240.0)
+RULES = (
+    "Empty masks: where prediction and annotation are both empty, Dice and surface Dice count 1; where one of them is, "
+    "0 (as KiTS counts; nnU-Net's own summary leaves the first kind out). HD95 is not defined in either case and left "
+    "out; the tables say in how many cases it is defined.",
+    "Surface Dice: share of both surfaces within the tolerance of the other one, with the areas of surface elements "
+    "(DeepMind's surface-distance, which KiTS uses). HD95: the larger one of both directed 95th percentiles, weighted "
+    "by area. All distances in millimetres on the grid of the annotation.",
+    f"Intervals: 95 %, percentile bootstrap of the mean over cases, {RESAMPLES:,} resamples with a fixed seed. "
+    f"Differences: Wilcoxon signed-rank test over cases, two-sided, pairs without difference dropped, Holm-adjusted "
+    f"over all comparisons of one metric; {ALPHA} is taken as the limit.",
+    "What the tests do not know: cases of one fold share a model, the folds share training cases, and every fold was "
+    "trained once. Another training seed would move the figures by an amount that none of these intervals contains.",
+)
+
+
+def subtitle(results: Results) -> str:
+    """One line on what was measured."""
+    cases = len({item.case for item in results.items})
+    whole = len({case for split in results.dataset.splits for case in (*split.get("train", ()), *split["val"])})
+    folds = f"{len(results.folds)} of {len(results.dataset.splits)} folds"
+    return f"{cases} of {whole} cases, each as a validation case of its fold; {folds}; {len(results.models)} models"
+
+
+def all_sections(
+    results: Results, figures: Path, view_cases: Sequence[str] | None, progress: Callable[..., Any]
+) -> list[Section]:
+    """Draws all figures into a folder and puts the chapters together."""
+    chapters = [_reading(results)]
+    for mode in results.modes:
+        chapters.append(_results(results, mode, figures))
+    chapters.append(_training(results, figures))
+    chapters += _cases(results, figures, view_cases, progress)
+    text = json.dumps(results.provenance, indent=1, ensure_ascii=False)
+    chapters.append(Section("provenance", "Provenance", code=[text]))
+    return chapters
+
+
+def _reading(results: Results) -> Section:
+    cases = len({item.case for item in results.items})
+    notes = []
+    if len(results.folds) < len(results.dataset.splits):
+        notes.append(
+            f"Not all folds: {len(results.folds)} of {len(results.dataset.splits)}. The figures are of {cases} cases "
+            f"and stand for these only."
+        )
+    if len(results.folds) == 1:
+        notes.append("With one fold there is no standard deviation over folds.")
+    if cases < FEW_CASES:
+        notes.append(
+            f"Only {cases} cases: bootstrap intervals of so few are too narrow, and tests can hardly show anything. "
+            f"Read the single cases instead."
+        )
+    if len({model.plans for model in results.models}) > 1:
+        plans = ", ".join(f"{model.name}: {model.plans}" for model in results.models)
+        notes.append(f"The models have different plans ({plans}), so that spacing and patch may differ, too.")
+    return Section("reading", "How to read this", notes, RULES)
+
+
+def _results(results: Results, mode: str, figures: Path) -> Section:
+    structures, models = results.structures, results.names
+    rows = [row for row in results.rows if row.mode == mode]
+    present = [model for model in models if any(row.model == model for row in rows)]
+    names = [structure.name for structure in structures]
+    tables = [
+        contents.pooled_table(results.summaries, structures, mode),
+        contents.difference_table(results.differences, structures, mode),
+        contents.fold_table(results.summaries, structures, mode),
+        contents.detection_table(rows, present, structures, mode),
+    ]
+    texts = []
+    if results.groups:
+        tables.append(contents.group_table(rows, present, results.focus, results.groups, mode, results.seed))
+    else:
+        texts.append(f"Too few cases with {results.focus.name} for sub-groups by its volume.")
+    pictures = []
+    for metric in METRICS[:3]:
+        pictures.append(
+            _picture(
+                plots.boxes(rows, present, names, metric),
+                figures,
+                f"{metric.key}_{mode}",
+                f"{metric.title} by case ({mode}). Box: quartiles, line: median, diamond: mean, whiskers: to the last "
+                f"case within 1.5 interquartile ranges. Grey lines join a case's results.",
+            )
+        )
+    pictures.append(
+        _picture(
+            plots.bland_altman(rows, present, names),
+            figures,
+            f"volumes_{mode}",
+            f"Bland-Altman plot of volumes ({mode}). Solid: bias, dashed: 95 % limits of agreement; cases empty in "
+            f"both masks are left out.",
+        )
+    )
+    title = "Automatic results" if mode == AUTOMATIC else f"Results with clicks: {mode}"
+    # the anchor is built from a number, not from the name, which may hold anything
+    return Section(
+        f"results-{results.modes.index(mode)}", title, (), texts, [table for table in tables if table], pictures
+    )
+
+
+def _training(results: Results, figures: Path) -> Section:
+    table = contents.cost_table(results.trainings, results.names)
+    curves = plots.learning_curves(results.trainings, results.names)
+    if curves is None:
+        return Section("training", "Training", texts=["No training log holds an epoch."], tables=[table])
+    caption = (
+        "Learning curves from nnU-Net's logs. Each model's validation loss is its own trainer's; loss values of "
+        "different trainers need not be comparable. Pseudo Dice is of random patches, not of whole cases."
+    )
+    return Section(
+        "training", "Training", tables=[table], pictures=[_picture(curves, figures, "learning_curves", caption)]
+    )
+
+
+def _cases(
+    results: Results, figures: Path, view_cases: Sequence[str] | None, progress: Callable[..., Any]
+) -> list[Section]:
+    rows = [row for row in results.rows if row.mode == AUTOMATIC]
+    chosen = choose_cases(rows, results.focus.name)
+    viewed = list(view_cases) if view_cases is not None else list(chosen.values())
+    titles = {case: title for title, case in chosen.items()}
+    images = _images(results.dataset)
+    window = CT_WINDOW_HU if str(results.dataset.json["channel_names"].get("0", "")).lower() == "ct" else None
+    pictures, scenes = [], []
+    for case in progress(list(dict.fromkeys([*chosen.values(), *viewed])), "draw", unit="case"):
+        items = [item for item in results.items if item.case == case and item.mode == AUTOMATIC]
+        view = load_view(items, images.get(case), results.focus, results.labels)
+        label = f"{titles[case]} case: {case}" if case in titles else case
+        if case in titles:
+            dice = {r.model: r.measures.dice for r in rows if (r.case, r.structure) == (case, results.focus.name)}
+            caption = (
+                f"{label[0].upper()}{label[1:]}; {results.focus.name}, on the slices that show most of it, around the "
+                f"annotation. Yellow dashes: annotation; white line: the model; orange: too much; blue: missed."
+            )
+            figure = draw_overlays(view, results.focus, label, window, dice)
+            pictures.append(_picture(figure, figures, f"overlay_{titles[case]}", caption, "png"))
+        if case in viewed:
+            scenes.append(Scene(label, scene(view, results.structures, results.focus)))
+    text = (
+        f"Worst, median and best by the models' mean Dice of {results.focus.name}, among the cases that have it."
+        if chosen
+        else f"No case has {results.focus.name} in its annotation; there is nothing to draw."
+    )
+    found = [Section("cases", "Cases", texts=[text], pictures=pictures)]
+    if scenes:
+        coarse = "Surfaces are smoothed and coarser than the masks: for looking, not for measuring. Boxes choose."
+        found.append(Section("surfaces", "In three dimensions", texts=[coarse], scenes=scenes))
+    return found
+
+
+def _images(dataset: Dataset) -> dict[str, Path]:
+    """First channel of every case; nothing if the raw data set is not there."""
+    if not (dataset.raw / "imagesTr").is_dir() and "dataset" not in dataset.json:
+        return {}
+    files = get_filenames_of_train_images_and_targets(str(dataset.raw), dataset.json)
+    return {case: Path(entry["images"][0]) for case, entry in files.items()}
+
+
+def _picture(figure: Figure, folder: Path, name: str, caption: str, kind: str = "svg") -> Picture:
+    file = "".join(letter if letter.isalnum() else "_" for letter in name)
+    save(figure, folder, file)
+    return Picture((folder / f"{file}.{kind}").read_bytes(), kind, caption)

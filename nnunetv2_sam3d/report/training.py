@@ -1,0 +1,103 @@
+"""What a training cost and how it went, from nnU-Net's logs and the checkpoints beside them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nnunetv2_sam3d.evaluation.folds import Model, read_json
+from nnunetv2_sam3d.experiment.results import parameters
+from nnunetv2_sam3d.weights.files import read_checkpoint
+
+NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?|nan)"
+LINE = re.compile(
+    rf": (?:(Epoch) (\d+)|(train_loss|val_loss) {NUMBER}|(Epoch time): {NUMBER} s|(Pseudo dice) \[(.*)\])"
+)
+VALUE = re.compile(rf"{NUMBER}\)?(?:,|$)")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One fold of a model.
+
+    Attributes:
+        model: name.
+        fold: number.
+        hours: of all epochs; NaN without a log.
+        trained: parameters that the optimizer changed; ``None`` without a checkpoint.
+        parameters: all parameters; likewise.
+        device: the GPU's name, or ``cpu``; empty if unknown.
+        torch: version of PyTorch that trained; empty if unknown.
+        peak_bytes: resident memory of the training process; ``None`` if nothing recorded it.
+        curves: ``train_loss``, ``val_loss``, ``pseudo_dice`` (mean over classes) and ``epoch``, equally long.
+    """
+
+    model: str
+    fold: int
+    hours: float
+    trained: int | None
+    parameters: int | None
+    device: str
+    torch: str
+    peak_bytes: int | None
+    curves: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+def read_training(model: Model, fold: int) -> Training:
+    """Reads one fold's folder."""
+    folder = model.folder / f"fold_{fold}"
+    logs = sorted(folder.glob("training_log_*.txt"))
+    epochs = read_epochs("".join(log.read_text(encoding="utf-8", errors="replace") for log in logs))
+    names = ("train_loss", "val_loss", "pseudo_dice")
+    curves = {name: [epochs[number].get(name, math.nan) for number in sorted(epochs)] for name in names}
+    checkpoint = folder / "checkpoint_final.pth"
+    trained, total = parameters(read_checkpoint(checkpoint)) if checkpoint.is_file() else (None, None)
+    debug = read_json(folder / "debug.json") if (folder / "debug.json").is_file() else {}  # nnU-Net's, at the start
+    return Training(
+        model.name,
+        fold,
+        math.fsum(epoch.get("seconds", 0.0) for epoch in epochs.values()) / 3600 if logs else math.nan,
+        trained,
+        total,
+        str(debug.get("gpu_name", debug.get("device", ""))),
+        str(debug.get("torch_version", "")),
+        _peak(model, fold),
+        {"epoch": [float(number) for number in sorted(epochs)], **curves},
+    )
+
+
+def read_epochs(log: str) -> dict[int, dict[str, float]]:
+    """The finished epochs in the text of nnU-Net's logs; of an epoch that was repeated after an interruption, the last.
+
+    Returns:
+        by epoch: ``train_loss``, ``val_loss``, ``pseudo_dice``, ``seconds``, as far as they were logged.
+    """
+    epochs: dict[int, dict[str, float]] = {}
+    current: dict[str, float] = {}
+    number = -1
+    for line in log.splitlines():
+        match = LINE.search(line)
+        if match is None:
+            continue
+        epoch, epoch_number, loss, loss_value, time, seconds, dice, values = match.groups()
+        if epoch:
+            number, current = int(epoch_number), {}
+        elif loss:
+            current[loss] = float(loss_value)
+        elif dice:
+            numbers = [float(value) for value in VALUE.findall(values) if value != "nan"]
+            current["pseudo_dice"] = math.fsum(numbers) / len(numbers) if numbers else math.nan
+        elif time and number >= 0:
+            epochs[number] = current | {"seconds": float(seconds)}
+    return epochs
+
+
+def _peak(model: Model, fold: int) -> int | None:
+    """From the records that this package's commands leave beside the results."""
+    peaks = [
+        int(read_json(record).get(f"train {model.trainer}", {}).get("peak_rss_bytes", 0))
+        for record in model.folder.parent.glob(f"*__fold_{fold}/steps.json")
+    ]
+    return max(peaks, default=0) or None

@@ -1,0 +1,119 @@
+"""Incomplete, double, foreign or unfitting masks stop a report before it is written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from results_tree import Tree, write_image
+
+from nnunetv2_sam3d.cli import main
+
+FULL = "nnUNetTrainer_SAM3DFull"
+DUAL = "nnUNetTrainer_SAM3DDualPath"
+
+
+@pytest.fixture
+def fails(tree: Tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Runs the command, which has to fail without writing a report; returns its message."""
+
+    def run(*more: str) -> str:
+        output = tmp_path / "out"
+        assert (
+            main(["report", "-d", "990", "--trainers", "Full", "DualPath", "-o", str(output), "-np", "1", *more]) == 1
+        )
+        assert not (output / "report.html").exists()
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_missing_predictions_are_named_all_at_once(tree: Tree, fails) -> None:
+    tree.prediction(FULL, "case_003").unlink()
+    tree.prediction(DUAL, "case_007").unlink()
+    message = fails()
+    assert "case_003" in message and "case_007" in message and "--val" in message
+
+
+def test_a_prediction_that_the_split_does_not_have(tree: Tree, fails) -> None:
+    shutil.copy(tree.prediction(FULL, "case_003"), tree.prediction(FULL, "case_002").with_name("case_003.nii.gz"))
+    message = fails()
+    assert "case_003 not in fold 2" in message
+
+
+def test_a_case_in_two_folds(tree: Tree, fails) -> None:
+    file = tree.preprocessed / "splits_final.json"
+    splits = json.loads(file.read_text())
+    splits[1]["val"].append("case_000")
+    file.write_text(json.dumps(splits))
+    assert "case_000 would count more than once" in fails()
+
+
+def test_a_case_in_no_fold(tree: Tree, fails) -> None:
+    file = tree.preprocessed / "splits_final.json"
+    splits = json.loads(file.read_text())
+    file.write_text(json.dumps(splits[:4]))
+    assert "case_004, case_009 in no fold's validation set" in fails()
+
+
+def test_folds_and_trainers_that_do_not_exist(tree: Tree, fails) -> None:
+    assert "folds 0 to 4" in fails("-f", "7")
+    assert "nnUNetTrainer_Nobody__nnUNetSAM3DPlans" in fails("--trainers", "nnUNetTrainer_Nobody")
+    assert "named twice" in fails("--trainers", "Full", FULL)
+    assert "no validation case" in fails("--view-cases", "case_099")
+    assert "no structure 'spleen'" in fails("--focus", "spleen")
+    assert "ascending" in fails("--volume-groups-ml", "3", "2")
+
+
+def test_a_trainer_with_several_other_plans(tree: Tree, fails) -> None:
+    for plans in ("nnUNetPlans", "nnUNetResEncLPlans"):
+        (tree.model(FULL).parent / f"nnUNetTrainer__{plans}__3d_fullres").mkdir()
+    assert "nnUNetTrainer__PLANS" in fails("--trainers", "nnUNetTrainer")
+
+
+def test_without_a_split(tree: Tree, fails) -> None:
+    (tree.preprocessed / "splits_final.json").unlink()
+    assert "splits_final.json does not exist" in fails()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image: image.SetSpacing((1.5, 1.5, 2.9)), "its spacing is"),
+        (lambda image: image.SetOrigin((0.0, 0.0, 0.0)), "its origin is"),
+        (lambda image: image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1)), "its direction is"),
+    ],
+)
+def test_another_grid(tree: Tree, fails, change, message: str) -> None:
+    file = tree.prediction(DUAL, "case_004")
+    image = sitk.ReadImage(str(file))
+    change(image)
+    sitk.WriteImage(image, str(file))
+    found = fails()
+    assert message in found and str(file) in found
+
+
+def test_another_size(tree: Tree, fails) -> None:
+    write_image(np.zeros((5, 6, 7), np.uint8), tree.prediction(DUAL, "case_004"))
+    assert "its size is (7, 6, 5), the reference's (30, 28, 20)" in fails()
+
+
+def test_a_file_that_was_cut_short(tree: Tree, fails) -> None:
+    file = tree.prediction(DUAL, "case_004")
+    file.write_bytes(file.read_bytes()[:-40])
+    assert "case_004.nii.gz is damaged" in fails()
+    file.write_bytes(gzip.compress(b"not an image"))
+    assert "case_004.nii.gz is damaged" in fails()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(7, "holds the label 7"), (0.5, "no integer labels"), (257, "no integer")]
+)
+def test_unknown_labels(tree: Tree, fails, value: float, message: str) -> None:
+    write_image(np.full((20, 28, 30), value, np.float32), tree.prediction(DUAL, "case_004"))
+    assert message in fails()
