@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.layers import channels_first, channels_last
+from nnunetv2_sam3d.network_architecture.precision import in_float32, reduced_on_cpu
 
 # Gate bias of a warm start: sigmoid(6) = 0.9975 of the fused signal comes from the trained global path.
 WARM_GATE_BIAS = 6.0
@@ -62,6 +63,14 @@ class InPlaneConv3d(nn.Sequential):
             nn.ReLU(),
         )
 
+    def forward(self, x: Tensor) -> Tensor:
+        depthwise, pointwise, norm, relu = self
+        y = in_float32(depthwise, x)
+        if reduced_on_cpu(x):
+            # The normalisation removes the mean anyway; without it, rounding is relative to what remains.
+            y = y - y.mean((2, 3, 4), keepdim=True)
+        return relu(norm(pointwise(y).to(x.dtype)))
+
 
 class DualPathAdapter3d(nn.Module):
     """Bottleneck adapter with a global 3x3x3 path, a local in-plane UNet++ path and a gate between them.
@@ -69,6 +78,9 @@ class DualPathAdapter3d(nn.Module):
     ``g`` is a depthwise 3x3x3 convolution of the bottleneck. The local path is a two-level UNet++ in the slice plane:
     ``x00``, ``x10`` at half the in-plane resolution, ``x01`` from both. The gate mixes them voxel by voxel and channel
     by channel: ``a * g + (1 - a) * x01``. Residual included.
+
+    bfloat16 on CPUs: normalising makes small differences between voxels large, and with them the rounding of all that
+    comes before. So what is cheap stays float32, and of the products ``linear1``.
 
     Source: this project; Zhou et al., arXiv:1807.10165 (UNet++).
 
@@ -95,13 +107,13 @@ class DualPathAdapter3d(nn.Module):
         self.linear2 = nn.Linear(bottleneck, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        hidden = channels_first(F.relu(self.linear1(tokens)))
-        g = self.global_conv(hidden)
+        hidden = channels_first(F.relu(in_float32(self.linear1, tokens)))
+        g = in_float32(self.global_conv, hidden)
         x00 = self.conv_0_0(hidden)
         x10 = self.conv_1_0(_halved_in_plane(x00))
         up = F.interpolate(x10, size=x00.shape[2:], mode="trilinear", align_corners=False)
         x01 = self.conv_0_1(torch.cat([x00, up], 1))
-        a = torch.sigmoid(self.gate(torch.cat([g, x01], 1)))
+        a = torch.sigmoid(self.gate(torch.cat([g, x01], 1)).to(g.dtype))
         fused = F.relu(torch.lerp(x01, g, a))  # a * g + (1 - a) * x01
         return tokens + F.relu(self.linear2(channels_last(fused)))
 

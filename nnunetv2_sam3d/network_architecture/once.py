@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Once:
@@ -30,8 +30,11 @@ class Once:
             weights: what it reads.
             key: what else it depends on, for instance the grid.
         """
-        # torch.compile traces the arithmetic; tensors made in inference mode have no version
+        # torch.compile traces the arithmetic; tensors made in inference mode have no version, those without content
+        # (their types are others) no place
         if torch.compiler.is_compiling() or any(weight.is_inference() for weight in weights):
+            return compute()
+        if any(type(weight) not in (Tensor, nn.Parameter) for weight in weights):
             return compute()
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return compute()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -27,3 +30,16 @@ def cpu_precision(choice: str) -> str:
     if choice != "auto":
         return choice
     return "bfloat16" if cpu_has_bfloat16() else "float32"
+
+
+def reduced_on_cpu(x: Tensor) -> bool:
+    """Whether autocast makes products of this tensor on a CPU, that is, in bfloat16."""
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+
+
+def in_float32(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``layer(x)``, on CPUs in float32 where autocast would take bfloat16."""
+    if not reduced_on_cpu(x):
+        return layer(x)
+    with torch.autocast("cpu", enabled=False):
+        return layer(x.float())

@@ -85,7 +85,7 @@ def make_layout(grid: tuple[int, int, int], shifted: bool, device: torch.device)
         # 1 on an axis: rolled in from the grid's other end
         rolled = [(p >= edge - shift).long() for p, edge, shift in zip(positions, padded, shifts, strict=True)]
         code = _into_windows(rolled, (4, 2, 1), counts, size)
-        region = (torch.nn.functional.one_hot(code, 8) * inside[..., None]).float()
+        region = _one_hot(code, 8) * inside[..., None]
     return WindowLayout(size, gather, scatter, region)
 
 
@@ -98,8 +98,12 @@ def _cached(grid: tuple[int, int, int], shifted: bool, device: torch.device) -> 
 def _positions(size: tuple[int, ...], device: torch.device) -> Tensor:
     """One-hot positions of a window's slots along its axes, side by side."""
     places = torch.cartesian_prod(*(torch.arange(edge, device=device) for edge in size)).unbind(1)
-    codes = [torch.nn.functional.one_hot(place, edge) for place, edge in zip(places, size, strict=True)]
-    return torch.cat(codes, 1).float()
+    return torch.cat([_one_hot(place, edge) for place, edge in zip(places, size, strict=True)], 1)
+
+
+def _one_hot(codes: Tensor, count: int) -> Tensor:
+    """Like ``torch.nn.functional.one_hot``, which looks at the values and so cannot work on tensors without content."""
+    return (codes[..., None] == torch.arange(count, device=codes.device)).float()
 
 
 def _combine(axes: list[Tensor], factors: tuple[int, ...]) -> Tensor:
