@@ -11,6 +11,7 @@ from typing import Any
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
@@ -67,6 +68,54 @@ class Plan:
     summary: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class BaseSizes:
+    """What the base plans and the data set say about the memory of a training.
+
+    Attributes:
+        patch_size: voxels (D, H, W); the protocol's if there is one.
+        batch_size: samples.
+        in_channels: channels of the images.
+        num_classes: channels of the logits.
+    """
+
+    patch_size: tuple[int, ...]
+    batch_size: int
+    in_channels: int
+    num_classes: int
+
+
+def base_sizes(dataset: str | int, base: str, configuration: str, protocol: str | None = None) -> BaseSizes:
+    """Reads the sizes of a data set and a three-dimensional configuration of its plans."""
+    folder, _, full = _read_base(dataset, base, configuration)
+    content = load_json(str(folder / "dataset.json"))
+    labels = LabelManager(content["labels"], content.get("regions_class_order"))
+    return BaseSizes(
+        PROTOCOLS[protocol].patch_size if protocol else tuple(full["patch_size"]),
+        full["batch_size"],
+        len(content.get("channel_names", content.get("modality"))),
+        labels.num_segmentation_heads,
+    )
+
+
+def _read_base(dataset: str | int, base: str, configuration: str) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Folder of a data set, its plans, and the configuration in them with all that it inherits."""
+    folder = dataset_folder(dataset)
+    source = folder / f"{base}.json"
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"{source} does not exist. Plan the data set first: "
+            f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}"
+        )
+    plans = read_plans(source)
+    if configuration not in plans["configurations"]:
+        raise ValueError(f"{source} has no configuration {configuration!r}, only {sorted(plans['configurations'])}")
+    full = PlansManager(plans).get_configuration(configuration).configuration
+    if len(full["patch_size"]) != 3:
+        raise NotImplementedError(f"{configuration} is two-dimensional, the SAM3D trainers are not")
+    return folder, plans, full
+
+
 def derive_plans(
     dataset: str | int,
     *,
@@ -100,31 +149,19 @@ def derive_plans(
         ValueError: for values that cannot work, before anything is written.
         FileNotFoundError: without the base plans.
     """
-    folder = dataset_folder(dataset)
-    source = folder / f"{base}.json"
-    if not source.is_file():
-        raise FileNotFoundError(
-            f"{source} does not exist. Plan the data set first: "
-            f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}"
-        )
     if name == base:
         raise ValueError(
             f"the derived plans cannot be called like the plans they are derived from ({base}); choose "
             f"another name with -o"
         )
-    plans = read_plans(source)
-    if configuration not in plans["configurations"]:
-        raise ValueError(f"{source} has no configuration {configuration!r}, only {sorted(plans['configurations'])}")
+    folder, plans, full = _read_base(dataset, base, configuration)
     chosen = plans["configurations"][configuration]
-    full = PlansManager(plans).get_configuration(configuration).configuration
-    if len(full["patch_size"]) != 3:
-        raise NotImplementedError(f"{configuration} is two-dimensional, the SAM3D trainers are not")
     identifier = f"{name}_{configuration}"
     if protocol is not None:
         if patch_size is not None or spacing_mm is not None:
             raise ValueError(f"the protocol {protocol} fixes patch size and spacing; give no others with it")
         chosen = plans["configurations"][configuration] = dict(full)
-        _apply_protocol(plans, configuration, PROTOCOLS[protocol], source)
+        _apply_protocol(plans, configuration, PROTOCOLS[protocol], folder / f"{base}.json")
         patch_size, spacing_mm = PROTOCOLS[protocol].patch_size, PROTOCOLS[protocol].spacing_mm
     chosen[PLANS_KEY] = settings.to_dict()
     chosen["patch_size"] = _checked_patch(patch_size, full["patch_size"])

@@ -34,7 +34,8 @@ class Settings:
         token_stride: voxels per token, one number or three (D, H, W).
         adapter_dim: bottleneck of the adapters, half the width by default.
         prompt_encoder: whether the network has one; without it, it is the reference's automatic variant.
-        checkpointing: trade time for memory in training.
+        checkpointing: trade time for memory in training: ``True``, ``False``, or ``"auto"``, only where a training step
+            would not fit into the memory of the device otherwise.
         precision: of matrix products on CPUs: ``auto`` (bfloat16 where the processor has it), ``float32`` or
             ``bfloat16``. On GPUs nnU-Net decides.
         epochs: number of epochs, and the length of the learning rate's way down.
@@ -57,7 +58,7 @@ class Settings:
     token_stride: int | tuple[int, int, int] = 4
     adapter_dim: int | None = None
     prompt_encoder: bool = True
-    checkpointing: bool = False
+    checkpointing: bool | str = "auto"
     precision: str = "auto"
     epochs: int = DEFAULT_EPOCHS
     iterations_per_epoch: int = 250
@@ -79,9 +80,10 @@ class Settings:
                 continue
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name in ("prompt_encoder", "checkpointing"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if not isinstance(self.prompt_encoder, bool):
+            raise ValueError(f"prompt_encoder must be true or false, got {self.prompt_encoder!r}")
+        if not isinstance(self.checkpointing, bool) and self.checkpointing != "auto":
+            raise ValueError(f'checkpointing must be true, false or "auto", got {self.checkpointing!r}')
         for name in ("initial_lr", "max_seconds"):
             if not isinstance(getattr(self, name), int | float | None):
                 raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
@@ -105,7 +107,7 @@ class Settings:
             raise ValueError(f"initial_lr must lie between 0 and 1, got {self.initial_lr!r}")
 
     def network_config(self, *, adapter: str, in_channels: int, num_classes: int) -> SAM3DConfig:
-        """The network that these settings describe."""
+        """The network that these settings describe; without checkpointing where the trainer has yet to decide."""
         sizes = {**VARIANTS[self.variant].to_dict(), **(self.network or {})}
         return replace(
             SAM3DConfig.from_dict(sizes),
@@ -115,7 +117,7 @@ class Settings:
             token_stride=as_token_stride(self.token_stride),
             adapter_dim=self.adapter_dim,
             prompt_encoder=self.prompt_encoder,
-            checkpointing=self.checkpointing,
+            checkpointing=self.checkpointing is True,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def recipe_and_groups(case: Case, network: nn.Module) -> tuple[Any, list[list[nn
     """Freezes the network by the case's recipe."""
     from nnunetv2_sam3d.trainers import recipes
 
-    recipe = {"DualPath": recipes.DUALPATH, "Original": recipes.ORIGINAL, "Full": recipes.FULL}[case.recipe]
+    recipe = recipes.RECIPES[case.recipe]
     return recipe, recipes.apply_freezing(network, recipe)
 
 

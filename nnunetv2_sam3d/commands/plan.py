@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2_sam3d.commands.common import add_class_map, add_command, say
 from nnunetv2_sam3d.network_architecture.config import VARIANTS
 from nnunetv2_sam3d.network_architecture.precision import PRECISIONS
 
+if TYPE_CHECKING:  # what loads torch is imported where it is used
+    from nnunetv2_sam3d.memory.choice import Choice
+    from nnunetv2_sam3d.settings import Settings
+
+CHECKPOINTING: dict[str, bool | str] = {"auto": "auto", "off": False, "on": True}
 NETWORK_SETTINGS = (
     "adapter_dim",
-    "checkpointing",
     "precision",
     "epochs",
     "iterations_per_epoch",
@@ -33,6 +38,7 @@ def add_parser(commands: Any) -> None:
         nnUNetv2_plan_and_preprocess -d 48 -c 3d_fullres
         nnUNetv2_sam3d plan -d 48 --patch-size 128 128 128 --spacing 1 1 1 --batch-size 1
         nnUNetv2_sam3d plan -d 48 --protocol 3dsam-adapter --batch-size 1
+        nnUNetv2_sam3d plan -d 48 --gpu-memory 24
         nnUNetv2_sam3d plan -d 4 --variant vit_tiny --token-stride 2 --epochs 40 --iterations-per-epoch 50
         nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainer_SAM3DFull -p nnUNetSAM3DPlans
         """,
@@ -46,6 +52,13 @@ def add_parser(commands: Any) -> None:
         choices=("3dsam-adapter",),
         help="spacing 1 mm, patch 128 128 128 and KiTS's intensity window (clip to [-54, 247] HU, mean 59.53867, "
         "std 55.457336) as 3DSAM-adapter's authors have them; CT only, needs preprocessing",
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GB",
+        help="choose patch, batch size and checkpointing, as far as not given, so that training steps of DualPath and "
+        "Original are predicted to fit; never more than the base plans have",
     )
     add_network_options(parser)
     parser.set_defaults(run=run)
@@ -73,9 +86,11 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--checkpointing",
-        action="store_true",
-        default=None,
-        help="recompute activations in the backward pass: less memory, more time",
+        nargs="?",
+        choices=tuple(CHECKPOINTING),
+        const="on",
+        help="recompute activations in the backward pass: less memory, more time; auto is only where memory would not "
+        "suffice otherwise (default: auto)",
     )
     parser.add_argument(
         "--precision",
@@ -103,20 +118,31 @@ def run(options: argparse.Namespace) -> int:
     """Writes the plans and says what to do next."""
     from nnunetv2_sam3d.planning import derive_plans
 
+    settings, patch_size, batch_size = settings_from(options), options.patch_size, options.batch_size
+    if options.gpu_memory is not None:
+        choice = _choice(options, settings)
+        settings = replace(settings, checkpointing=choice.checkpointing)
+        patch_size = patch_size if options.protocol else choice.patch_size  # a protocol has its own
+        batch_size = choice.batch_size
     plan = derive_plans(
         options.dataset,
         base=options.plans,
         name=options.name,
         configuration=options.configuration,
-        settings=settings_from(options),
-        patch_size=options.patch_size,
+        settings=settings,
+        patch_size=patch_size,
         spacing_mm=options.spacing,
-        batch_size=options.batch_size,
+        batch_size=batch_size,
         protocol=options.protocol,
     )
     say(f"wrote {plan.file}")
     for key, value in plan.summary.items():
         say(f"  {key}: {value}")
+    if options.gpu_memory is not None:
+        peaks = ", ".join(f"{recipe} {peak / 1e9:.1f} GB" for recipe, peak in choice.peak.items())
+        say(
+            f"Predicted peak of a training step on a GPU of {options.gpu_memory:g} GB (computed, not measured): {peaks}"
+        )
     if plan.preprocess:
         say(f"The data must be preprocessed for these plans:\n  {plan.preprocess} -np 2")
     else:
@@ -128,12 +154,33 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def settings_from(options: argparse.Namespace) -> Any:
+def _choice(options: argparse.Namespace, settings: Settings) -> Choice:
+    """What fits into --gpu-memory."""
+    from nnunetv2_sam3d.memory.choice import choose
+    from nnunetv2_sam3d.planning import base_sizes
+
+    sizes = base_sizes(options.dataset, options.plans, options.configuration, options.protocol)
+    config = settings.network_config(adapter="original", in_channels=sizes.in_channels, num_classes=sizes.num_classes)
+    say("counting the tensors of training steps ...")
+    return choose(
+        config,
+        options.gpu_memory,
+        patch_size=options.patch_size or sizes.patch_size,
+        batch_size=sizes.batch_size if options.batch_size is None else options.batch_size,
+        keep_patch=bool(options.patch_size or options.protocol),
+        keep_batch=options.batch_size is not None,
+        checkpointing=settings.checkpointing if isinstance(settings.checkpointing, bool) else None,
+    )
+
+
+def settings_from(options: argparse.Namespace) -> Settings:
     """The settings that the options describe; what is not given keeps its default."""
     from nnunetv2_sam3d.settings import Settings
     from nnunetv2_sam3d.weights.classes import parse_class_map
 
     values = {name: getattr(options, name) for name in NETWORK_SETTINGS if getattr(options, name, None) is not None}
+    if getattr(options, "checkpointing", None):
+        values["checkpointing"] = CHECKPOINTING[options.checkpointing]
     if options.variant:
         values["variant"] = options.variant
     if options.token_stride:

@@ -30,11 +30,11 @@ class Once:
             weights: what it reads.
             key: what else it depends on, for instance the grid.
         """
-        # torch.compile traces the arithmetic; tensors made in inference mode have no version, those without content
-        # (their types are others) no place
-        if torch.compiler.is_compiling() or any(weight.is_inference() for weight in weights):
-            return compute()
-        if any(type(weight) not in (Tensor, nn.Parameter) for weight in weights):
+        # torch.compile traces the arithmetic; tensors made in inference mode have no version, those without content (of
+        # the meta device, or torch's fake ones, which are of a type of their own) no place
+        if torch.compiler.is_compiling() or any(
+            weight.is_inference() or weight.is_meta or type(weight) not in (Tensor, nn.Parameter) for weight in weights
+        ):
             return compute()
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return compute()

@@ -92,7 +92,7 @@ class FoldedStem3d(nn.Module):
         pad = [1 if stride < SAM_PATCH else 0 for stride in reversed(self.token_stride) for _ in range(2)]
         image = F.pad(image, pad, mode="replicate")
         convolve = partial(F.conv3d, weight=weight, bias=bias, stride=self.token_stride)
-        return in_float32(convolve, image).movedim(1, -1)  # float32: a thousandth of the work, seen by all that follows
+        return in_float32(convolve, image).movedim(1, -1)  # little of the work, and all that follows sees it
 
 
 def channel_kernels(rgb: Tensor, in_channels: int) -> Tensor:

@@ -65,6 +65,7 @@ ORIGINAL_EVAL = Recipe(
     groups=(),
     starts_from=("nnUNetTrainer_SAM3DOriginal", "nnUNetTrainer_SAM3DFull"),
 )
+RECIPES = {"DualPath": DUALPATH, "Original": ORIGINAL, "Full": FULL}  # those that train, by their trainers' names
 
 
 def select(names: Iterable[str], patterns: Iterable[str], *, optional: Iterable[str] = ()) -> list[str]:

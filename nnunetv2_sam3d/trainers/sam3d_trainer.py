@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,8 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_sam3d.compat import check_nnunet_version
+from nnunetv2_sam3d.memory.count import step_bytes
+from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
@@ -172,7 +175,32 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         assert self.start is not None
         self.start.check(self.run(), self.recipe)
         self._check_data()
+        if self.settings.checkpointing == "auto":
+            self._decide_checkpointing()
         super().on_train_start()
+
+    def _decide_checkpointing(self) -> None:
+        """Recomputes activations where a step without that would not fit into the device's memory."""
+        available = memory_of(self.device)
+        if available is None:
+            return
+        network = self.plain_network
+        precision = "float16" if self.device.type == "cuda" else network.cpu_precision
+        counted = step_bytes(
+            network.config,
+            partial(apply_freezing, recipe=self.recipe),
+            self._build_loss().train(),
+            patch_size=self.configuration_manager.patch_size,
+            batch_size=self.batch_size,
+            target_channels=network.config.num_classes if self.label_manager.has_regions else 1,
+            precision=precision,
+        )
+        needed = peak_bytes(counted, self.device.type, precision)
+        network.encoder.checkpointing = needed > available
+        self.print_to_log_file(
+            f"Checkpointing {'on' if needed > available else 'off'}: without it a training step is predicted to take "
+            f"{needed / GB:.1f} of {available / GB:.1f} GB"
+        )
 
     def _check_data(self) -> None:
         """Raises ValueError if no training case has any foreground (the loss would have nothing to learn)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 from math import prod
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.planning import dataset_folder, derive_plans, window_patch
 from nnunetv2_sam3d.settings import Settings
 
@@ -216,3 +218,24 @@ def test_nothing_given_is_changed() -> None:
     derive_plans(991, settings=settings, patch_size=patch)
     assert settings == before
     assert patch == [24, 48, 32]
+
+
+def test_plans_for_a_gpu(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command writes what fits; what is given stays as it is."""
+    labels = {"background": 0, "organ": 1}
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
+
+    def planned(*more: str) -> dict[str, Any]:
+        assert main(["plan", "-d", "991", "--variant", "vit_tiny", "--gpu-memory", *more]) == 0
+        return json.loads((folder / "nnUNetSAM3DPlans.json").read_text())["configurations"]["3d_fullres"]
+
+    roomy = planned("24")
+    assert (roomy["patch_size"], roomy["batch_size"]) == ([40, 56, 48], 2)
+    assert roomy["sam3d"]["checkpointing"] is False
+    assert re.search(
+        r"computed, not measured, for 24 GB: DualPath 1\.\d GB, Original 1\.\d GB", capsys.readouterr().out
+    )
+    tight = planned("1.15", "--batch-size", "1")
+    assert prod(tight["patch_size"]) < prod(roomy["patch_size"]) and tight["batch_size"] == 1
+    assert main(["plan", "-d", "991", "--gpu-memory", "0"]) == 1
+    assert "--gpu-memory must be positive" in capsys.readouterr().err

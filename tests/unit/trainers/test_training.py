@@ -21,6 +21,8 @@ from trainer_kit import (
     with_each_that_trains,
 )
 
+from nnunetv2_sam3d.trainers import sam3d_trainer
+
 # --- the optimizer ---
 
 
@@ -188,3 +190,28 @@ def test_mirrored_axes_of_training_are_those_of_prediction(
     trainer.save_checkpoint(str(Path(trainer.output_folder) / "c.pth"))
     saved = torch.load(Path(trainer.output_folder) / "c.pth", weights_only=False)
     assert saved["inference_allowed_mirroring_axes"] == axes
+
+
+# --- checkpointing ---
+
+
+@pytest.mark.parametrize(("available", "state"), [(10**12, "off"), (10**6, "on"), (None, None)])
+def test_checkpointing_only_where_memory_would_not_suffice(
+    available: int | None, state: str | None, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sam3d_trainer, "memory_of", lambda device: available)
+    trainer = make_trainer("DualPath", initialize=True)
+    assert trainer.settings.checkpointing == "auto"
+    assert not trainer.plain_network.config.checkpointing  # as nnUNetv2_predict builds it
+    trainer._decide_checkpointing()
+    assert trainer.plain_network.encoder.checkpointing == (state == "on")
+    log = Path(trainer.log_file).read_text()
+    assert ("Checkpointing" in log) == (state is not None)
+    assert state is None or f"Checkpointing {state}: without it a training step is predicted to take" in log
+    train(trainer, 1)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_checkpointing_as_the_plans_say(chosen: bool, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("DualPath", checkpointing=chosen, initialize=True)
+    assert trainer.plain_network.encoder.checkpointing is chosen

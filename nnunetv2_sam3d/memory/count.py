@@ -1,0 +1,91 @@
+"""Counts the tensors that a training step keeps alive, on tensors without content: no memory, no arithmetic."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
+
+Freeze = Callable[[nn.Module], Sequence[Sequence[nn.Parameter]]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that live, and the most there ever were, while the mode is active.
+
+    Attributes:
+        live: bytes now.
+        peak: the most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, weakref.finalize] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor):
+                self._add(value.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        place = storage._cdata
+        if place not in self._known:
+            self._known[place] = weakref.finalize(storage, self._free, place, storage.nbytes())
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+
+    def _free(self, place: int, size: int) -> None:
+        del self._known[place]
+        self.live -= size
+
+
+def step_bytes(
+    config: SAM3DConfig,
+    freeze: Freeze,
+    loss: Loss,
+    *,
+    patch_size: Sequence[int],
+    batch_size: int = 1,
+    target_channels: int = 1,
+    precision: str = "float32",
+) -> int:
+    """Most bytes of tensors at once in a training step: weights, gradients, AdamW's state, activations, targets.
+
+    What a kernel takes for itself and gives back, and what the allocator wastes, is not seen; see
+    :mod:`nnunetv2_sam3d.memory.model`.
+
+    Args:
+        config: the network, with or without checkpointing.
+        freeze: sets ``requires_grad`` and returns the trained parameters.
+        loss: of logits and target (B, target_channels, D, H, W).
+        patch_size: voxels (D, H, W).
+        batch_size: samples.
+        target_channels: of the target, more than one for regions.
+        precision: of the matrix products: ``float32``, ``bfloat16`` or ``float16``.
+    """
+    dtype = None if precision == "float32" else getattr(torch, precision)
+    with torch.device("meta"):  # the first weights are drawn with functions that look at values
+        network = SAM3D(config)
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as counted:
+        network.to_empty(device="cpu").prepare(patch_size)
+        groups = freeze(network)
+        trained = [parameter for group in groups for parameter in group]
+        state = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # AdamW's two moments
+        image = torch.empty(batch_size, config.in_channels, *patch_size)
+        target = torch.zeros(batch_size, target_channels, *patch_size)
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            logits = network(image).float()
+        loss(logits, target).backward()
+        del logits, state
+    return counted.peak

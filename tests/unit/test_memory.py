@@ -1,0 +1,105 @@
+"""Memory of training steps: what is counted, how well it predicts what is measured, and what is chosen by it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nnunetv2_sam3d.benchmark.case import Case
+from nnunetv2_sam3d.benchmark.run import run
+from nnunetv2_sam3d.memory.choice import choose, counted_bytes, gpu_peaks
+from nnunetv2_sam3d.memory.count import LiveBytes
+from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
+from nnunetv2_sam3d.network_architecture import VARIANTS
+
+TINY = VARIANTS["vit_tiny"]
+PATCH = (32, 32, 64)
+
+
+def test_live_bytes_see_what_comes_and_goes() -> None:
+    with FakeTensorMode(), LiveBytes() as counted:
+        first = torch.zeros(1000)
+        view = first[:10]
+        second = first * 2
+        assert (counted.live, counted.peak) == (8000, 8000)
+        del first
+        assert counted.live == 8000  # the view holds it
+        del view
+        assert (counted.live, counted.peak) == (4000, 8000)
+        del second
+        assert (counted.live, counted.peak) == (0, 8000)
+
+
+def test_what_must_cost_more_does() -> None:
+    """Recipes, batch, precision and checkpointing, each against the same step."""
+    step = counted_bytes(TINY, "DualPath", PATCH, 1, "float32")
+    full, original = (counted_bytes(TINY, recipe, PATCH, 1, "float32") for recipe in ("Full", "Original"))
+    assert original < full
+    assert counted_bytes(TINY, "DualPath", PATCH, 1, "bfloat16") < 0.8 * step
+    assert counted_bytes(replace(TINY, checkpointing=True), "DualPath", PATCH, 1, "float32") < 0.8 * step
+    assert 1.8 * step < counted_bytes(TINY, "DualPath", PATCH, 2, "float32") < 2 * step  # weights are there once
+
+
+def check(case: Case) -> None:
+    """Prediction within 20 % of the measured peak, much of which is not the process's base."""
+    (record,) = run([case], repeats=1)["records"]
+    measured = record["peak_rss_bytes"]
+    counted = counted_bytes(case.config(), case.recipe, case.patch_size, case.batch_size, case.precision)
+    predicted = peak_bytes(counted, "cpu", case.precision)
+    assert counted > 0.4 * measured
+    assert abs(predicted / measured - 1) < 0.2, (predicted, measured, counted)
+
+
+@pytest.mark.parametrize(
+    ("patch", "precision", "recipe"),
+    [((96, 96, 128), "float32", "DualPath"), ((96, 128, 128), "bfloat16", "Full")],
+)
+def test_prediction_of_small_steps(patch: tuple[int, int, int], precision: str, recipe: str) -> None:
+    """Sizes that the model was not fitted to."""
+    check(Case("step", "ours", "vit_tiny", patch, TINY.depth, precision, recipe))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("patch", "precision", "recipe", "checkpointing"),
+    [((96, 96, 96), "float32", "DualPath", True), ((64, 64, 96), "bfloat16", "Original", False)],
+)
+def test_prediction_of_vit_b(patch: tuple[int, int, int], precision: str, recipe: str, checkpointing: bool) -> None:
+    check(Case("step", "ours", "vit_b", patch, VARIANTS["vit_b"].depth, precision, recipe, checkpointing))
+
+
+def test_choice_gives_up_speed_then_batch_then_patch() -> None:
+    """Memory between the peaks of two steps of the ladder."""
+    recipes = ("DualPath",)
+
+    def peak(patch: tuple[int, int, int], batch: int, checkpointing: bool) -> float:
+        return gpu_peaks(replace(TINY, checkpointing=checkpointing), patch, batch, recipes)["DualPath"] / GB
+
+    wanted, smaller = (64, 64, 96), (64, 64, 64)
+    ladder = [(wanted, 2, False), (wanted, 2, True), (wanted, 1, True), (smaller, 1, True)]
+    peaks = [peak(*step) for step in ladder]
+    assert sorted(peaks, reverse=True) == peaks
+    for step, enough in zip(ladder, peaks, strict=True):
+        choice = choose(TINY, enough + 1e-6, patch_size=wanted, batch_size=2, recipes=recipes)
+        expected = step[:2]
+        assert (choice.patch_size, choice.batch_size) == expected
+        assert choice.checkpointing == (peak(*expected, False) > enough + 1e-6)
+        assert choice.peak["DualPath"] <= (enough + 1e-6) * GB
+    kept = choose(TINY, peaks[2], patch_size=wanted, batch_size=2, keep_batch=True, recipes=recipes)
+    assert kept.batch_size == 2 and max(kept.patch_size) <= 64
+
+
+def test_what_never_fits_is_told() -> None:
+    with pytest.raises(ValueError, match=r"batch of 1 with a patch of \[32, 32, 32\].*0\.01 GB.*with checkpointing"):
+        choose(TINY, 0.01, patch_size=PATCH, batch_size=2, recipes=("DualPath",))
+    with pytest.raises(ValueError, match="--gpu-memory must be positive"):
+        choose(TINY, float("nan"), patch_size=PATCH, batch_size=2)
+
+
+def test_memory_of_this_machine() -> None:
+    available = memory_of(torch.device("cpu"))
+    assert available is None or available > 1e8
+    assert memory_of(torch.device("meta")) is None
