@@ -39,7 +39,7 @@ def fit(counted: Iterable[float], measured: Iterable[float]) -> tuple[float, flo
     return float(base), float(factor)
 
 
-def count(case: Case) -> int:
+def tensors_of(case: Case) -> int:
     """Tensors of a case, in bytes."""
     return counted_bytes(case.config(), case.recipe, case.patch_size, case.batch_size, case.precision)
 
@@ -55,7 +55,7 @@ def main(file: Path) -> None:
     records: list[dict[str, Any]] = run(cases, json_file=file, repeats=1, say=say)["records"]
     for precision in PRECISIONS:
         found = [record for record in records if record["precision"] == precision and "failed" not in record]
-        counts = [count(Case.from_dict(record)) for record in found]
+        counts = [tensors_of(Case.from_dict(record)) for record in found]
         peaks = [record["peak_rss_bytes"] for record in found]
         base, factor = fit(counts, peaks)
         print(f'"{precision}": Coefficients(base_bytes={base:.3g}, factor={factor:.3g}),')

@@ -13,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2_sam3d.memory.count import step_bytes
 from nnunetv2_sam3d.memory.model import GB, peak_bytes
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.config import TAPS
 from nnunetv2_sam3d.network_architecture.windows import WINDOW
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing
@@ -40,12 +41,25 @@ class Choice:
 
 @cache
 def counted_bytes(config: SAM3DConfig, recipe: str, patch_size: Patch, batch_size: int, precision: str) -> int:
-    """Tensors of a training step; the adapters are the recipe's."""
+    """Tensors of a training step; the adapters are the recipe's.
+
+    Deep networks are counted at two small depths: every further block holds the same.
+    """
+    if config.depth > 2 * TAPS:
+        few, more = (
+            counted_bytes(_cut(config, depth), recipe, patch_size, batch_size, precision) for depth in (TAPS, 2 * TAPS)
+        )
+        return few + (more - few) * (config.depth - TAPS) // TAPS
     freeze = partial(apply_freezing, recipe=RECIPES[recipe])
     labels = {"background": 0} | {f"label {value}": value for value in range(1, config.num_classes)}
     loss = DiceCELoss(LabelManager(labels, None), batch_dice=False).train()
     config = replace(config, adapter=RECIPES[recipe].adapter)
     return step_bytes(config, freeze, loss, patch_size=patch_size, batch_size=batch_size, precision=precision)
+
+
+def _cut(config: SAM3DConfig, depth: int) -> SAM3DConfig:
+    indexes = tuple(index for index in config.global_attn_indexes if index < depth)
+    return replace(config, depth=depth, global_attn_indexes=indexes)
 
 
 def gpu_peaks(config: SAM3DConfig, patch_size: Patch, batch_size: int, recipes: Sequence[str]) -> dict[str, int]:

@@ -27,9 +27,9 @@ class Coefficients:
 # By device and precision. Those of processors are from benchmarks/fit_memory.py. GPUs are not measured: the larger of
 # the two factors, and a gigabyte for the CUDA context and the libraries' workspaces.
 COEFFICIENTS = {
-    ("cpu", "float32"): Coefficients(0.55e9, 1.1),
-    ("cpu", "bfloat16"): Coefficients(0.55e9, 1.1),
-    ("cuda", "float16"): Coefficients(1e9, 1.1),
+    ("cpu", "float32"): Coefficients(1.06e9, 1.33),
+    ("cpu", "bfloat16"): Coefficients(1.13e9, 1.22),
+    ("cuda", "float16"): Coefficients(1e9, 1.33),
 }
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.layers import channels_first, channels_last
-from nnunetv2_sam3d.network_architecture.precision import in_float32, reduced_on_cpu
+from nnunetv2_sam3d.network_architecture.precision import in_bfloat16, in_float32
 
 # Gate bias of a warm start: sigmoid(6) = 0.9975 of the fused signal comes from the trained global path.
 WARM_GATE_BIAS = 6.0
@@ -66,7 +66,7 @@ class InPlaneConv3d(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         depthwise, pointwise, norm, relu = self
         y = in_float32(depthwise, x)
-        if reduced_on_cpu(x):
+        if in_bfloat16(x):
             # The normalisation removes the mean anyway; without it, rounding is relative to what remains.
             y = y - y.mean((2, 3, 4), keepdim=True)
         return relu(norm(pointwise(y).to(x.dtype)))

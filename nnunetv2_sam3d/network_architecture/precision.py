@@ -32,14 +32,15 @@ def cpu_precision(choice: str) -> str:
     return "bfloat16" if cpu_has_bfloat16() else "float32"
 
 
-def reduced_on_cpu(x: Tensor) -> bool:
-    """Whether autocast makes products of this tensor on a CPU, that is, in bfloat16."""
-    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+def in_bfloat16(x: Tensor) -> bool:
+    """Whether autocast makes products of this tensor in bfloat16 on a CPU; it has 8 bits, GPUs' float16 has 11."""
+    on_cpu = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return on_cpu and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def in_float32(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``layer(x)``, on CPUs in float32 where autocast would take bfloat16."""
-    if not reduced_on_cpu(x):
+    if not in_bfloat16(x):
         return layer(x)
     with torch.autocast("cpu", enabled=False):
         return layer(x.float())
