@@ -8,7 +8,7 @@ measurements; the same command goes on where it was.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import numpy as np
 from nnunetv2_sam3d.benchmark.case import Case
 from nnunetv2_sam3d.benchmark.run import run
 from nnunetv2_sam3d.memory.choice import counted_bytes
+from nnunetv2_sam3d.memory.count import Counted
+from nnunetv2_sam3d.memory.model import Coefficients
 
 # what -> depth, patch, recipe, checkpointing: small steps in which each kind of memory has its turn as the largest
 SIZES: tuple[tuple[str, int, tuple[int, int, int], str, bool], ...] = (
@@ -31,16 +33,21 @@ SIZES: tuple[tuple[str, int, tuple[int, int, int], str, bool], ...] = (
 PRECISIONS = ("float32", "bfloat16")
 
 
-def fit(counted: Iterable[float], measured: Iterable[float]) -> tuple[float, float]:
-    """Base and factor of ``measured = base + factor * counted`` with the smallest sum of squared relative errors."""
-    peaks = np.array(list(measured))
-    terms = np.stack([np.ones_like(peaks), np.array(list(counted))], 1)
-    base, factor = np.linalg.lstsq(terms / peaks[:, None], np.ones_like(peaks), rcond=None)[0]
-    return float(base), float(factor)
+def fit(counted: Sequence[Counted], measured: Sequence[float]) -> Coefficients:
+    """The coefficients with the smallest sum of squared relative errors."""
+    peaks = np.array(measured)
+    terms = np.array([(1, tensors.peak, tensors.widest) for tensors in counted]) / peaks[:, None]
+    return Coefficients(*np.linalg.lstsq(terms, np.ones_like(peaks), rcond=None)[0].tolist())
 
 
-def tensors_of(case: Case) -> int:
-    """Tensors of a case, in bytes."""
+def error(fitted: Coefficients, counted: Counted, measured: float) -> float:
+    """Of a prediction, in percent."""
+    predicted = fitted.base_bytes + fitted.factor * counted.peak + fitted.kernels * counted.widest
+    return 100 * (predicted / measured - 1)
+
+
+def tensors_of(case: Case) -> Counted:
+    """Tensors of a case."""
     return counted_bytes(case.config(), case.recipe, case.patch_size, case.batch_size, case.precision)
 
 
@@ -57,15 +64,17 @@ def main(file: Path) -> None:
         found = [record for record in records if record["precision"] == precision and "failed" not in record]
         counts = [tensors_of(Case.from_dict(record)) for record in found]
         peaks = [record["peak_rss_bytes"] for record in found]
-        base, factor = fit(counts, peaks)
-        print(f'"{precision}": Coefficients(base_bytes={base:.3g}, factor={factor:.3g}),')
-        for record, count, peak in zip(found, counts, peaks, strict=True):
-            rest = [index for index in range(len(found)) if found[index] is not record]
-            alone = fit([counts[index] for index in rest], [peaks[index] for index in rest])
+        together = fit(counts, peaks)
+        print(
+            f'("cpu", "{precision}"): Coefficients({together.base_bytes:.3g}, {together.factor:.2f}, '
+            f"{together.kernels:.2f}),"
+        )
+        for index, (record, tensors, peak) in enumerate(zip(found, counts, peaks, strict=True)):
+            others = fit(counts[:index] + counts[index + 1 :], peaks[:index] + peaks[index + 1 :])
             print(
-                f"  {Case.from_dict(record).label()}: counted {count / 1e9:.3f} GB, measured {peak / 1e9:.3f} GB, "
-                f"predicted {100 * ((base + factor * count) / peak - 1):+.1f} %, "
-                f"from the others {100 * ((alone[0] + alone[1] * count) / peak - 1):+.1f} %"
+                f"  {Case.from_dict(record).label()}: tensors {tensors.peak / 1e9:.3f} GB, "
+                f"measured {peak / 1e9:.3f} GB, predicted {error(together, tensors, peak):+.1f} %, "
+                f"from the others {error(others, tensors, peak):+.1f} %"
             )
 
 

@@ -10,7 +10,7 @@ from math import ceil
 
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_sam3d.memory.count import step_bytes
+from nnunetv2_sam3d.memory.count import Counted, step_bytes
 from nnunetv2_sam3d.memory.model import GB, peak_bytes
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.config import TAPS
@@ -40,7 +40,7 @@ class Choice:
 
 
 @cache
-def counted_bytes(config: SAM3DConfig, recipe: str, patch_size: Patch, batch_size: int, precision: str) -> int:
+def counted_bytes(config: SAM3DConfig, recipe: str, patch_size: Patch, batch_size: int, precision: str) -> Counted:
     """Tensors of a training step; the adapters are the recipe's.
 
     Deep networks are counted at two small depths: every further block holds the same.
@@ -49,7 +49,7 @@ def counted_bytes(config: SAM3DConfig, recipe: str, patch_size: Patch, batch_siz
         few, more = (
             counted_bytes(_cut(config, depth), recipe, patch_size, batch_size, precision) for depth in (TAPS, 2 * TAPS)
         )
-        return few + (more - few) * (config.depth - TAPS) // TAPS
+        return Counted(few.peak + (more.peak - few.peak) * (config.depth - TAPS) // TAPS, more.widest)
     freeze = partial(apply_freezing, recipe=RECIPES[recipe])
     labels = {"background": 0} | {f"label {value}": value for value in range(1, config.num_classes)}
     loss = DiceCELoss(LabelManager(labels, None), batch_dice=False).train()

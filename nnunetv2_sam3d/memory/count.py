@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +18,41 @@ Freeze = Callable[[nn.Module], Sequence[Sequence[nn.Parameter]]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+class Counted(NamedTuple):
+    """Bytes of a training step.
+
+    Attributes:
+        peak: of all tensors that live at once, at most.
+        widest: of the tensors that one operation reads and writes, at most; what kernels take for
+            themselves follows it.
+    """
+
+    peak: int
+    widest: int
+
+
 class LiveBytes(TorchDispatchMode):
     """Bytes of the tensors that live, and the most there ever were, while the mode is active.
 
     Attributes:
         live: bytes now.
         peak: the most so far.
+        widest: the most that one operation read and wrote so far.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.widest = 0
         self._known: dict[int, weakref.finalize] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        touched: dict[int, int] = {}
+        for value in tree_leaves((args, kwargs, out)):
+            if isinstance(value, Tensor):
+                storage = value.untyped_storage()
+                touched[storage._cdata] = min(storage.nbytes(), value.numel() * value.element_size())
+        self.widest = max(self.widest, sum(touched.values()))
         for value in tree_leaves(out):
             if isinstance(value, Tensor):
                 self._add(value.untyped_storage())
@@ -59,8 +79,8 @@ def step_bytes(
     batch_size: int = 1,
     target_channels: int = 1,
     precision: str = "float32",
-) -> int:
-    """Most bytes of tensors at once in a training step: weights, gradients, AdamW's state, activations, targets.
+) -> Counted:
+    """Tensors of a training step: weights, gradients, AdamW's state, activations, targets.
 
     What a kernel takes for itself and gives back, and what the allocator wastes, is not seen; see
     :mod:`nnunetv2_sam3d.memory.model`.
@@ -88,4 +108,4 @@ def step_bytes(
             logits = network(image).float()
         loss(logits, target).backward()
         del logits, state
-    return counted.peak
+    return Counted(counted.peak, counted.widest)

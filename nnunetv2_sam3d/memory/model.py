@@ -7,33 +7,36 @@ from dataclasses import dataclass
 import torch
 
 from nnunetv2_sam3d.benchmark.machine import available_bytes
+from nnunetv2_sam3d.memory.count import Counted
 
 GB = 10**9
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """``peak = base_bytes + factor * counted``.
+    """``base_bytes + factor * counted.peak + kernels * counted.widest``.
 
     Attributes:
         base_bytes: of a process before it has any tensors: Python, torch, nnU-Net.
-        factor: bytes taken for each counted one: what kernels take for themselves and what allocators waste.
+        factor: bytes taken for each one of tensors: what allocators waste.
+        kernels: bytes that kernels take for themselves, for each one that the widest operation reads and writes.
     """
 
     base_bytes: float
     factor: float
+    kernels: float
 
 
 # By device and precision. Those of processors are from benchmarks/fit_memory.py. GPUs are not measured: the larger of
-# the two factors, and a gigabyte for the CUDA context and the libraries' workspaces.
+# each two, and a gigabyte for the CUDA context and the libraries' workspaces.
 COEFFICIENTS = {
-    ("cpu", "float32"): Coefficients(1.06e9, 1.33),
-    ("cpu", "bfloat16"): Coefficients(1.13e9, 1.22),
-    ("cuda", "float16"): Coefficients(1e9, 1.33),
+    ("cpu", "float32"): Coefficients(1.04e9, 1.29, 0.29),
+    ("cpu", "bfloat16"): Coefficients(1.03e9, 1.20, 1.22),
+    ("cuda", "float16"): Coefficients(1e9, 1.29, 1.22),
 }
 
 
-def peak_bytes(counted: int, device: str, precision: str) -> int:
+def peak_bytes(counted: Counted, device: str, precision: str) -> int:
     """Memory that a training step takes at most, in bytes.
 
     Args:
@@ -42,7 +45,7 @@ def peak_bytes(counted: int, device: str, precision: str) -> int:
         precision: of the matrix products.
     """
     fitted = COEFFICIENTS[device, precision]
-    return round(fitted.base_bytes + fitted.factor * counted)
+    return round(fitted.base_bytes + fitted.factor * counted.peak + fitted.kernels * counted.widest)
 
 
 def memory_of(device: torch.device) -> int | None:
