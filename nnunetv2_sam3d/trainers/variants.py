@@ -13,6 +13,7 @@ from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.trainers.recipes import DUALPATH, FULL, ORIGINAL, ORIGINAL_EVAL
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
+from nnunetv2_sam3d.weights import load_model
 
 
 class nnUNetTrainer_SAM3DOriginal(nnUNetTrainer_SAM3D):
@@ -80,7 +81,9 @@ class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
                 self.label_manager,
                 tuple(self.configuration_manager.patch_size),
             )
-            summary = run_protocol(fold, protocol, self.plain_network.eval(), self.device, overwrite=True)
+            # as the command does, in float32 on every machine
+            network = load_model(fold.checkpoint, self.device)
+            summary = run_protocol(fold, protocol, network, self.device, overwrite=True)
         except (ValueError, RuntimeError, OSError) as error:  # the validation is done; the command can be run alone
             self.print_to_log_file(
                 f"The reference's test protocol was not run: {error} Run it with: nnUNetv2_sam3d evaluate "
