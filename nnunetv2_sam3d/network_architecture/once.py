@@ -30,8 +30,8 @@ class Once:
             weights: what it reads.
             key: what else it depends on, for instance the grid.
         """
-        # torch.compile traces the arithmetic; tensors made in inference mode have no version
-        if torch.compiler.is_compiling() or any(weight.is_inference() for weight in weights):
+        # torch.compile traces the arithmetic; tensors made in inference mode have no version, meta tensors no content
+        if torch.compiler.is_compiling() or any(weight.is_inference() or weight.is_meta for weight in weights):
             return compute()
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return compute()
