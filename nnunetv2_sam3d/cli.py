@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_sam3d import __version__
-from nnunetv2_sam3d.commands import demo, doctor, experiment, plan, weights
+from nnunetv2_sam3d.commands import crossval, demo, doctor, experiment, plan, weights
 
-COMMANDS = (doctor, plan, weights, experiment, demo)
+COMMANDS = (doctor, plan, weights, experiment, crossval, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:
