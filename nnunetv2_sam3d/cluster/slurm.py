@@ -84,8 +84,6 @@ def script(job: Job) -> str:
         'export nnUNet_def_n_proc="${nnUNet_def_n_proc:-${SLURM_CPUS_PER_TASK:-1}}"',
         *(["", *commands] if commands else []),
         "",
-        f"{shlex.join(job.command)}" + (' --folds "$SLURM_ARRAY_TASK_ID" &' if job.folds else " &"),
-        "work=$!",
         "# The time limit is near: end the training, which keeps its last checkpoint, and queue this task again.",
         "again() {",
         '    kill -TERM "$work" 2>/dev/null; wait "$work"',
@@ -93,6 +91,9 @@ def script(job: Job) -> str:
         "    exit 1",
         "}",
         "trap again USR1",
+        "",
+        f"{shlex.join(job.command)}" + (' --folds "$SLURM_ARRAY_TASK_ID" &' if job.folds else " &"),
+        "work=$!",
         'wait "$work"',
     ]
     return "\n".join(lines) + "\n"
@@ -110,8 +111,8 @@ def submission(jobs: Sequence[Job], folder: str) -> str:
         "set -euo pipefail",
         f"cd {shlex.quote(folder)}",
         "submitted=()",
-        "trap '[ ${#submitted[@]} -eq 0 ] || scancel \"${submitted[@]}\"' ERR",
-        'submit() { local number; number=$(sbatch --parsable "$@"); number=${number%%;*}; submitted+=("$number"); }',
+        "trap '[ $? -eq 0 ] || [ ${#submitted[@]} -eq 0 ] || scancel \"${submitted[@]}\"' EXIT",
+        'submit() { number=$(sbatch --parsable "$@"); number=${number%%;*}; submitted+=("$number"); }',
         "",
     ]
     for job in jobs:
