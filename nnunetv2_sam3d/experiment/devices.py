@@ -60,8 +60,10 @@ def parse_devices(names: Sequence[str], num_gpus: int = 1) -> tuple[Device, ...]
             raise ValueError(f"there is no device {name!r}; give cpu, mps, cuda, or cuda:0 cuda:1 ... for several GPUs")
         if match[2]:
             numbered.append(int(match[2]))
+        elif name != "cuda" and num_gpus > 1:
+            raise ValueError(f"--num-gpus {num_gpus} needs GPUs, but {name} is among the devices")
         else:
-            devices.append(Device(name, num_gpus=num_gpus if name == "cuda" else 1))
+            devices.append(Device(name, num_gpus=num_gpus))
     if len(numbered) % num_gpus:
         raise ValueError(f"{len(numbered)} GPUs cannot be shared out {num_gpus} to a training (--num-gpus)")
     groups = [tuple(numbered[first : first + num_gpus]) for first in range(0, len(numbered), num_gpus)]

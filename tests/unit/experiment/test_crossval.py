@@ -140,7 +140,7 @@ def test_refusals(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nnUNetv2_sam3d plan -d Dataset991_Toy -o Absent" in refused(capsys, "Full", "-p", "Absent")
     assert "no configuration '3d_lowres'" in refused(capsys, "Full", "-c", "3d_lowres")
     assert "no fold 5" in refused(capsys, "Full", "--folds", "4", "5")
-    assert "batch of 2, which 3 GPUs" in refused(capsys, "Full", "--num-gpus", "3")
+    assert "batch of 2, which 3 GPUs" in refused(capsys, "Full", "--devices", "cuda", "--num-gpus", "3")
     assert "nnUNetTimeBudgetPlans --max-seconds" in refused(capsys, "TimeBudget")
     message = refused(capsys, "Full", "DualPath", "--pretrained-weights", "absent.pth")
     assert "absent.pth" in message

@@ -125,7 +125,7 @@ def test_devices(shell: Callable[..., Step], tmp_path: Path) -> None:
     assert Device("cuda").environment({"CUDA_VISIBLE_DEVICES": "4"}) == {"CUDA_VISIBLE_DEVICES": "4"}
     with pytest.raises(ValueError, match="cuda:3 does not exist"):
         pair.environment({"CUDA_VISIBLE_DEVICES": "4"})
-    for names, number in ((["gpu"], 1), (["cuda:0"], 2), (["cuda:0"], 0)):
+    for names, number in ((["gpu"], 1), (["cuda:0"], 2), (["cuda:0"], 0), (["cpu"], 2)):
         with pytest.raises(ValueError):
             parse_devices(names, number)
     step = shell("seen", f'echo "$CUDA_VISIBLE_DEVICES" > {tmp_path}/gpus', on_device=True)

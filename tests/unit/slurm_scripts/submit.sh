@@ -2,7 +2,7 @@
 set -euo pipefail
 cd '/results/Dataset220_KiTS/the scripts'
 submitted=()
-trap '[ ${#submitted[@]} -eq 0 ] || scancel "${submitted[@]}"' ERR
+trap '[ $? -eq 0 ] || [ ${#submitted[@]} -eq 0 ] || scancel "${submitted[@]}"' EXIT
 submit() { number=$(sbatch --parsable "$@"); number=${number%%;*}; submitted+=("$number"); }
 
 submit Dataset220_KiTS__Original.sbatch
