@@ -53,7 +53,7 @@ def plan_jobs(
         options = {"gres": f"gpu:{num_gpus}", **options}
     if "cpus-per-task" not in options and "--cpus-per-task" not in template:
         options = {"cpus-per-task": "8", **options}
-    logs = str(crossval.folder("all") / "slurm" / "logs")
+    logs = str(crossval.folder(crossval.models[0], "all_folds") / "slurm" / "logs")
     kept = {name: environment[name] for name in KEPT if environment.get(name)}
     make_job = partial(Job, logs=logs, environment=kept)
     names_of = dict(zip(crossval.models, names, strict=True))
@@ -94,7 +94,7 @@ def plan_jobs(
     if crossval.accumulate and (jobs or not all(step.finished for step in crossval.steps())):
         jobs.append(
             make_job(
-                name=f"{crossval.dataset}__accumulate__{crossval.plans}",
+                name=f"{crossval.dataset}__accumulate",
                 command=(
                     *command,
                     *("--trainers", *names),

@@ -106,7 +106,6 @@ def run(options: argparse.Namespace) -> int:
         models,
         folds=tuple(dict.fromkeys(range(len(splits)) if options.folds is None else options.folds)),
         all_folds=len(splits),
-        plans=options.plans,
         pretrained=None if pretrained is None else pretrained.absolute(),
         npz=options.npz,
         accumulate=not options.no_accumulate,
@@ -150,7 +149,7 @@ def _slurm(crossval: Any, options: argparse.Namespace) -> int:
     if not jobs:
         say("everything is finished, there is nothing to submit")
         return 0
-    file = write_scripts(jobs, crossval.folder("all") / "slurm")
+    file = write_scripts(jobs, Path(jobs[0].logs).parent)
     say(f"scripts: {file.parent}")
     if options.dry_run:
         say(f"submit them with: bash {shlex.quote(str(file))}")

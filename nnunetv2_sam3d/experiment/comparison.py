@@ -68,7 +68,7 @@ class Comparison:
 
     def model(self, trainer: str) -> Model:
         """A trainer with its plans."""
-        return Model(self.name, trainer, self.plans_of(trainer))
+        return Model(self.name, trainer, plans_of(trainer, self.plans))
 
     def fold_folder(self, trainer: str) -> Path:
         """nnU-Net's folder of a trainer's fold."""
@@ -77,10 +77,6 @@ class Comparison:
     def test_folder(self, trainer: str) -> Path:
         """Predictions of the unseen cases."""
         return self.folder / "imagesTs_predicted" / trainer
-
-    def plans_of(self, trainer: str) -> str:
-        """The plans that a trainer uses."""
-        return plans_of(trainer, self.plans)
 
     def preprocessed(self, data_identifier: str) -> tuple[Path, ...]:
         """What preprocessing leaves last for each case, so that a broken-off run is noticed."""
@@ -94,7 +90,7 @@ class Comparison:
         workers = str(self.processes)
         options = ("-d", str(self.dataset), "-c", CONFIGURATION, "-npfp", workers, "--verify_dataset_integrity")
         command = (program("nnUNetv2_plan_and_preprocess"), *options)
-        if self.spacing_mm is not None and all(self.plans_of(trainer) == self.plans for trainer in self.trainers):
+        if self.spacing_mm is not None and all(self.model(trainer).plans == self.plans for trainer in self.trainers):
             return Step("plan", (*command, "--no_pp"), (plans,), self.folder)
         results = (plans, *self.preprocessed(f"{BASE_PLANS}_{CONFIGURATION}"))
         return Step("plan and preprocess", (*command, "-np", workers), results, self.folder)
@@ -120,7 +116,7 @@ class Comparison:
         trained = [
             trainer
             for trainer in self.trainers
-            if self.plans_of(trainer) == self.plans and self.fold_folder(trainer).is_dir()
+            if self.model(trainer).plans == self.plans and self.fold_folder(trainer).is_dir()
         ]
         if earlier is not None and trained and json.loads(earlier) != json.loads(file.read_text()):
             file.write_text(earlier)

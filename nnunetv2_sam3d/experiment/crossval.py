@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunetv2_sam3d.experiment.steps import Step, program
 from nnunetv2_sam3d.experiment.training import SHORT_NAMES, Model, full_name, plans_of, trainer_class
-from nnunetv2_sam3d.planning import PLANS_NAME, dataset_folder, read_plans
+from nnunetv2_sam3d.planning import dataset_folder, read_plans
 from nnunetv2_sam3d.settings import Settings
 
 STOCK_EPOCHS = 1000  # of nnUNetTrainer
@@ -39,7 +38,6 @@ class CrossValidation:
     Attributes:
         models: what is trained.
         folds: of nnU-Net's split.
-        plans: name of the SAM3D plans; folders of logs are called after it.
         all_folds: how many the split has; with all of them, a model's results are accumulated.
         pretrained: start of the SAM3D trainings that start from no other one of the run.
         npz: whether the validations keep their probabilities, for nnU-Net's ensembles.
@@ -49,7 +47,6 @@ class CrossValidation:
     models: tuple[Model, ...]
     folds: tuple[int, ...]
     all_folds: int
-    plans: str = PLANS_NAME
     pretrained: Path | None = None
     npz: bool = False
     accumulate: bool = True
@@ -60,9 +57,9 @@ class CrossValidation:
         """The data set's name."""
         return self.models[0].dataset
 
-    def folder(self, what: str) -> Path:
-        """Where logs and records of a fold (``fold_3``) or of all go."""
-        return Path(os.environ["nnUNet_results"]) / self.dataset / f"crossval__{self.plans}__{what}"
+    def folder(self, model: Model, what: str) -> Path:
+        """Where logs and records of a model's fold (``fold_3``) or of all folds go, for each plans of their own."""
+        return model.folder.parent / f"crossval__{model.plans}__{model.configuration}__{what}"
 
     def source(self, model: Model, fold: int) -> Model | None:
         """The model whose same fold a training starts from: the recipe's first that is there or in this run."""
@@ -91,7 +88,7 @@ class CrossValidation:
             self._steps[model, fold] = model.training(
                 fold,
                 *(("--npz",) if self.npz else ()),
-                folder=self.folder(f"fold_{fold}"),
+                folder=self.folder(model, f"fold_{fold}"),
                 group=f"fold {fold}",
                 after=() if before is None else (self.training(before, fold),),
                 start=start,
@@ -103,7 +100,7 @@ class CrossValidation:
         """The validations of all folds in one folder with one summary, by nnU-Net's command."""
         folds = [str(fold) for fold in range(self.all_folds)]
         return Step(
-            title=f"accumulate {model}",
+            title=f"accumulate {model.trainer}",
             command=(
                 program("nnUNetv2_accumulate_crossval_results"),
                 model.dataset,
@@ -114,7 +111,7 @@ class CrossValidation:
                 *folds,
             ),
             results=(model.folder / f"crossval_results_folds_{'_'.join(folds)}" / "summary.json",),
-            folder=self.folder("all"),
+            folder=self.folder(model, "all_folds"),
             after=tuple(self.training(model, fold) for fold in self.folds),
             inputs=tuple(model.summary(fold) for fold in range(self.all_folds)),
         )

@@ -34,7 +34,9 @@ class Device:
         if not self.indices:
             return dict(base)
         seen = base.get(VISIBLE)
-        names = [str(index) for index in range(max(self.indices) + 1)] if seen is None else seen.split(",")
+        names = (
+            [str(index) for index in range(max(self.indices) + 1)] if seen is None else seen.split(",") if seen else []
+        )
         if max(self.indices) >= len(names):
             raise ValueError(
                 f"cuda:{max(self.indices)} does not exist: {VISIBLE}={seen} leaves {len(names)} GPUs, from cuda:0 on"

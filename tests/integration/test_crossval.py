@@ -54,7 +54,7 @@ def test_killed_and_resumed(planned: Workspace) -> None:
     assert "[1/2] fold 1: train nnUNetTrainer_SAM3DFull: finished (" in output
     assert "[2/2] fold 1: train nnUNetTrainer_SAM3DDualPath: finished (" in output
     assert workspace.log("SAM3DFull", 1).count("Epoch 0 ") == 1
-    folder = workspace.results / f"crossval__{workspace.plans}__fold_1"
+    folder = workspace.results / f"crossval__{workspace.plans}__3d_fullres__fold_1"
     commands = re.findall(r"^\$ .*", (folder / "logs" / "train_nnUNetTrainer_SAM3DFull.log").read_text(), re.M)
     assert [line.endswith(" --c -device cpu") for line in commands] == [False, True]
     record = json.loads((folder / "steps.json").read_text())
@@ -81,7 +81,7 @@ def test_five_folds_on_slurm(planned: Workspace, tmp_path: Path) -> None:
             return subprocess.run(line, env=environment, capture_output=True, text=True).stdout
 
         latest = workspace.fold("SAM3DFull", 0) / "checkpoint_latest.pth"
-        logs = workspace.results / f"crossval__{workspace.plans}__all" / "slurm" / "logs"
+        logs = workspace.results / f"crossval__{workspace.plans}__3d_fullres__all_folds" / "slurm" / "logs"
 
         def state() -> str:
             texts = [f"{log.name}:\n{log.read_text()[-1500:]}" for log in sorted(logs.glob("*"))]

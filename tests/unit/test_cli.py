@@ -45,7 +45,7 @@ def no_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_commands() -> None:
     verbs = {f"weights {verb}" for verb in ("convert", "export-adapter", "fetch", "inspect", "merge")}
-    assert {"doctor", "plan", "weights", "experiment", "demo", *verbs} <= set(COMMANDS)
+    assert {"doctor", "plan", "weights", "experiment", "crossval", "demo", *verbs} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
