@@ -1,115 +1,12 @@
-"""Writes the Slurm scripts of a cross-validation and submits them."""
+"""Writes Slurm's scripts and submits them."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from nnunetv2_sam3d.cluster.slurm import Job, parse_options, script, script_name, submission
-
-KEPT = (
-    "nnUNet_raw",
-    "nnUNet_preprocessed",
-    "nnUNet_results",
-    "nnUNet_extTrainer",
-    "nnUNet_sam_checkpoint",
-    "nnUNet_n_proc_DA",
-    "nnUNet_def_n_proc",
-    "nnUNet_compile",
-)
-
-
-def plan_jobs(
-    crossval: Any,
-    names: Sequence[str],
-    command: tuple[str, ...],
-    *,
-    device: str = "cuda",
-    num_gpus: int = 1,
-    sbatch: Sequence[str] = (),
-    template: str = "",
-    max_tasks: int = 0,
-    environment: Mapping[str, str],
-) -> list[Job]:
-    """One array for each model with missing folds, in dependency order, and a last job that accumulates.
-
-    Args:
-        crossval: the :class:`~nnunetv2_sam3d.experiment.crossval.CrossValidation`.
-        names: of its models, as ``--trainers`` takes them.
-        command: ``nnUNetv2_sam3d crossval`` with what all jobs share.
-        device: ``cuda``, ``cpu`` or ``mps``, as the jobs find it.
-        num_gpus: of each task.
-        sbatch: ``option=value`` for the arrays; the last job takes what does not ask for GPUs.
-        template: text of the user's template.
-        max_tasks: of an array at the same time; 0 for any number.
-        environment: from which nnU-Net's variables are kept.
-    """
-    options = parse_options(sbatch)
-    gpus = {"gres", "gpus", "gpus-per-node", "gpus-per-task"}
-    if device == "cuda" and not gpus & set(options) and not any(f"--{name}" in template for name in gpus):
-        options = {"gres": f"gpu:{num_gpus}", **options}
-    if "cpus-per-task" not in options and "--cpus-per-task" not in template:
-        options = {"cpus-per-task": "8", **options}
-    logs = str(crossval.folder(crossval.models[0], "all_folds") / "slurm" / "logs")
-    kept = {name: environment[name] for name in KEPT if environment.get(name)}
-    make_job = partial(Job, logs=logs, environment=kept)
-    names_of = dict(zip(crossval.models, names, strict=True))
-    missing = {
-        model: {fold for fold in crossval.folds if not crossval.training(model, fold).finished}
-        for model in crossval.models
-    }
-    before = {
-        model: {other for fold in folds if (other := crossval.depends_on(model, fold)) is not None and missing[other]}
-        for model, folds in missing.items()
-    }
-    for model, folds in missing.items():
-        for other in before[model]:
-            missing[other] |= folds  # aftercorr wants the same tasks on both sides; those finished before end at once
-    jobs = []
-    done: set[Any] = set()
-    while waiting := [model for model in crossval.models if missing[model] and model not in done]:
-        for model in [model for model in waiting if before[model] <= done]:
-            done.add(model)
-            fold = min(missing[model])
-            start = ("--pretrained-weights", str(crossval.pretrained)) if crossval.takes_pretrained(model, fold) else ()
-            jobs.append(
-                make_job(
-                    name=f"{model.dataset}__{model}",
-                    command=(
-                        *command,
-                        *("--trainers", names_of[model]),
-                        *start,
-                        *("--devices", device, "--num-gpus", str(num_gpus), "--no-accumulate"),
-                    ),
-                    folds=tuple(sorted(missing[model])),
-                    after=tuple(f"{other.dataset}__{other}" for other in before[model]),
-                    options=options,
-                    template=template,
-                    max_tasks=max_tasks,
-                )
-            )
-    if crossval.accumulate and (jobs or not all(step.finished for step in crossval.steps())):
-        jobs.append(
-            make_job(
-                name=f"{crossval.dataset}__accumulate",
-                command=(
-                    *command,
-                    *("--trainers", *names),
-                    *("--devices", "cpu", "--folds", *map(str, crossval.folds)),
-                ),
-                after=tuple(job.name for job in jobs),
-                options={name: value for name, value in options.items() if name not in gpus},
-                template="\n".join(
-                    line
-                    for line in template.splitlines()
-                    if not (line.startswith("#SBATCH") and any(f"--{name}" in line for name in gpus))
-                ),
-            )
-        )
-    return jobs
+from nnunetv2_sam3d.cluster.slurm import Job, script, script_name, submission
 
 
 def write_scripts(jobs: Sequence[Job], folder: Path) -> Path:

@@ -131,7 +131,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _slurm(crossval: Any, options: argparse.Namespace) -> int:
     """Writes the scripts, and submits them."""
-    from nnunetv2_sam3d.cluster.submit import plan_jobs, submit, write_scripts
+    from nnunetv2_sam3d.cluster.jobs import plan_jobs
+    from nnunetv2_sam3d.cluster.submit import submit, write_scripts
     from nnunetv2_sam3d.experiment.steps import program
 
     shared = ["-d", crossval.dataset, "-p", options.plans, "-c", options.configuration]

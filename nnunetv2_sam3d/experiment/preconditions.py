@@ -25,6 +25,7 @@ from nnunetv2_sam3d.trainers.start import Run, Start
 from nnunetv2_sam3d.weights.files import write_whole
 
 SPLITS = 5
+FLOAT32_BYTES = 4
 CHECKPOINTS_AT_ONCE = 3  # the best, the latest, and the one that is being written
 STOCK_CHECKPOINT_BYTES = 250e6  # nnU-Net's 3d_fullres: 31 million parameters and their momentum
 
@@ -59,7 +60,7 @@ def splits_of(model: Model) -> list[dict[str, list[str]]]:
 
 
 def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tuple[Device, ...]) -> None:
-    """Raises ValueError (WeightsError for weights) if a training of the run could not work."""
+    """Raises ValueError (for weights, WeightsError) if a training of the run could not work."""
     if too_high := [fold for fold in run.folds if not 0 <= fold < len(splits)]:
         raise ValueError(
             f"there is no fold {too_high[0]}: {dataset_folder(run.dataset) / 'splits_final.json'} has {len(splits)} "
@@ -146,9 +147,8 @@ def _preprocessed_cases(model: Model) -> set[str]:
 
 
 def _check_cases(model: Model, folds: list[dict[str, list[str]]]) -> None:
-    absent = sorted({case for fold in folds for part in ("train", "val") for case in fold[part]})
-    there = _preprocessed_cases(model)
-    if absent := [case for case in absent if case not in there]:
+    needed = {case for fold in folds for part in ("train", "val") for case in fold[part]}
+    if absent := sorted(needed - _preprocessed_cases(model)):
         raise ValueError(
             f"{len(absent)} cases of the folds are not preprocessed for {model.plans}, the first is {absent[0]}. "
             f"Preprocess them:\n  nnUNetv2_preprocess -d {int(model.dataset[7:10])} -plans_name {model.plans} "
@@ -194,5 +194,4 @@ def _check_weights(run: CrossValidation, model: Model, folds: list[int]) -> floa
             parameter.requires_grad_(True)
         start.check(place, recipe)
     total = sum(parameter.numel() for parameter in network.parameters())
-    size = torch.finfo(torch.float32).bits // 8
-    return size * (total + 2 * trained)  # AdamW keeps two numbers for each that it trains
+    return FLOAT32_BYTES * (total + 2 * trained)  # AdamW keeps two numbers for each that it trains

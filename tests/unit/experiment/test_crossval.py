@@ -15,7 +15,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.cluster.submit import plan_jobs, write_scripts
+from nnunetv2_sam3d.cluster.jobs import plan_jobs
+from nnunetv2_sam3d.cluster.submit import write_scripts
 from nnunetv2_sam3d.experiment import preconditions
 from nnunetv2_sam3d.experiment.crossval import CrossValidation
 from nnunetv2_sam3d.experiment.devices import Device, parse_devices
