@@ -72,7 +72,7 @@ def test_five_folds_on_slurm(planned: Workspace, tmp_path: Path) -> None:
         options = ("--sbatch", "cpus-per-task=1", "mem=3G")
         command = crossval(workspace, *arguments, *options)
         output = workspace.run(*command, variables=variables)
-        first, second, last = (line.split()[0] for line in output.splitlines()[1:4])
+        first, second, last = re.findall(rf"^(\d+) {workspace.name}__", output, re.M)
         assert "are in the queue already" in workspace.fails(*command, variables=variables)
 
         environment = workspace.environment(**variables)
