@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,7 +109,9 @@ def trainer_class(name: str) -> type:
         ValueError: if it knows none.
     """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the search reports every file it looks into
+        # the search reports every file it looks into, and imports modules that warn
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return recursive_find_trainer_class_by_name(name)
     except RuntimeError as error:
         raise ValueError(
