@@ -34,6 +34,7 @@ class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
     """A finished original-adapter model: nothing is trained, nnU-Net validates it."""
 
     recipe = ORIGINAL_EVAL
+    is_ddp: bool  # nnU-Net's
 
     def __init__(
         self,
