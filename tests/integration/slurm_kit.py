@@ -81,7 +81,7 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
     variables = {"SLURM_CONF": str(configuration)}
     environment = {**os.environ, **variables}
     commands = [
-        [_munged(), "--foreground", *_munge_options(folder)],
+        [_program("munged"), "--foreground", *_munge_options(folder)],
         [_program("slurmctld"), "-D", "-f", str(configuration)],
         [_program("slurmd"), "-D", "-f", str(configuration), "-N", host],
     ]
@@ -99,10 +99,6 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
             daemon.terminate()
         for daemon in daemons:
             daemon.wait(timeout=30)
-
-
-def _munged() -> str | None:
-    return _program("munged")
 
 
 def _munge_options(folder: Path) -> list[str]:
