@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -38,6 +40,7 @@ class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
     """A finished original-adapter model: nothing is trained, nnU-Net validates it, the reference's test follows."""
 
     recipe = ORIGINAL_EVAL
+    is_ddp: bool  # nnU-Net's
 
     def __init__(
         self,
@@ -49,6 +52,25 @@ class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = 0
+
+    def initialize(self) -> None:
+        """nnU-Net's, without DDP's wrapper, which refuses a network of which nothing is trained."""
+        with self._unwrapped():
+            super().initialize()
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """The other trainers', into the network without wrapper."""
+        with self._unwrapped():
+            super().load_checkpoint(filename_or_checkpoint)
+
+    @contextmanager
+    def _unwrapped(self) -> Iterator[None]:
+        """nnU-Net wraps, and looks for a wrapper, where ``is_ddp`` says so; its validation shares out the cases."""
+        is_ddp, self.is_ddp = self.is_ddp, False
+        try:
+            yield
+        finally:
+            self.is_ddp = is_ddp
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LinearDecay]:
         """An optimizer of nothing, since nnU-Net's checkpoints hold one."""
