@@ -7,9 +7,20 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_sam3d import __version__
-from nnunetv2_sam3d.commands import benchmark, demo, doctor, evaluate, experiment, plan, report, splits, weights
+from nnunetv2_sam3d.commands import (
+    benchmark,
+    crossval,
+    demo,
+    doctor,
+    evaluate,
+    experiment,
+    plan,
+    report,
+    splits,
+    weights,
+)
 
-COMMANDS = (doctor, plan, splits, weights, experiment, evaluate, report, demo, benchmark)
+COMMANDS = (doctor, plan, splits, weights, experiment, crossval, evaluate, report, demo, benchmark)
 
 
 def build_parser() -> argparse.ArgumentParser:

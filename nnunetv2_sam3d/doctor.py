@@ -19,7 +19,9 @@ TRAINERS = (
     "nnUNetTrainer_SAM3DFull",
     "nnUNetTrainer_SAM3DOriginal",
     "nnUNetTrainer_SAM3DOriginalEval",
+    "nnUNetTrainer_TimeBudget",
 )
+FETCH = "none; nnUNetv2_sam3d weights fetch vit_b puts SAM's encoder there"
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 MIN_FREE_GB = 5.0
 
@@ -160,6 +162,6 @@ def _weights() -> list[Finding]:
         findings.append(Finding(ENVIRONMENT, found, value if found else f"{value} does not exist; correct or unset it"))
     cached = [variant for variant, file in SAM_FILES.items() if (cache_folder() / file.name).is_file()]
     findings.append(
-        Finding("SAM weights", True if cached else None, f"in {cache_folder()}: {', '.join(cached) or 'none'}")
+        Finding("SAM weights", True if cached else None, f"in {cache_folder()}: {', '.join(cached) or FETCH}")
     )
     return findings

@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "plan",
-        "Derive plans for the SAM3D trainers from nnU-Net's plans.",
+        "Derive plans for the SAM3D trainers from nnU-Net's plans. Plans of that name are replaced and kept as .bak.",
         """\
         nnUNetv2_plan_and_preprocess -d 48 -c 3d_fullres
         nnUNetv2_sam3d plan -d 48 --patch-size 128 128 128 --spacing 1 1 1 --batch-size 1
@@ -116,8 +116,15 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the plans and says what to do next."""
-    from nnunetv2_sam3d.planning import derive_plans
+    from nnunetv2_sam3d.experiment.run import check_paths
+    from nnunetv2_sam3d.planning import dataset_folder, derive_plans
+    from nnunetv2_sam3d.weights.reading import read_weights
 
+    check_paths()
+    if options.sam_checkpoint:
+        read_weights(options.sam_checkpoint)  # a wrong file is found now, not when the training starts
+    target = dataset_folder(options.dataset) / f"{options.name}.json"
+    earlier = target.read_text() if target.is_file() else None
     settings, patch_size, batch_size = settings_from(options), options.patch_size, options.batch_size
     if options.gpu_memory is not None:
         choice = _choice(options, settings)
@@ -136,6 +143,10 @@ def run(options: argparse.Namespace) -> int:
         protocol=options.protocol,
     )
     say(f"wrote {plan.file}")
+    if earlier is not None and earlier != target.read_text():
+        backup = target.with_suffix(".json.bak")
+        backup.write_text(earlier)
+        say(f"  in place of other plans of that name, now {backup.name}; what was not given is at its default")
     for key, value in plan.summary.items():
         say(f"  {key}: {value}")
     if options.gpu_memory is not None:
@@ -147,9 +158,11 @@ def run(options: argparse.Namespace) -> int:
         say(f"The data must be preprocessed for these plans:\n  {plan.preprocess} -np 2")
     else:
         say(f"The preprocessed data in {plan.data_identifier} fit, preprocessing need not be run again.")
+    # what the others start from comes first; no encoder of vit_tiny is published, which Full needs none of
+    first = "Full" if options.variant == "vit_tiny" else "Original"
     say(
-        f"Train with them:\n  nnUNetv2_train {options.dataset} {options.configuration} 0 "
-        f"-tr nnUNetTrainer_SAM3DDualPath -p {options.name}"
+        f"Train with them, first nnUNetTrainer_SAM3D{first}, which DualPath and OriginalEval start from:\n"
+        f"  nnUNetv2_train {options.dataset} {options.configuration} 0 -tr nnUNetTrainer_SAM3D{first} -p {options.name}"
     )
     return 0
 

@@ -9,19 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2_sam3d.experiment.steps import Step, program
+from nnunetv2_sam3d.experiment.training import (
+    BASE_PLANS,
+    CONFIGURATION,
+    SHORT_NAMES,
+    Model,
+    full_name,
+    plans_of,
+)
 from nnunetv2_sam3d.planning import PLANS_NAME, dataset_folder, derive_plans, window_patch
 from nnunetv2_sam3d.settings import Settings
-
-SHORT_NAMES = {
-    "Full": "nnUNetTrainer_SAM3DFull",
-    "Original": "nnUNetTrainer_SAM3DOriginal",
-    "DualPath": "nnUNetTrainer_SAM3DDualPath",
-    "OriginalEval": "nnUNetTrainer_SAM3DOriginalEval",
-    "TimeBudget": "nnUNetTrainer_TimeBudget",
-}
-CONFIGURATION = "3d_fullres"
-BASE_PLANS = "nnUNetPlans"
-BUDGET_PLANS = "nnUNetTimeBudgetPlans"
 
 
 @dataclass(frozen=True)
@@ -69,23 +66,17 @@ class Comparison:
         """Where logs, pictures and tables of the comparison go."""
         return Path(os.environ["nnUNet_results"]) / self.name / f"comparison__{self.plans}__fold_{self.fold}"
 
-    def model_folder(self, trainer: str) -> Path:
-        """nnU-Net's folder of a trainer."""
-        return Path(os.environ["nnUNet_results"]) / self.name / f"{trainer}__{self.plans_of(trainer)}__{CONFIGURATION}"
+    def model(self, trainer: str) -> Model:
+        """A trainer with its plans."""
+        return Model(self.name, trainer, plans_of(trainer, self.plans))
 
     def fold_folder(self, trainer: str) -> Path:
         """nnU-Net's folder of a trainer's fold."""
-        return self.model_folder(trainer) / f"fold_{self.fold}"
+        return self.model(trainer).fold_folder(self.fold)
 
     def test_folder(self, trainer: str) -> Path:
         """Predictions of the unseen cases."""
         return self.folder / "imagesTs_predicted" / trainer
-
-    def plans_of(self, trainer: str) -> str:
-        """Stock trainers keep nnU-Net's own plans; the time-limited one has a copy that holds its limit."""
-        if "SAM3D" in trainer:
-            return self.plans
-        return BUDGET_PLANS if trainer == SHORT_NAMES["TimeBudget"] else BASE_PLANS
 
     def preprocessed(self, data_identifier: str) -> tuple[Path, ...]:
         """What preprocessing leaves last for each case, so that a broken-off run is noticed."""
@@ -99,10 +90,10 @@ class Comparison:
         workers = str(self.processes)
         options = ("-d", str(self.dataset), "-c", CONFIGURATION, "-npfp", workers, "--verify_dataset_integrity")
         command = (program("nnUNetv2_plan_and_preprocess"), *options)
-        if self.spacing_mm is not None and all(self.plans_of(trainer) == self.plans for trainer in self.trainers):
-            return Step("plan", (*command, "--no_pp"), (plans,))
+        if self.spacing_mm is not None and all(self.model(trainer).plans == self.plans for trainer in self.trainers):
+            return Step("plan", (*command, "--no_pp"), (plans,), self.folder)
         results = (plans, *self.preprocessed(f"{BASE_PLANS}_{CONFIGURATION}"))
-        return Step("plan and preprocess", (*command, "-np", workers), results)
+        return Step("plan and preprocess", (*command, "-np", workers), results, self.folder)
 
     def derive(self) -> Step | None:
         """Writes the SAM3D plans; returns the preprocessing that another spacing needs."""
@@ -125,14 +116,14 @@ class Comparison:
         trained = [
             trainer
             for trainer in self.trainers
-            if self.plans_of(trainer) == self.plans and self.fold_folder(trainer).is_dir()
+            if self.model(trainer).plans == self.plans and self.fold_folder(trainer).is_dir()
         ]
         if earlier is not None and trained and json.loads(earlier) != json.loads(file.read_text()):
             file.write_text(earlier)
             raise ValueError(
                 f"{trained[0]} was trained with {file} as it is, and these options would change it. Repeat the options "
                 f"of the first run, give the new plans another name (-o NAME), or delete "
-                f"{self.model_folder(trained[0])}."
+                f"{self.model(trained[0]).folder}."
             )
         if plan.data_identifier == f"{BASE_PLANS}_{CONFIGURATION}":
             return None
@@ -141,33 +132,13 @@ class Comparison:
             "preprocess for the new spacing",
             (program("nnUNetv2_preprocess"), *command),
             self.preprocessed(plan.data_identifier),
+            self.folder,
         )
 
     def training(self, trainer: str) -> Step:
         """Training and validation of one trainer."""
-        folder = self.fold_folder(trainer)
-        return Step(
-            f"train {trainer}",
-            (
-                program("nnUNetv2_train"),
-                str(self.dataset),
-                CONFIGURATION,
-                str(self.fold),
-                "-tr",
-                trainer,
-                "-p",
-                self.plans_of(trainer),
-                "-device",
-                self.device,
-            ),
-            (folder / "checkpoint_final.pth", folder / "validation" / "summary.json"),
-            resume=tuple(
-                (folder / name, "--c")
-                for name in ("checkpoint_final.pth", "checkpoint_latest.pth")
-                if name == "checkpoint_final.pth" or not (folder / "checkpoint_final.pth").exists()
-            ),
-            epochs=0 if trainer.endswith(("OriginalEval", "TimeBudget")) else self.settings.epochs,
-        )
+        untold = trainer.endswith(("OriginalEval", "TimeBudget"))
+        return self.model(trainer).training(self.fold, folder=self.folder, epochs=0 if untold else self.settings.epochs)
 
     def prediction(self, trainer: str) -> list[Step]:
         """Prediction and evaluation of the cases in ``imagesTs``, if the data set has such with labels."""
@@ -190,14 +161,9 @@ class Comparison:
                     str(self.dataset),
                     "-c",
                     CONFIGURATION,
-                    "-tr",
-                    trainer,
-                    "-p",
-                    self.plans_of(trainer),
+                    *self.model(trainer).options,
                     "-f",
                     str(self.fold),
-                    "-device",
-                    self.device,
                     "-npp",
                     str(self.processes),
                     "-nps",
@@ -206,6 +172,8 @@ class Comparison:
                     *mirroring,
                 ),
                 tuple(out / f"{case}{ending}" for case in cases),
+                self.folder,
+                on_device=True,
             )
         ]
         if labels.is_dir() and any(labels.iterdir()):
@@ -224,6 +192,7 @@ class Comparison:
                         str(self.processes),
                     ),
                     (out / "summary.json",),
+                    self.folder,
                 )
             )
         return steps
@@ -232,11 +201,6 @@ class Comparison:
 def json_file_ending(raw: Path) -> str:
     """``file_ending`` of a raw data set."""
     return json.loads((raw / "dataset.json").read_text())["file_ending"]
-
-
-def full_name(trainer: str) -> str:
-    """``DualPath`` -> ``nnUNetTrainer_SAM3DDualPath``; class names stay as they are."""
-    return SHORT_NAMES.get(trainer, trainer)
 
 
 def ordered(trainers: Sequence[str]) -> tuple[str, ...]:

@@ -121,6 +121,7 @@ def _number(dice: float | None) -> str:
 
 def write(rows: list[Row], folder: Path) -> Path:
     """Writes ``results.json`` and ``results.md``; returns the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
     file = folder / "results.md"
     file.write_text(

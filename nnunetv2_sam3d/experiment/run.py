@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
 from nnunetv2_sam3d.experiment import pictures, results
-from nnunetv2_sam3d.experiment.comparison import BUDGET_PLANS, CONFIGURATION, SHORT_NAMES, Comparison
-from nnunetv2_sam3d.experiment.steps import run_steps
+from nnunetv2_sam3d.experiment.comparison import Comparison
+from nnunetv2_sam3d.experiment.devices import Device
+from nnunetv2_sam3d.experiment.execute import in_order, run_steps
+from nnunetv2_sam3d.experiment.steps import Record, Step
+from nnunetv2_sam3d.experiment.training import BUDGET_PLANS, CONFIGURATION, SHORT_NAMES, trainer_class
 from nnunetv2_sam3d.planning import derive_plans
 from nnunetv2_sam3d.weights.files import read_checkpoint
 
@@ -36,17 +35,21 @@ def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]
             f"{comparison.raw / 'dataset.json'} does not exist; put the raw data set there in nnU-Net's format first"
         )
     for trainer in comparison.trainers:
-        check_trainer(trainer)
+        trainer_class(trainer)
     environment = child_environment(comparison.processes)
     folder = comparison.folder
-    run_steps([comparison.prepare()], folder, environment)
+
+    def run_in_order(steps: list[Step]) -> None:
+        run_steps(in_order(steps), environment, [Device(comparison.device)])
+
+    run_in_order([comparison.prepare()])
     preprocessing = comparison.derive()
     steps = [preprocessing] if preprocessing else []
     limited = SHORT_NAMES["TimeBudget"]
     first = [trainer for trainer in comparison.trainers if trainer != limited]
     steps += [comparison.training(trainer) for trainer in first]
     steps += [step for trainer in first for step in comparison.prediction(trainer)]
-    record = run_steps(steps, folder, environment)
+    run_in_order(steps)
     if limited in comparison.trainers:
         spent = sum(
             results.training_seconds(read_checkpoint(comparison.fold_folder(trainer) / "checkpoint_final.pth"))
@@ -59,8 +62,8 @@ def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]
             configuration=CONFIGURATION,
             settings=replace(comparison.settings, max_seconds=round(spent)),
         )
-        record = run_steps([comparison.training(limited), *comparison.prediction(limited)], folder, environment)
-    rows = results.collect(comparison, record)
+        run_in_order([comparison.training(limited), *comparison.prediction(limited)])
+    rows = results.collect(comparison, Record(folder))
     table = results.write(rows, folder)
     say("")
     say(results.as_markdown(rows))
@@ -69,7 +72,7 @@ def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]
     if picture := pictures.draw_overlays(comparison, folder / "overlays.png"):
         say(f"pictures: {picture}")
     say(f"logs:     {folder / 'logs'}")
-    say(f"models:   {comparison.model_folder(comparison.trainers[0]).parent}")
+    say(f"models:   {comparison.model(comparison.trainers[0]).folder.parent}")
     return rows
 
 
@@ -81,17 +84,6 @@ def check_paths() -> None:
             "nnU-Net's path variables are not set; set them first:\n"
             + "\n".join(f"  export {name}=/path/to/{name.lower()}" for name in missing)
         )
-
-
-def check_trainer(name: str) -> None:
-    """Raises ValueError if nnU-Net does not know a trainer."""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the search reports every file it looks into
-            recursive_find_trainer_class_by_name(name)
-    except RuntimeError as error:
-        raise ValueError(
-            f"nnU-Net knows no trainer {name!r}. Give one of {', '.join(SHORT_NAMES)}, or the class name of a trainer"
-        ) from error
 
 
 def child_environment(processes: int) -> dict[str, str]:

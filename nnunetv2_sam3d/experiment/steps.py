@@ -1,4 +1,4 @@
-"""Steps that run a command once, show its progress, and are skipped when their result is there."""
+"""Steps: commands that are run once, and skipped when their results are there."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-POLL_S = 0.5
-QUIET_S = 60.0  # between two lines of progress where the output is no terminal but a log
+from filelock import FileLock
 
 
 @dataclass(frozen=True)
@@ -25,46 +19,116 @@ class Step:
     """One command.
 
     Attributes:
-        title: a few words for the progress display; identifies the step in the record.
+        title: a few words for the progress display; identifies the step in its folder's record.
         command: program and arguments.
         results: files that exist once the step is finished; then it is not run again.
-        resume: (file, argument): if the file exists, the argument is added, so that the command goes on from it.
-        epochs: for trainings, the number of epochs to expect in the log.
+        folder: where its log (``logs/TITLE.log``) and the record (``steps.json``) go.
+        group: what the step belongs to, for the display: ``fold 3``.
+        after: steps that have to be finished first.
+        inputs: files that the results must not be older than.
+        checkpoints: nnU-Net's, the newest first; if one is there, the training goes on from it.
+        start: arguments of a training that begins.
+        on_device: whether the command runs on a device of the run and is told which.
+        epochs: for trainings, the number of epochs to expect in the log; 0 if unknown.
     """
 
     title: str
     command: tuple[str, ...]
     results: tuple[Path, ...]
-    resume: tuple[tuple[Path, str], ...] = ()
+    folder: Path
+    group: str = ""
+    after: tuple[Step, ...] = ()
+    inputs: tuple[Path, ...] = ()
+    checkpoints: tuple[Path, ...] = ()
+    start: tuple[str, ...] = ()
+    on_device: bool = False
     epochs: int = 0
 
     @property
+    def label(self) -> str:
+        """Title and group."""
+        return f"{self.group}: {self.title}" if self.group else self.title
+
+    @property
+    def log(self) -> Path:
+        """File of the command's output."""
+        return self.folder / "logs" / f"{re.sub(r'[^A-Za-z0-9]+', '_', self.title)}.log"
+
+    @property
     def finished(self) -> bool:
-        """Whether all results exist."""
-        return all(result.exists() for result in self.results)
+        """Whether all results are there, whole, and no older than the inputs."""
+        if not all(is_whole(result) for result in self.results):
+            return False
+        newest = max((path.stat().st_mtime_ns for path in self.inputs if path.exists()), default=0)
+        return all(result.stat().st_mtime_ns >= newest for result in self.results)
+
+    def arguments(self) -> tuple[str, ...]:
+        """The command, with what makes it go on from a checkpoint, or begin."""
+        resumes = any(is_whole(checkpoint) for checkpoint in self.checkpoints)
+        return (*self.command, *(("--c",) if resumes else self.start))
+
+    def set_damaged_checkpoints_aside(self) -> list[Path]:
+        """Renames checkpoints that nnU-Net would try to load and cannot; returns their new names.
+
+        Power that failed, or a kill while nnU-Net was writing, leaves such files.
+        """
+        moved = []
+        for checkpoint in self.checkpoints:
+            if checkpoint.exists() and not is_whole(checkpoint, thoroughly=True):
+                moved.append(checkpoint.rename(checkpoint.with_suffix(".damaged")))
+        return moved
+
+
+def is_whole(file: Path, *, thoroughly: bool = False) -> bool:
+    """Whether a result exists and was written to its end, for the kinds whose end can be told.
+
+    Args:
+        file: ``.json`` is parsed; of a ``.pth``, which is a zip file, the directory at its end is looked for.
+        thoroughly: whether the check sums of a ``.pth`` are computed as well.
+    """
+    if not file.exists():
+        return False
+    if file.suffix == ".json":
+        try:
+            json.loads(file.read_text())
+        except ValueError:
+            return False
+    if file.suffix == ".pth":
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return not thoroughly or archive.testzip() is None
+        except (zipfile.BadZipFile, EOFError):
+            return False
+    return True
 
 
 class Record:
-    """Seconds and peak memory of the steps, on disk, so that interrupted runs keep the figures.
+    """Seconds and peak memory of the steps of a folder, on disk, so that interrupted runs keep the figures.
 
     Args:
-        file: JSON file; made when the first step ends.
+        folder: of the steps; its ``steps.json`` is made when the first step ends.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.steps: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "steps.json"
+
+    @property
+    def steps(self) -> dict[str, dict[str, float]]:
+        """``seconds`` and ``peak_rss_bytes`` by title."""
+        return json.loads(self.file.read_text()) if self.file.is_file() else {}
 
     def add(self, title: str, seconds: float, peak_rss_bytes: int) -> None:
-        """Adds a (part of a) step; a resumed step's seconds add up."""
-        earlier = self.steps.get(title, {"seconds": 0.0, "peak_rss_bytes": 0})
-        self.steps[title] = {
-            "seconds": round(earlier["seconds"] + seconds, 1),
-            "peak_rss_bytes": max(int(earlier["peak_rss_bytes"]), peak_rss_bytes),
-        }
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(self.steps, indent=1))
-        os.replace(partial, self.file)
+        """Adds a (part of a) step; a resumed step's seconds add up. Jobs of a cluster may add at the same time."""
+        with FileLock(f"{self.file}.lock"):
+            steps = self.steps
+            earlier = steps.get(title, {"seconds": 0.0, "peak_rss_bytes": 0})
+            steps[title] = {
+                "seconds": round(earlier["seconds"] + seconds, 1),
+                "peak_rss_bytes": max(int(earlier["peak_rss_bytes"]), peak_rss_bytes),
+            }
+            partial = self.file.with_suffix(".partial")
+            partial.write_text(json.dumps(steps, indent=1))
+            os.replace(partial, self.file)
 
 
 def program(name: str) -> str:
@@ -81,92 +145,3 @@ def program(name: str) -> str:
             f"pip install 'nnunetv2>=2.8,<2.9'"
         )
     return found
-
-
-def run_steps(steps: Sequence[Step], folder: Path, environment: Mapping[str, str]) -> Record:
-    """Runs what is missing, in order, with one progress bar a step.
-
-    Args:
-        steps: commands in dependency order.
-        folder: where logs (``logs/TITLE.log``) and the record go.
-        environment: of the commands.
-
-    Raises:
-        RuntimeError: if a command fails or leaves no result; names the log and ends with its last lines.
-    """
-    logs = folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    record = Record(folder / "steps.json")
-    for number, step in enumerate(steps, 1):
-        label = f"[{number}/{len(steps)}] {step.title}"
-        if step.finished:
-            tqdm.write(f"{label}: finished before", file=sys.stdout)
-            continue
-        log = logs / f"{re.sub(r'[^A-Za-z0-9]+', '_', step.title)}.log"
-        seconds, peak, status = _run(step, label, log, environment)
-        record.add(step.title, seconds, peak)
-        if status or not step.finished:
-            missing = [str(result) for result in step.results if not result.exists()]
-            reason = f"ended with status {status}" if status else f"left no {missing[0]}"
-            tail = "\n".join(f"  | {line}" for line in log.read_text(errors="replace").splitlines()[-12:])
-            raise RuntimeError(
-                f"{step.title}: {' '.join(step.command)} {reason}. Its output is in {log}, the end of it:\n"
-                f"{tail}\nFinished steps are kept; run the same command again to go on."
-            )
-    return record
-
-
-def _run(step: Step, label: str, log: Path, environment: Mapping[str, str]) -> tuple[float, int, int]:
-    """One command, its output to the log; returns seconds, peak resident bytes and exit status."""
-    command = [*step.command, *(argument for file, argument in step.resume if file.exists())]
-    began = time.monotonic()
-    with (
-        open(log, "a", encoding="utf-8", errors="replace") as output,
-        tqdm(
-            total=step.epochs or None,
-            desc=label,
-            unit="epoch" if step.epochs else "s",
-            file=sys.stdout,
-            bar_format=None if step.epochs else "{desc}: {elapsed}",
-        ) as bar,
-    ):
-        shown = began
-        offset = output.tell()
-        output.write(f"\n$ {' '.join(command)}\n")
-        output.flush()
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=dict(environment),
-            start_new_session=True,
-        )
-        try:
-            while True:
-                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-                if pid:
-                    break
-                time.sleep(POLL_S)
-                if step.epochs:
-                    bar.n = min(step.epochs, _last_epoch(log, offset))
-                if sys.stdout.isatty() or time.monotonic() - shown > QUIET_S:
-                    bar.refresh()
-                    shown = time.monotonic()
-        except BaseException:  # Ctrl-C: the command and its workers go too
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if step.epochs and process.returncode == 0:
-            bar.n = step.epochs
-    kilobyte = 1 if sys.platform == "darwin" else 1024
-    return time.monotonic() - began, usage.ru_maxrss * kilobyte, process.returncode
-
-
-def _last_epoch(log: Path, offset: int) -> int:
-    """The newest epoch number that nnU-Net has written since the step began."""
-    with open(log, errors="replace") as file:
-        file.seek(offset)
-        epochs = re.findall(r"Epoch (\d+)", file.read())
-    return int(epochs[-1]) if epochs else 0

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture.layers import channels_first, channels_last
+from nnunetv2_sam3d.network_architecture.layers import Conv3d, channels_first, channels_last
 from nnunetv2_sam3d.network_architecture.precision import in_bfloat16, in_float32
 
 # Gate bias of a warm start: sigmoid(6) = 0.9975 of the fused signal comes from the trained global path.
@@ -14,7 +14,7 @@ WARM_GATE_BIAS = 6.0
 
 
 def _depthwise3d(channels: int) -> nn.Conv3d:
-    return nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
+    return Conv3d(channels, channels, 3, padding=1, groups=channels)
 
 
 class OriginalAdapter3d(nn.Module):
@@ -57,8 +57,8 @@ class InPlaneConv3d(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
-            nn.Conv3d(in_channels, in_channels, (1, 3, 3), padding=(0, 1, 1), groups=in_channels, bias=False),
-            nn.Conv3d(in_channels, out_channels, 1, bias=False),
+            Conv3d(in_channels, in_channels, (1, 3, 3), padding=(0, 1, 1), groups=in_channels, bias=False),
+            Conv3d(in_channels, out_channels, 1, bias=False),
             nn.InstanceNorm3d(out_channels, affine=True),
             nn.ReLU(),
         )
@@ -103,7 +103,7 @@ class DualPathAdapter3d(nn.Module):
         self.conv_0_0 = InPlaneConv3d(bottleneck, bottleneck)
         self.conv_1_0 = InPlaneConv3d(bottleneck, bottleneck)
         self.conv_0_1 = InPlaneConv3d(2 * bottleneck, bottleneck)
-        self.gate = nn.Conv3d(2 * bottleneck, bottleneck, 1)
+        self.gate = Conv3d(2 * bottleneck, bottleneck, 1)
         self.linear2 = nn.Linear(bottleneck, width)
 
     def forward(self, tokens: Tensor) -> Tensor:

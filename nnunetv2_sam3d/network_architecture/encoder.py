@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTER_CLASSES
 from nnunetv2_sam3d.network_architecture.attention import SAM_GLOBAL_ROWS, SAM_WINDOW_ROWS, WindowAttention3d
 from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
-from nnunetv2_sam3d.network_architecture.layers import MLP, ChannelLayerNorm3d, Conv3x3x3, channels_first
+from nnunetv2_sam3d.network_architecture.layers import MLP, ChannelLayerNorm3d, Conv3d, Conv3x3x3, channels_first
 from nnunetv2_sam3d.network_architecture.once import Once
 from nnunetv2_sam3d.network_architecture.stem import FoldedStem3d
 from nnunetv2_sam3d.network_architecture.windows import WindowLayout, make_layout, window_layout
@@ -136,7 +136,7 @@ def _line(depth_embed: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 def _neck(width: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv3d(width, out_channels, 1, bias=False),
+        Conv3d(width, out_channels, 1, bias=False),
         ChannelLayerNorm3d(out_channels),
         Conv3x3x3(out_channels, out_channels),
         ChannelLayerNorm3d(out_channels),

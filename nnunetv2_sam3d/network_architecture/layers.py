@@ -42,7 +42,25 @@ class ChannelLayerNorm3d(nn.Module):
         return x.movedim(-1, 1)
 
 
-class Conv3x3x3(nn.Conv3d):
+class Conv3d(nn.Conv3d):
+    """``nn.Conv3d`` that is trained in float32 on CPUs, also under bfloat16 autocast.
+
+    PyTorch's (2.14) bfloat16 gradient of a 3D convolution's weight on a CPU now and then holds memory that nobody has
+    written, NaN included: some of a hundred steps of a small network showed it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        if trains and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return self._convolved(x.float())
+        return self._convolved(x)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Conv3x3x3(Conv3d):
     """3x3x3 convolution with padding 1 and without bias, also fast for one small volume on a CPU.
 
     For a single float32 volume of few channels PyTorch chooses a kernel that is several times slower than the one for
@@ -58,10 +76,10 @@ class Conv3x3x3(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _convolved(self, x: Tensor) -> Tensor:
         batch, channels, depth, height, _ = x.shape
         if batch > 1 or x.device.type != "cpu" or depth % 2 or channels * depth * height > self.SMALL:
-            return super().forward(x)
+            return super()._convolved(x)
         x = F.pad(x, (0, 0, 0, 0, 1, 1))
         halves = torch.cat([x[:, :, : depth // 2 + 2], x[:, :, depth // 2 :]])
         y = F.conv3d(halves, self.weight, padding=(0, 1, 1))

@@ -17,10 +17,10 @@ def cpu_has_bfloat16() -> bool:
 
 
 def cpu_precision(choice: str) -> str:
-    """What a choice of precision means on this processor: ``float32`` or ``bfloat16``.
+    """What a choice of precision means for inference on this processor: ``float32`` or ``bfloat16``.
 
-    ``auto`` asks what the processor can do and times nothing: the arithmetic of a training must not depend on what else
-    the machine was doing when it began.
+    ``auto`` asks what the processor can do and times nothing: results must not depend on what else the machine was
+    doing.
 
     Raises:
         ValueError: for another choice than ``auto``, ``float32`` and ``bfloat16``.

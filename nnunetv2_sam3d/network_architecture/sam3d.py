@@ -23,8 +23,9 @@ class SAM3D(nn.Module):
     Args:
         config: sizes, see :class:`SAM3DConfig`.
         precision: of the matrix products on a CPU, where nnU-Net has no autocast: ``float32``, ``bfloat16``, or
-            ``auto``, bfloat16 where the processor has it. Weights, gradients and logits stay float32. Elsewhere than on
-            CPUs, and under the caller's own autocast, it has no effect.
+            ``auto``, bfloat16 for inference where the processor has it (not for training, where PyTorch's gradients on
+            CPUs are less tried in it). Weights, gradients and logits stay float32. Elsewhere than on CPUs, and under
+            the caller's own autocast, it has no effect.
 
     Shape:
         image: (B, in_channels, D, H, W), any size; padded at its end to whole tokens, the logits are cropped back.
@@ -38,7 +39,8 @@ class SAM3D(nn.Module):
     def __init__(self, config: SAM3DConfig, precision: str = "float32") -> None:
         super().__init__()
         self.config = config
-        self.cpu_precision = cpu_precision(precision)
+        self.cpu_precision = cpu_precision(precision)  # of inference
+        self.cpu_training_precision = "float32" if precision == "auto" else precision
         self.encoder = ImageEncoder3d(config)
         self.prompt_encoder = (
             PromptEncoder3d(config.out_channels, config.prompt_mlp_dim) if config.prompt_encoder else None
@@ -49,7 +51,8 @@ class SAM3D(nn.Module):
 
     def forward(self, image: Tensor, points: Tensor | None = None) -> Tensor:
         points = self._checked(image, points)
-        if self.cpu_precision == "bfloat16" and image.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        precision = self.cpu_training_precision if torch.is_grad_enabled() else self.cpu_precision
+        if precision == "bfloat16" and image.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", torch.bfloat16):
                 return self._logits(image, points).float()
         return self._logits(image, points)

@@ -143,27 +143,32 @@ class Start:
 
 def _remedies(run: Run, recipe: Recipe, variant: str | None) -> str:
     lines = []
+    full = f"    {run.command('nnUNetTrainer_SAM3DFull')}"
     if recipe.starts_from:
         lines.append("Train the model that this trainer starts from, for the same fold:")
         lines += [f"    {run.command(trainer)}" for trainer in recipe.starts_from]
         lines.append("or give a whole model:")
+    elif variant in SAM_FILES:
+        lines += [
+            "Get SAM's published encoder, or name a file that holds it:",
+            f"    nnUNetv2_sam3d weights fetch {variant}",
+            f"    export {ENVIRONMENT}=/path/to/{SAM_FILES[variant].name}",
+            "or give a whole model:",
+        ]
     else:
         lines += [
-            "Give SAM's published encoder, in the cache, by the environment or in the plans:",
-            *([f"    nnUNetv2_sam3d weights fetch {variant}"] if variant in SAM_FILES else []),
-            f"    export {ENVIRONMENT}=/path/to/sam_vit_b_01ec64.pth",
-            f"    nnUNetv2_sam3d plan -d {run.dataset} --sam-checkpoint /path/to/sam_vit_b_01ec64.pth",
-            "or a whole model:",
+            "For an encoder of this size no weights are published. Train everything, which needs none:",
+            full,
+            "or name a file that holds such an encoder:",
+            f"    export {ENVIRONMENT}=/path/to/encoder.pth",
+            "or give a whole model:",
         ]
     lines += [
         "    nnUNetv2_sam3d weights convert best.pth.tar -o original.pth",
         f"    {run.command(run.trainer, ' -pretrained_weights original.pth')}",
     ]
-    if not recipe.starts_from:
-        lines += [
-            "or train everything, which needs no pretrained weights:",
-            f"    {run.command('nnUNetTrainer_SAM3DFull')}",
-        ]
+    if not recipe.starts_from and variant in SAM_FILES:
+        lines += ["or train everything, which needs no pretrained weights:", full]
     return "\n".join(lines)
 
 

@@ -60,7 +60,10 @@ class nnUNetTrainer_TimeBudget(nnUNetTrainer):
     def on_epoch_end(self) -> None:
         """nnU-Net's; ends the training when the time is spent."""
         super().on_epoch_end()
-        if self.spent_s() >= self.max_seconds:
+        spent = [self.spent_s() >= self.max_seconds]
+        if self.is_ddp:  # clocks differ; all processes do what the first one decides
+            torch.distributed.broadcast_object_list(spent, src=0)
+        if spent[0]:
             raise _BudgetSpent
 
     def run_training(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.trainers.recipes import DUALPATH, FULL, ORIGINAL, ORIGINAL_EVAL
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
+from nnunetv2_sam3d.weights import load_model
 
 
 class nnUNetTrainer_SAM3DOriginal(nnUNetTrainer_SAM3D):
@@ -37,6 +40,7 @@ class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
     """A finished original-adapter model: nothing is trained, nnU-Net validates it, the reference's test follows."""
 
     recipe = ORIGINAL_EVAL
+    is_ddp: bool  # nnU-Net's
 
     def __init__(
         self,
@@ -48,6 +52,25 @@ class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = 0
+
+    def initialize(self) -> None:
+        """nnU-Net's, without DDP's wrapper, which refuses a network of which nothing is trained."""
+        with self._unwrapped():
+            super().initialize()
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """The other trainers', into the network without wrapper."""
+        with self._unwrapped():
+            super().load_checkpoint(filename_or_checkpoint)
+
+    @contextmanager
+    def _unwrapped(self) -> Iterator[None]:
+        """nnU-Net wraps, and looks for a wrapper, where ``is_ddp`` says so; its validation shares out the cases."""
+        is_ddp, self.is_ddp = self.is_ddp, False
+        try:
+            yield
+        finally:
+            self.is_ddp = is_ddp
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LinearDecay]:
         """An optimizer of nothing, since nnU-Net's checkpoints hold one."""
@@ -80,7 +103,9 @@ class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
                 self.label_manager,
                 tuple(self.configuration_manager.patch_size),
             )
-            summary = run_protocol(fold, protocol, self.plain_network.eval(), self.device, overwrite=True)
+            # as the command does, in float32 on every machine
+            network = load_model(fold.checkpoint, self.device)
+            summary = run_protocol(fold, protocol, network, self.device, overwrite=True)
         except (ValueError, RuntimeError, OSError) as error:  # the validation is done; the command can be run alone
             self.print_to_log_file(
                 f"The reference's test protocol was not run: {error} Run it with: nnUNetv2_sam3d evaluate "

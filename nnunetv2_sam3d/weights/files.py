@@ -95,6 +95,14 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
+def _is_text(head: bytes) -> bool:
+    try:
+        head[:-4].decode()  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _diagnosis(path: Path, error: Exception) -> str:
     """What a file that does not load seems to be, and what to do."""
     with open(path, "rb") as file:
@@ -109,6 +117,8 @@ def _diagnosis(path: Path, error: Exception) -> str:
             "is a web page (HTML or XML), not a weights file; a download was probably redirected to a login or error "
             "page. Download it again."
         )
+    if all(byte in b"\t\n\r" or 32 <= byte for byte in head) and _is_text(head):
+        return "is a text file, not a weights file. Give the .pth, .pth.tar, .bin or .safetensors file itself."
     # torch says "Unsupported global: GLOBAL a.b was not ..." or "Trying to load unsupported GLOBAL os.system whose ..."
     if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))):
         return (

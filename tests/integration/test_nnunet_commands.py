@@ -143,6 +143,7 @@ def test_load_model_is_the_network_that_nnunet_builds(trainer: str, trained: Wor
     predictor = nnUNetPredictor(device=torch.device("cpu"), verbose=False)
     predictor.initialize_from_trained_model_folder(str(trained.model(trainer)), (0,), "checkpoint_final.pth")
     predictor.network.load_state_dict(predictor.list_of_parameters[0])
+    predictor.network.cpu_precision = "float32"  # load_model's, also where nnU-Net's commands take bfloat16
     image = torch.randn(2, 1, 16, 24, 16, generator=torch.Generator().manual_seed(0))
     network = load_model(trained.fold(trainer, 0) / "checkpoint_final.pth")
     with torch.inference_mode():

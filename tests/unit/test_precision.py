@@ -70,6 +70,28 @@ def test_weights_and_gradients_stay_float32(make_network: Make) -> None:
         assert parameter.dtype == parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all(), name
 
 
+def test_auto_is_for_inference_alone(make_network: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, PROBES[0])
+    network = SAM3D(make_network().config, "auto")
+    products: list[torch.dtype] = []
+    network.encoder.blocks[0].attn.qkv.register_forward_hook(lambda module, given, out: products.append(out.dtype))
+    network(torch.randn(1, 1, 8, 16, 8))
+    with torch.inference_mode():
+        network(torch.randn(1, 1, 8, 16, 8))
+    assert products == [torch.float32, torch.bfloat16]
+
+
+def test_trained_convolutions_stay_float32(make_network: Make) -> None:
+    """PyTorch's bfloat16 gradients of their weights hold unwritten memory now and then."""
+    network = SAM3D(make_network(adapter="dualpath").config, "bfloat16")
+    convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv3d) and m.weight.requires_grad]
+    seen: list[torch.dtype] = []
+    for module in convolutions:
+        module.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    network(torch.randn(1, 1, 16, 32, 16))
+    assert len(seen) > 10 and set(seen) == {torch.float32}
+
+
 def test_the_callers_autocast_wins(make_network: Make) -> None:
     network = SAM3D(make_network().config, "bfloat16")
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

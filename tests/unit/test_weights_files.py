@@ -74,17 +74,18 @@ def test_truncated_file(whole: Path, tmp_path: Path, part: float, zipped: bool) 
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "words"),
     [
-        b"\x00" * 4096,
-        b"just some text\n" * 40,
-        b"\x1f\x8b\x08\x00garbage",
+        (b"\x00" * 4096, "is no complete PyTorch checkpoint"),
+        (b"just some text\n" * 40, "is a text file, not a weights file"),
+        ('{"name": "hippocampus – left"}'.encode(), "is a text file, not a weights file"),
+        (b"\x1f\x8b\x08\x00garbage", "is no complete PyTorch checkpoint"),
     ],
 )
-def test_other_formats(tmp_path: Path, content: bytes) -> None:
+def test_other_formats(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "other.pth").write_bytes(content)
     message = refused(tmp_path / "other.pth")
-    assert "is no complete PyTorch checkpoint" in message and "run code" not in message
+    assert words in message and "run code" not in message
 
 
 def test_pointer_of_git_lfs(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_original_needs_sams_weights_and_takes_them(
     make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without = make_trainer("Original", initialize=True)
-    with pytest.raises(WeightsError, match=r"(?s)SAM encoder.*nnUNet_sam_checkpoint=.*SAM3DFull"):
+    with pytest.raises(WeightsError, match=r"(?s)SAM encoder.*no weights are published.*SAM3DFull.*sam_checkpoint="):
         without.start.check(without.run(), without.recipe)
     given = sam_checkpoint(without, tmp_path / "sam.pth")
     monkeypatch.setenv("nnUNet_sam_checkpoint", str(tmp_path / "sam.pth"))

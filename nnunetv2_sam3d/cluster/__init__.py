@@ -1,0 +1,1 @@
+"""Slurm: the text of job scripts (pure functions), then writing and submitting them."""

@@ -1,0 +1,160 @@
+"""``nnUNetv2_sam3d crossval``"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.commands.experiment import default_device, default_processes
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "crossval",
+        "Train and validate several trainers on the folds of a planned and preprocessed data set with stock nnU-Net "
+        "commands: what is missing, in the order in which trainers start from each other, on one GPU, on several, or "
+        "on a Slurm cluster. Stopped in any way and started again, it goes on where it was.",
+        """\
+        nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath OriginalEval nnUNetTrainer --folds 0 1 2 3 4
+        nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath --devices cuda:0 cuda:1 cuda:2 cuda:3
+        nnUNetv2_sam3d crossval -d 220 --trainers DualPath OriginalEval --pretrained-weights original.pth
+        nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath --dry-run
+        nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath --slurm --sbatch partition=gpu time=24:00:00 mem=64G
+        """,
+    )
+    parser.add_argument("-d", "--dataset", required=True, help="data set number or name")
+    parser.add_argument(
+        "-p", "--plans", default="nnUNetSAM3DPlans", help="plans of the SAM3D trainers (default: %(default)s)"
+    )
+    parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
+    parser.add_argument(
+        "--trainers",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="Full, Original, DualPath, OriginalEval, TimeBudget, or any trainer's class, which gets nnUNetPlans; "
+        "TRAINER__PLANS gives it others",
+    )
+    parser.add_argument(
+        "-f", "--folds", nargs="+", type=int, metavar="FOLD", help="default: all of splits_final.json (nnU-Net's five)"
+    )
+    parser.add_argument(
+        "--pretrained-weights",
+        type=Path,
+        metavar="FILE",
+        help="start of the SAM3D trainings that start from no other one of this run",
+    )
+    parser.add_argument("--npz", action="store_true", help="keep the validations' probabilities, for ensembles")
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        metavar="DEVICE",
+        help="cuda:0 cuda:1 ... run as many trainings at a time; cuda, cpu, mps run one (default: cuda or cpu)",
+    )
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="GPUs that share a training's batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--no-accumulate",
+        action="store_true",
+        help="do not run nnUNetv2_accumulate_crossval_results when all folds are there",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only print the commands (or write Slurm's scripts)")
+    slurm = parser.add_argument_group("Slurm", "job arrays with the folds as tasks, one for each trainer")
+    slurm.add_argument("--slurm", action="store_true", help="write sbatch scripts and submit them")
+    slurm.add_argument(
+        "--sbatch",
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="options of sbatch, without dashes: partition=gpu time=24:00:00 mem=64G gres=gpu:a100:1 cpus-per-task=12",
+    )
+    slurm.add_argument(
+        "--template", type=Path, metavar="FILE", help="#SBATCH lines and commands (module load ...) for every script"
+    )
+    slurm.add_argument(
+        "--max-tasks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="folds of a trainer that run at the same time (default: any)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs, prints or submits what is missing."""
+    from nnunetv2_sam3d.experiment.crossval import CrossValidation, parse_models
+    from nnunetv2_sam3d.experiment.devices import parse_devices
+    from nnunetv2_sam3d.experiment.execute import run_steps
+    from nnunetv2_sam3d.experiment.preconditions import check, check_devices, splits_of
+    from nnunetv2_sam3d.experiment.run import check_paths, child_environment
+    from nnunetv2_sam3d.planning import dataset_folder
+
+    check_paths()
+    devices = parse_devices(options.devices or [default_device()], options.num_gpus)
+    models = parse_models(dataset_folder(options.dataset).name, options.trainers, options.plans, options.configuration)
+    splits = splits_of(models[0])
+    pretrained = options.pretrained_weights
+    crossval = CrossValidation(
+        models,
+        folds=tuple(dict.fromkeys(range(len(splits)) if options.folds is None else options.folds)),
+        all_folds=len(splits),
+        pretrained=None if pretrained is None else pretrained.absolute(),
+        npz=options.npz,
+        accumulate=not options.no_accumulate,
+    )
+    check(crossval, splits, devices)
+    if options.slurm:
+        return _slurm(crossval, options)
+    steps = crossval.steps()
+    if options.dry_run:
+        for step in steps:
+            device = devices[0].arguments if step.on_device else ()
+            line = shlex.join([Path(step.command[0]).name, *step.arguments()[1:], *device])
+            say(f"# finished: {line}" if step.finished else line)
+        return 0
+    check_devices(devices)
+    environment = child_environment(max(1, default_processes() // len(devices)))
+    run_steps(steps, environment, devices)
+    say(f"models: {models[0].folder.parent}")
+    names = " ".join(shlex.quote(name) for name in options.trainers)
+    say(f"compare them: nnUNetv2_sam3d report -d {options.dataset} -p {options.plans} --trainers {names} -o OUT")
+    return 0
+
+
+def _slurm(crossval: Any, options: argparse.Namespace) -> int:
+    """Writes the scripts, and submits them."""
+    from nnunetv2_sam3d.cluster.jobs import plan_jobs
+    from nnunetv2_sam3d.cluster.submit import submit, write_scripts
+    from nnunetv2_sam3d.experiment.steps import program
+
+    shared = ["-d", crossval.dataset, "-p", options.plans, "-c", options.configuration]
+    jobs = plan_jobs(
+        crossval,
+        options.trainers,
+        (program("nnUNetv2_sam3d"), "crossval", *shared, *(["--npz"] if options.npz else [])),
+        device=(options.devices or ["cuda"])[0].partition(":")[0],
+        num_gpus=options.num_gpus,
+        sbatch=options.sbatch,
+        template=options.template.read_text() if options.template else "",
+        max_tasks=options.max_tasks,
+        environment=os.environ,
+    )
+    if not jobs:
+        say("everything is finished, there is nothing to submit")
+        return 0
+    file = write_scripts(jobs, Path(jobs[0].logs).parent)
+    say(f"scripts: {file.parent}")
+    if options.dry_run:
+        say(f"submit them with: bash {shlex.quote(str(file))}")
+    else:
+        say(submit(jobs, file).strip())
+        say("squeue --me shows them; when they have ended, the same command submits what is still missing")
+    return 0

@@ -1,0 +1,166 @@
+"""Several trainers over the folds of a data set: which steps there are, in which order, and what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunetv2_sam3d.experiment.steps import Step, program
+from nnunetv2_sam3d.experiment.training import SHORT_NAMES, Model, full_name, plans_of, trainer_class
+from nnunetv2_sam3d.planning import dataset_folder, read_plans
+from nnunetv2_sam3d.settings import Settings
+
+STOCK_EPOCHS = 1000  # of nnUNetTrainer
+
+
+def parse_models(dataset: str, names: Sequence[str], plans: str, configuration: str) -> tuple[Model, ...]:
+    """Models by the names that users give: ``DualPath``, a class name, or ``TRAINER__PLANS``.
+
+    Raises:
+        ValueError: for trainers that nnU-Net does not know, or a model that is named twice.
+    """
+    models = []
+    for name in names:
+        trainer, _, own_plans = name.partition("__")
+        trainer = full_name(trainer)
+        trainer_class(trainer)
+        models.append(Model(dataset, trainer, own_plans or plans_of(trainer, plans), configuration))
+    if len(set(models)) != len(models):
+        raise ValueError(f"a trainer is named twice in {list(names)}")
+    return tuple(models)
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Models and folds.
+
+    Attributes:
+        models: what is trained.
+        folds: of nnU-Net's split.
+        all_folds: how many the split has; with all of them, a model's results are accumulated.
+        pretrained: start of the SAM3D trainings that start from no other one of the run.
+        npz: whether the validations keep their probabilities, for nnU-Net's ensembles.
+        accumulate: whether the folds' validations are brought together in the end.
+    """
+
+    models: tuple[Model, ...]
+    folds: tuple[int, ...]
+    all_folds: int
+    pretrained: Path | None = None
+    npz: bool = False
+    accumulate: bool = True
+    _steps: dict[tuple[Model, int], Step] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name."""
+        return self.models[0].dataset
+
+    def folder(self, model: Model, what: str) -> Path:
+        """Where logs and records of a model's fold (``fold_3``) or of all folds go, for each plans of their own."""
+        return model.folder.parent / f"crossval__{model.plans}__{model.configuration}__{what}"
+
+    def source(self, model: Model, fold: int) -> Model | None:
+        """The model whose same fold a training starts from: the recipe's first that is there or in this run."""
+        if not starts_from(model):
+            return None
+        for trainer in starts_from(model):
+            other = Model(model.dataset, trainer, model.plans, model.configuration)
+            if other in self.models or other.trained(fold):
+                return other
+        return None
+
+    def depends_on(self, model: Model, fold: int) -> Model | None:
+        """The model of this run whose fold has to be finished first."""
+        source = self.source(model, fold)
+        return source if source in self.models else None
+
+    def takes_pretrained(self, model: Model, fold: int) -> bool:
+        """Whether a training begins with the file of ``pretrained``."""
+        return self.pretrained is not None and is_sam3d(model) and self.depends_on(model, fold) is None
+
+    def training(self, model: Model, fold: int) -> Step:
+        """A fold's training, after the one that it starts from."""
+        if (model, fold) not in self._steps:
+            before = self.depends_on(model, fold)
+            start = ("-pretrained_weights", str(self.pretrained)) if self.takes_pretrained(model, fold) else ()
+            self._steps[model, fold] = model.training(
+                fold,
+                *(("--npz",) if self.npz else ()),
+                folder=self.folder(model, f"fold_{fold}"),
+                group=f"fold {fold}",
+                after=() if before is None else (self.training(before, fold),),
+                start=start,
+                epochs=epochs_of(model),
+            )
+        return self._steps[model, fold]
+
+    def accumulation(self, model: Model) -> Step:
+        """The validations of all folds in one folder with one summary, by nnU-Net's command."""
+        folds = [str(fold) for fold in range(self.all_folds)]
+        return Step(
+            title=f"accumulate {model.trainer}",
+            command=(
+                program("nnUNetv2_accumulate_crossval_results"),
+                model.dataset,
+                "-c",
+                model.configuration,
+                *model.options,
+                "-f",
+                *folds,
+            ),
+            results=(model.folder / f"crossval_results_folds_{'_'.join(folds)}" / "summary.json",),
+            folder=self.folder(model, "all_folds"),
+            after=tuple(self.training(model, fold) for fold in self.folds),
+            inputs=tuple(model.summary(fold) for fold in range(self.all_folds)),
+        )
+
+    def steps(self) -> list[Step]:
+        """All steps, fold by fold, each after those that it needs."""
+        steps: list[Step] = []
+        for fold in self.folds:
+            for model in self.ordered_models(fold):
+                steps.append(self.training(model, fold))
+        if self.accumulate:
+            others = set(range(self.all_folds)) - set(self.folds)
+            steps += [
+                self.accumulation(model)
+                for model in self.models
+                if all(model.summary(fold).is_file() for fold in others)
+            ]
+        return steps
+
+    def ordered_models(self, fold: int) -> list[Model]:
+        """The models of a fold, those first that others start from."""
+
+        def depth(model: Model) -> int:
+            before = self.depends_on(model, fold)
+            return 0 if before is None else 1 + depth(before)
+
+        return sorted(self.models, key=depth)
+
+
+def is_sam3d(model: Model) -> bool:
+    """Whether a model's trainer is one of this package's, or made from one."""
+    return hasattr(trainer_class(model.trainer), "recipe")
+
+
+def starts_from(model: Model) -> tuple[str, ...]:
+    """Trainers that a model's trainer starts from, the first that exists."""
+    return trainer_class(model.trainer).recipe.starts_from if is_sam3d(model) else ()  # type: ignore[attr-defined]
+
+
+def settings_of(model: Model) -> Settings:
+    """A model's settings, from its plans."""
+    plans = read_plans(dataset_folder(model.dataset) / f"{model.plans}.json")
+    return Settings.from_plans(plans["configurations"][model.configuration])
+
+
+def epochs_of(model: Model) -> int:
+    """How many epochs a training will show; 0 if that is not known before."""
+    if model.trainer == "nnUNetTrainer":
+        return STOCK_EPOCHS
+    if not is_sam3d(model) or model.trainer == SHORT_NAMES["OriginalEval"]:
+        return 0
+    return settings_of(model).epochs

@@ -1,0 +1,72 @@
+"""The devices of a run: each takes one step at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a step runs.
+
+    Attributes:
+        kind: ``cpu``, ``cuda`` or ``mps``.
+        indices: of the GPUs, among those that are visible to this process; all of them if empty.
+        num_gpus: how many GPUs a training uses at once, nnU-Net's ``-num_gpus``.
+    """
+
+    kind: str
+    indices: tuple[int, ...] = ()
+    num_gpus: int = 1
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """For nnU-Net's commands."""
+        several = ("-num_gpus", str(self.num_gpus)) if self.num_gpus > 1 else ()
+        return ("-device", self.kind, *several)
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """The base with this device's GPUs alone visible."""
+        if not self.indices:
+            return dict(base)
+        seen = base.get(VISIBLE)
+        names = (
+            [str(index) for index in range(max(self.indices) + 1)] if seen is None else seen.split(",") if seen else []
+        )
+        if max(self.indices) >= len(names):
+            raise ValueError(
+                f"cuda:{max(self.indices)} does not exist: {VISIBLE}={seen} leaves {len(names)} GPUs, from cuda:0 on"
+            )
+        return {**base, VISIBLE: ",".join(names[index] for index in self.indices)}
+
+    def __str__(self) -> str:
+        return "+".join(f"{self.kind}:{index}" for index in self.indices) or self.kind
+
+
+def parse_devices(names: Sequence[str], num_gpus: int = 1) -> tuple[Device, ...]:
+    """``["cuda:0", "cuda:1"]`` -> two devices, or one of two GPUs if ``num_gpus`` is 2.
+
+    Raises:
+        ValueError: for other names, or GPUs that do not make whole groups.
+    """
+    if num_gpus < 1:
+        raise ValueError(f"a training needs at least one GPU, got --num-gpus {num_gpus}")
+    devices, numbered = [], []
+    for name in names:
+        match = re.fullmatch(r"(cpu|mps|cuda)|cuda:(\d+)", name)
+        if match is None:
+            raise ValueError(f"there is no device {name!r}; give cpu, mps, cuda, or cuda:0 cuda:1 ... for several GPUs")
+        if match[2]:
+            numbered.append(int(match[2]))
+        elif name != "cuda" and num_gpus > 1:
+            raise ValueError(f"--num-gpus {num_gpus} needs GPUs, but {name} is among the devices")
+        else:
+            devices.append(Device(name, num_gpus=num_gpus))
+    if len(numbered) % num_gpus:
+        raise ValueError(f"{len(numbered)} GPUs cannot be shared out {num_gpus} to a training (--num-gpus)")
+    groups = [tuple(numbered[first : first + num_gpus]) for first in range(0, len(numbered), num_gpus)]
+    return (*(Device("cuda", group, num_gpus) for group in groups), *devices)

@@ -1,0 +1,197 @@
+"""What a cross-validation needs, checked before the first hour is spent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunetv2_sam3d.experiment.crossval import CrossValidation, is_sam3d, settings_of
+from nnunetv2_sam3d.experiment.devices import Device
+from nnunetv2_sam3d.experiment.steps import is_whole
+from nnunetv2_sam3d.experiment.training import BASE_PLANS, SHORT_NAMES, Model, trainer_class
+from nnunetv2_sam3d.planning import dataset_folder, read_plans
+from nnunetv2_sam3d.trainers.recipes import apply_freezing
+from nnunetv2_sam3d.trainers.start import Run, Start
+from nnunetv2_sam3d.weights.files import write_whole
+
+SPLITS = 5
+FLOAT32_BYTES = 4
+CHECKPOINTS_AT_ONCE = 3  # the best, the latest, and the one that is being written
+STOCK_CHECKPOINT_BYTES = 250e6  # nnU-Net's 3d_fullres: 31 million parameters and their momentum
+
+
+def splits_of(model: Model) -> list[dict[str, list[str]]]:
+    """The folds of ``splits_final.json``, which is made as nnU-Net's first training would make it if there is none.
+
+    Trainings that begin at the same time would otherwise all write it.
+
+    Raises:
+        ValueError: if the file is damaged, or the cases are too few.
+    """
+    file = dataset_folder(model.dataset) / "splits_final.json"
+    if not file.is_file():
+        cases = sorted(_preprocessed_cases(model))
+        if len(cases) < SPLITS:
+            raise ValueError(
+                f"{len(cases)} preprocessed cases are too few for {SPLITS} folds. Add cases, or write your own {file}: "
+                f'[{{"train": [...], "val": [...]}}, ...]'
+            )
+        folds = [{part: [str(case) for case in fold[part]] for part in fold} for fold in generate_crossval_split(cases)]
+        write_whole(file, lambda out: out.write(json.dumps(folds, indent=4).encode()))
+    try:
+        splits = json.loads(file.read_text())
+        assert splits and all(fold["train"] and fold["val"] for fold in splits)
+    except (ValueError, TypeError, KeyError, AssertionError) as error:
+        raise ValueError(
+            f"{file} is no list of folds with the cases of 'train' and 'val' each. Correct it, or delete it "
+            f"before anything is trained: it is then made anew."
+        ) from error
+    return splits
+
+
+def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tuple[Device, ...]) -> None:
+    """Raises ValueError (for weights, WeightsError) if a training of the run could not work."""
+    if too_high := [fold for fold in run.folds if not 0 <= fold < len(splits)]:
+        raise ValueError(
+            f"there is no fold {too_high[0]}: {dataset_folder(run.dataset) / 'splits_final.json'} has {len(splits)} "
+            f"folds, the first is 0"
+        )
+    needed_bytes = 0.0
+    for model in run.models:
+        _plans(model)
+        missing = [fold for fold in run.folds if not run.training(model, fold).finished]
+        if not missing:
+            continue
+        _check_plans(model)
+        batch_size = _configuration(model).batch_size
+        if (gpus := max((device.num_gpus for device in devices), default=1)) > batch_size:
+            raise ValueError(
+                f"{model.plans} have a batch of {batch_size}, which {gpus} GPUs cannot share (--num-gpus). Use fewer, "
+                f"or derive plans with a larger batch: nnUNetv2_sam3d plan -d {run.dataset} --batch-size {gpus}"
+            )
+        _check_cases(model, [splits[fold] for fold in missing])
+        needed_bytes += len(missing) * CHECKPOINTS_AT_ONCE * _check_weights(run, model, missing)
+    results = Path(os.environ["nnUNet_results"])
+    results.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(results).free) < needed_bytes:
+        raise ValueError(
+            f"{results} has {free / 1e9:.1f} GB free; the checkpoints of the missing trainings need about "
+            f"{needed_bytes / 1e9:.1f} GB. Free some space, or train fewer folds at a time (--folds)."
+        )
+
+
+def check_devices(devices: tuple[Device, ...]) -> None:
+    """Raises ValueError if this machine does not have the GPUs."""
+    count = torch.cuda.device_count()
+    for device in devices:
+        if device.kind == "cuda" and max((*device.indices, device.num_gpus - 1)) >= count:
+            raise ValueError(f"{device} does not exist: PyTorch sees {count} GPUs. Choose others, or --devices cpu.")
+
+
+def _plans(model: Model) -> dict[str, Any]:
+    """A model's plans, with its configuration in them."""
+    file = dataset_folder(model.dataset) / f"{model.plans}.json"
+    if not file.is_file():
+        raise ValueError(f"{model.trainer} needs {file}, which does not exist. Make it:\n  {_planning(model)}")
+    plans = read_plans(file)
+    if model.configuration not in plans["configurations"]:
+        raise ValueError(f"{file} has no configuration {model.configuration!r}, only {sorted(plans['configurations'])}")
+    return plans
+
+
+def _configuration(model: Model) -> ConfigurationManager:
+    return PlansManager(_plans(model)).get_configuration(model.configuration)
+
+
+def _check_plans(model: Model) -> None:
+    """Refuses plans that lack something, or are not those of the folds that are there."""
+    plans = _plans(model)
+    if model.trainer == SHORT_NAMES["TimeBudget"] and settings_of(model).max_seconds is None:
+        raise ValueError(f"{model.plans} set no time for {model.trainer}. Make them anew:\n  {_planning(model)}")
+    used = model.folder / "plans.json"
+    if any(model.folder.glob("fold_*/checkpoint_*.pth")) and used.is_file() and read_plans(used) != plans:
+        raise ValueError(
+            f"folds in {model.folder} were trained with other plans than {model.plans} are now, so the folds would "
+            f"not be comparable. Restore the plans from {used}, give the new ones another name, or delete "
+            f"{model.folder}."
+        )
+
+
+def _planning(model: Model) -> str:
+    """The command that makes a model's plans."""
+    if model.trainer == SHORT_NAMES["TimeBudget"]:
+        return f"nnUNetv2_sam3d plan -d {model.dataset} -o {model.plans} --max-seconds SECONDS_OF_A_FOLD"
+    if is_sam3d(model) and model.plans != BASE_PLANS:
+        return f"nnUNetv2_sam3d plan -d {model.dataset} -o {model.plans}"
+    return f"nnUNetv2_plan_and_preprocess -d {int(model.dataset[7:10])} -c {model.configuration}"
+
+
+def _preprocessed_cases(model: Model) -> set[str]:
+    """Names of the cases that preprocessing has finished for a model's plans."""
+    folder = dataset_folder(model.dataset) / _configuration(model).data_identifier
+    try:
+        cases = infer_dataset_class(str(folder)).get_identifiers(str(folder))
+    except (OSError, AssertionError, KeyError):  # no folder, or nothing that nnU-Net would recognise in it
+        cases = []
+    return {case for case in cases if (folder / f"{case}.pkl").is_file()}
+
+
+def _check_cases(model: Model, folds: list[dict[str, list[str]]]) -> None:
+    needed = {case for fold in folds for part in ("train", "val") for case in fold[part]}
+    if absent := sorted(needed - _preprocessed_cases(model)):
+        raise ValueError(
+            f"{len(absent)} cases of the folds are not preprocessed for {model.plans}, the first is {absent[0]}. "
+            f"Preprocess them:\n  nnUNetv2_preprocess -d {int(model.dataset[7:10])} -plans_name {model.plans} "
+            f"-c {model.configuration}"
+        )
+
+
+def _check_weights(run: CrossValidation, model: Model, folds: list[int]) -> float:
+    """Loads what the trainings would begin with, as they will; returns the size of a checkpoint in bytes."""
+    if not is_sam3d(model):
+        return STOCK_CHECKPOINT_BYTES
+    cls = trainer_class(model.trainer)
+    plans = PlansManager(_plans(model))
+    configuration = plans.get_configuration(model.configuration)
+    dataset = json.loads((dataset_folder(model.dataset) / "dataset.json").read_text())
+    network: nn.Module = cls.build_network_architecture(  # type: ignore[attr-defined]
+        plans,
+        configuration,
+        determine_num_input_channels(plans, configuration, dataset),
+        plans.get_label_manager(dataset).num_segmentation_heads,
+        False,
+    )
+    recipe = cls.recipe  # type: ignore[attr-defined]
+    trained = sum(parameter.numel() for group in apply_freezing(network, recipe) for parameter in group)
+    settings = settings_of(model)
+    looked_at = set()
+    for fold in folds:
+        resumes = any(is_whole(checkpoint) for checkpoint in run.training(model, fold).checkpoints)
+        file = run.pretrained if run.takes_pretrained(model, fold) else run.source(model, fold)
+        origin = (file, fold if isinstance(file, Model) else None)  # another fold's model is another file
+        if resumes or run.depends_on(model, fold) is not None or origin in looked_at:
+            continue
+        looked_at.add(origin)
+        results = Path(os.environ["nnUNet_results"])
+        place = Run(model.dataset, model.plans, model.configuration, fold, model.trainer, results)
+        start = Start(network, lambda _: None)  # type: ignore[arg-type]
+        if run.takes_pretrained(model, fold):
+            start.take(run.pretrained)  # type: ignore[arg-type]
+        else:
+            start.find(place, recipe, settings.sam_checkpoint, settings.variant)
+        apply_freezing(network, recipe)
+        for parameter in start.random_last_convolution():
+            parameter.requires_grad_(True)
+        start.check(place, recipe)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    return FLOAT32_BYTES * (total + 2 * trained)  # AdamW keeps two numbers for each that it trains

@@ -1,0 +1,119 @@
+"""nnU-Net's training of one trainer on one fold: where its results are, its command, what it starts from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunetv2_sam3d.experiment.steps import Step, program
+
+SHORT_NAMES = {
+    "Full": "nnUNetTrainer_SAM3DFull",
+    "Original": "nnUNetTrainer_SAM3DOriginal",
+    "DualPath": "nnUNetTrainer_SAM3DDualPath",
+    "OriginalEval": "nnUNetTrainer_SAM3DOriginalEval",
+    "TimeBudget": "nnUNetTrainer_TimeBudget",
+}
+CONFIGURATION = "3d_fullres"
+BASE_PLANS = "nnUNetPlans"
+BUDGET_PLANS = "nnUNetTimeBudgetPlans"
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as --c looks for them
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trainer with plans, whose folds stand in one folder.
+
+    Attributes:
+        dataset: the data set's name.
+        trainer: class name.
+        plans: name of the plans.
+        configuration: in them.
+    """
+
+    dataset: str
+    trainer: str
+    plans: str
+    configuration: str = CONFIGURATION
+
+    @property
+    def folder(self) -> Path:
+        """nnU-Net's folder of the model."""
+        return Path(os.environ["nnUNet_results"]) / self.dataset / str(self)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """How nnU-Net's commands are told."""
+        return ("-tr", self.trainer, "-p", self.plans)
+
+    def fold_folder(self, fold: int) -> Path:
+        """nnU-Net's folder of a fold."""
+        return self.folder / f"fold_{fold}"
+
+    def summary(self, fold: int) -> Path:
+        """What the validation of a fold leaves last."""
+        return self.fold_folder(fold) / "validation" / "summary.json"
+
+    def trained(self, fold: int) -> bool:
+        """Whether another trainer can start from a fold, which needs no validation."""
+        return (self.fold_folder(fold) / CHECKPOINTS[0]).is_file()
+
+    def training(self, fold: int, *more: str, **step: Any) -> Step:
+        """Training and validation of a fold.
+
+        Args:
+            fold: of nnU-Net's split.
+            more: arguments of the command.
+            step: further fields of the step.
+        """
+        folder = self.fold_folder(fold)
+        number = str(int(self.dataset[len("Dataset") :][:3]))
+        return Step(
+            title=f"train {self.trainer}",
+            command=(program("nnUNetv2_train"), number, self.configuration, str(fold), *self.options, *more),
+            results=(folder / CHECKPOINTS[0], self.summary(fold)),
+            checkpoints=tuple(folder / name for name in CHECKPOINTS),
+            on_device=True,
+            **step,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.trainer}__{self.plans}__{self.configuration}"
+
+
+def full_name(trainer: str) -> str:
+    """``DualPath`` -> ``nnUNetTrainer_SAM3DDualPath``; class names stay as they are."""
+    return SHORT_NAMES.get(trainer, trainer)
+
+
+def plans_of(trainer: str, plans: str) -> str:
+    """Stock trainers keep nnU-Net's own plans; the time-limited one has a copy that holds its limit."""
+    if "SAM3D" in trainer:
+        return plans
+    return BUDGET_PLANS if trainer == SHORT_NAMES["TimeBudget"] else BASE_PLANS
+
+
+@cache
+def trainer_class(name: str) -> type:
+    """The class that nnU-Net finds by a trainer's name.
+
+    Raises:
+        ValueError: if it knows none.
+    """
+    try:
+        # the search reports every file it looks into, and imports modules that warn
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"nnU-Net knows no trainer {name!r}. Give one of {', '.join(SHORT_NAMES)}, or the class name of a trainer"
+        ) from error

@@ -1,0 +1,220 @@
+"""Which steps a cross-validation has, what it refuses beforehand, and its jobs on a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_sam3d.cli import main
+from nnunetv2_sam3d.cluster.jobs import plan_jobs
+from nnunetv2_sam3d.cluster.submit import write_scripts
+from nnunetv2_sam3d.experiment import preconditions
+from nnunetv2_sam3d.experiment.crossval import CrossValidation
+from nnunetv2_sam3d.experiment.devices import Device, parse_devices
+from nnunetv2_sam3d.experiment.preconditions import check, splits_of
+
+Site = Any  # the class in conftest.py
+Make = Callable[..., CrossValidation]
+ALL = (0, 1, 2, 3, 4)
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    assert main(["crossval", "-d", "991", "--devices", "cpu", "--dry-run", "--trainers", *arguments]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["crossval", "-d", "991", "--devices", "cpu", "--dry-run", "--trainers", *arguments]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("nnUNetv2_sam3d crossval: ") and "Traceback" not in message
+    return message
+
+
+# --- steps ---
+
+
+def test_commands_in_the_order_in_which_trainers_start(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = dry_run(capsys, "DualPath", "OriginalEval", "Full", "nnUNetTrainer", "--folds", "3", "1")
+
+    def train(trainer: str, fold: int, plans: str = "nnUNetSAM3DPlans") -> str:
+        return f"nnUNetv2_train 991 3d_fullres {fold} -tr nnUNetTrainer{trainer} -p {plans} -device cpu"
+
+    expected = [
+        line
+        for fold in (3, 1)
+        for line in (
+            train("_SAM3DFull", fold),
+            train("", fold, "nnUNetPlans"),
+            train("_SAM3DDualPath", fold),
+            train("_SAM3DOriginalEval", fold),
+        )
+    ]
+    assert lines == expected
+
+
+def test_finished_and_interrupted_trainings(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.finish("SAM3DFull", 0, 1, 2)
+    (site.model("SAM3DFull") / "fold_1" / "validation" / "summary.json").unlink()
+    (site.model("SAM3DFull") / "fold_2" / "validation" / "summary.json").write_text('{"me')
+    lines = dry_run(capsys, "Full")
+    assert lines[0].startswith("# finished: nnUNetv2_train 991 3d_fullres 0")
+    assert [line.endswith("--c -device cpu") for line in lines[:5]] == [True, True, True, False, False]
+    assert lines[5] == (
+        "nnUNetv2_accumulate_crossval_results Dataset991_Toy -c 3d_fullres -tr nnUNetTrainer_SAM3DFull "
+        "-p nnUNetSAM3DPlans -f 0 1 2 3 4"
+    )
+
+
+def test_what_a_training_waits_for(site: Site, make: Make) -> None:
+    run = make("Full", "Original", "DualPath", "OriginalEval")
+    full, original, dualpath, evaluation = run.models
+    assert run.training(full, 2).after == run.training(original, 2).after == ()
+    for model in (dualpath, evaluation):  # as the trainers look for it: Original first
+        assert run.training(model, 2).after == (run.training(original, 2),)
+    site.finish("SAM3DOriginal", 4)
+    run = make("Full", "DualPath")
+    assert run.training(run.models[1], 2).after == (run.training(run.models[0], 2),)
+    assert run.training(run.models[1], 4).after == ()  # it will start from the Original that is there
+    assert run.training(run.models[0], 4).epochs == 7
+
+
+def test_other_plans(make: Make) -> None:
+    models = make("nnUNetTrainer", "nnUNetTrainer__nnUNetResEncUNetLPlans", "TimeBudget").models
+    assert [model.plans for model in models] == ["nnUNetPlans", "nnUNetResEncUNetLPlans", "nnUNetTimeBudgetPlans"]
+    with pytest.raises(ValueError, match="named twice"):
+        make("Full", "nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans")
+    with pytest.raises(ValueError, match="DaulPath"):
+        make("DaulPath")
+
+
+def test_pretrained_weights_go_to_those_that_start_alone(make: Make, tmp_path: Path) -> None:
+    file = tmp_path / "original.pth"
+    run = make("Original", "DualPath", "nnUNetTrainer", pretrained=file)
+    starts = {model.trainer: run.training(model, 0).start for model in run.models}
+    assert starts == {
+        "nnUNetTrainer_SAM3DOriginal": ("-pretrained_weights", str(file)),
+        "nnUNetTrainer_SAM3DDualPath": (),
+        "nnUNetTrainer": (),
+    }
+    alone = make("DualPath", pretrained=file)
+    assert alone.training(alone.models[0], 0).start == ("-pretrained_weights", str(file))
+
+
+def test_accumulation_wants_every_fold(site: Site, make: Make) -> None:
+    site.finish("SAM3DFull", 0, 1)
+    assert [step.title for step in make("Full", folds=(3, 4)).steps()] == ["train nnUNetTrainer_SAM3DFull"] * 2
+    steps = make("Full", folds=(2, 3, 4)).steps()
+    assert [step.title.split()[0] for step in steps] == ["train"] * 3 + ["accumulate"]
+    assert steps[-1].after == tuple(steps[:3])
+    assert len(make("Full", accumulate=False).steps()) == 5
+
+
+# --- preconditions ---
+
+
+def test_splits_are_nnunets(site: Site, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net's own code makes the same file."""
+    splits = splits_of(make("Full").models[0])
+    file = site.preprocessed / "splits_final.json"
+    assert json.loads(file.read_text()) == splits
+    file.unlink()
+    trainer = SimpleNamespace(
+        dataset_class=nnUNetDatasetBlosc2, fold=0, preprocessed_dataset_folder=str(site.data),
+        preprocessed_dataset_folder_base=str(site.preprocessed), folder_with_segs_from_previous_stage=None,
+        print_to_log_file=lambda *_: None,
+    )  # fmt: skip
+    train, val = nnUNetTrainer.do_split(trainer)  # type: ignore[arg-type]
+    assert json.loads(file.read_text()) == splits
+    assert {"train": train, "val": val} == splits[0]
+
+
+def test_refusals(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nnUNetv2_sam3d plan -d Dataset991_Toy -o Absent" in refused(capsys, "Full", "-p", "Absent")
+    assert "no configuration '3d_lowres'" in refused(capsys, "Full", "-c", "3d_lowres")
+    assert "no fold 5" in refused(capsys, "Full", "--folds", "4", "5")
+    assert "batch of 2, which 3 GPUs" in refused(capsys, "Full", "--devices", "cuda", "--num-gpus", "3")
+    assert "nnUNetTimeBudgetPlans --max-seconds" in refused(capsys, "TimeBudget")
+    message = refused(capsys, "Full", "DualPath", "--pretrained-weights", "absent.pth")
+    assert "absent.pth" in message
+    shutil.rmtree(site.results.parent)
+    (site.data / "case_3.pkl").unlink()
+    assert "1 cases of the folds are not preprocessed for nnUNetSAM3DPlans, the first is case_3" in refused(
+        capsys, "Full"
+    )
+    (site.preprocessed / "splits_final.json").write_text("[{}]")
+    assert "splits_final.json is no list of folds" in refused(capsys, "Full")
+
+
+def test_frozen_random_weights_are_refused_beforehand(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nnUNet_sam_checkpoint" in refused(capsys, "Original")
+    message = refused(capsys, "DualPath", "--folds", "2")
+    assert "nnUNetv2_train Dataset991_Toy 3d_fullres 2 -tr nnUNetTrainer_SAM3DOriginal" in message
+    assert len(dry_run(capsys, "Full", "DualPath", "--folds", "2")) == 2
+
+
+def test_changed_plans_are_refused(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.finish("SAM3DFull", 0)
+    shutil.copy(site.preprocessed / "nnUNetSAM3DPlans.json", site.model("SAM3DFull") / "plans.json")
+    assert len(dry_run(capsys, "Full")) == 6
+    site.write_plans("nnUNetSAM3DPlans", sam3d={"variant": "vit_tiny", "epochs": 8})
+    assert "were trained with other plans" in refused(capsys, "Full")
+
+
+def test_a_full_disk_is_noticed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make("Full")
+    splits = splits_of(run.models[0])
+    check(run, splits, (Device("cpu"),))
+    monkeypatch.setattr(preconditions.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e5))
+    with pytest.raises(ValueError, match=r"0.0 GB free; the checkpoints .* Free some space"):
+        check(run, splits, (Device("cpu"),))
+
+
+def test_absent_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preconditions.torch.cuda, "device_count", lambda: 2)
+    preconditions.check_devices(parse_devices(["cuda:1", "cpu"]))
+    for names, number in ((["cuda:2"], 1), (["cuda"], 3)):
+        with pytest.raises(ValueError, match="PyTorch sees 2 GPUs"):
+            preconditions.check_devices(parse_devices(names, number))
+
+
+# --- Slurm ---
+
+
+def test_jobs(site: Site, make: Make) -> None:
+    site.finish("SAM3DFull", 1, 4)
+    site.finish("SAM3DDualPath", 4)
+    run = make("DualPath", "Full", "nnUNetTrainer")
+    options = {"sbatch": ["mem=9G", "gres=gpu:a100:1"], "environment": os.environ, "max_tasks": 2}
+    jobs = plan_jobs(run, ["DualPath", "Full", "nnUNetTrainer"], ("crossval",), **options)
+    full, stock, dualpath, last = jobs
+    assert full.name == "Dataset991_Toy__nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres"
+    assert full.folds == dualpath.folds == (0, 1, 2, 3)  # fold 1 of Full ends at once; both arrays need the same tasks
+    assert (full.after, stock.after, dualpath.after) == ((), (), (full.name,))
+    assert stock.folds == ALL
+    assert last.after == (full.name, stock.name, dualpath.name)
+    assert (last.options["mem"], "gres" in last.options, full.options["gres"]) == ("9G", False, "gpu:a100:1")
+    assert full.environment["nnUNet_results"] == os.environ["nnUNet_results"]
+    assert "--no-accumulate" in full.command and "--no-accumulate" not in last.command
+    site.finish("SAM3DFull", 0, 2, 3)
+    (dualpath, *_) = plan_jobs(make("DualPath", "Full"), ["DualPath", "Full"], ("crossval",), **options)
+    assert (dualpath.folds, dualpath.after) == ((0, 1, 2, 3), ())
+
+
+def test_scripts_are_written_and_not_submitted(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = dry_run(capsys, "Full", "DualPath", "--slurm", "--sbatch", "time=1:00:00", "--max-tasks", "3")
+    submission = Path(lines[-1].split("bash ")[1])
+    assert submission.is_file()
+    (full,) = submission.parent.glob("*SAM3DFull*.sbatch")
+    assert "#SBATCH --array=0,1,2,3,4%3\n" in full.read_text()
+    assert "#SBATCH --time=1:00:00\n" in full.read_text()
+    assert write_scripts([], submission.parent) == submission
+    assert not list(submission.parent.glob("*.sbatch"))  # those of an earlier call are gone

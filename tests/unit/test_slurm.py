@@ -1,0 +1,99 @@
+"""The text of Slurm's scripts, compared with golden files; tests/integration runs such scripts on a real Slurm.
+
+`UPDATE_GOLDEN=1 pytest tests/unit/test_slurm.py` writes the files anew.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_sam3d.cluster.slurm import Job, parse_options, script, script_name, submission
+
+GOLDEN = Path(__file__).parent / "slurm_scripts"
+COMMAND = ("/opt/env/bin/nnUNetv2_sam3d", "crossval", "-d", "Dataset220_KiTS", "--trainers")
+TEMPLATE = """\
+#!/bin/bash
+#SBATCH --account=radiology
+#SBATCH --gres=gpu:a100:1
+module load cuda/12.4
+source "/opt/my env/bin/activate"
+"""
+FIRST = Job(
+    name="Dataset220_KiTS__Original",
+    command=(*COMMAND, "Original", "--devices", "cuda", "--no-accumulate"),
+    logs="/results/Dataset220_KiTS/my logs",
+    folds=(0, 1, 2, 3, 4),
+    options={"gres": "gpu:1", "cpus-per-task": "12", "mem": "64G", "time": "24:00:00", "exclusive": ""},
+    environment={"nnUNet_results": "/results", "nnUNet_raw": "/raw data's"},
+    max_tasks=2,
+)
+SECOND = Job(
+    name="Dataset220_KiTS__DualPath",
+    command=(*COMMAND, "DualPath", "--devices", "cuda", "--no-accumulate"),
+    logs="/results/logs",
+    folds=(1, 3),
+    after=(FIRST.name,),
+    template=TEMPLATE,
+)
+LAST = Job(
+    name="Dataset220_KiTS__accumulate",
+    command=(*COMMAND, "Original", "DualPath", "--devices", "cpu", "--folds", "0", "1", "2", "3", "4"),
+    logs="/results/logs",
+    after=(FIRST.name, SECOND.name),
+)
+TEXTS = {script_name(job): script(job) for job in (FIRST, SECOND, LAST)} | {
+    "submit.sh": submission((FIRST, SECOND, LAST), "/results/Dataset220_KiTS/the scripts")
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_golden_files(name: str) -> None:
+    if os.environ.get("UPDATE_GOLDEN"):
+        (GOLDEN / name).write_text(TEXTS[name])
+    assert TEXTS[name] == (GOLDEN / name).read_text()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_bash_reads_them(name: str) -> None:
+    subprocess.run(["bash", "-n"], input=TEXTS[name], text=True, check=True)
+
+
+FAKE_SBATCH = """#!/bin/bash
+echo "sbatch $*" >> {log}
+[[ "$*" == *accumulate* && -n "${{FAIL:-}}" ]] && exit 1
+echo "$(wc -l < {log});cluster"
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_submission_passes_job_numbers_on(fails: bool, tmp_path: Path) -> None:
+    """With programs in sbatch's place: this test sees what would be submitted, also when Slurm refuses the last job."""
+    log = tmp_path / "log"
+    (tmp_path / "sbatch").write_text(FAKE_SBATCH.format(log=log))
+    (tmp_path / "scancel").write_text(f'#!/bin/bash\necho "scancel $*" >> {log}\n')
+    for name in ("sbatch", "scancel"):
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **({"FAIL": "1"} if fails else {})}
+    text = submission((FIRST, SECOND, LAST), str(tmp_path))
+    done = subprocess.run(["bash"], input=text, text=True, env=environment, capture_output=True)
+    lines = log.read_text().splitlines()
+    assert lines[:3] == [
+        f"sbatch --parsable {FIRST.name}.sbatch",
+        f"sbatch --parsable --kill-on-invalid-dep=yes --dependency=aftercorr:1 {SECOND.name}.sbatch",
+        f"sbatch --parsable --kill-on-invalid-dep=yes --dependency=afterok:1:2 {LAST.name}.sbatch",
+    ]
+    assert lines[3:] == (["scancel 1 2"] if fails else [])
+    assert (done.returncode != 0) is fails
+
+
+def test_options() -> None:
+    assert parse_options(["partition=gpu", "--mem=64G", "exclusive"]) == {
+        "partition": "gpu", "mem": "64G", "exclusive": "",
+    }  # fmt: skip
+    for wrong in ("array=0-9", "dependency=afterok:1", "time 3", "mem=1G\n#SBATCH --uid=0", "-p=gpu"):
+        with pytest.raises(ValueError):
+            parse_options([wrong])

@@ -1,0 +1,102 @@
+"""Several GPUs for one fold: the recipes in two processes (gloo, CPU) do what one process does with the whole batch."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_module
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+from trainer_kit import CONFIGURATION, TOY, batch, plans_of
+
+from nnunetv2_sam3d import trainers
+
+PROCESSES = 2
+STEPS = 2  # the second step is the one in which DDP complains about parameters without gradient
+RUNS = [(kind, batch_dice) for kind in ("Full", "Original", "DualPath") for batch_dice in (False, True)]
+
+
+def build(kind: str, batch_dice: bool) -> Any:
+    """An initialized trainer, as `nnUNetv2_train -num_gpus` has it but for the device."""
+    torch.manual_seed(5 + (distributed.get_rank() if distributed.is_initialized() else 0))
+    plans = deepcopy(plans_of(TOY, batch_dice=batch_dice)) | {"continue_training": False}
+    labels = {"background": 0, "a": 1, "b": 2}
+    dataset = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    trainer = getattr(trainers, f"nnUNetTrainer_SAM3D{kind}")(plans, CONFIGURATION, 0, dataset, torch.device("cpu"))
+    trainer.device, trainer.grad_scaler = torch.device("cpu"), None  # nnU-Net's DDP takes GPUs only
+    trainer.initialize()
+    return trainer
+
+
+def steps(trainer: Any, samples: slice) -> dict[str, Any]:
+    """Gradients (as the optimizer got them) of each step, losses, and the weights in the end."""
+    trainer.network.train()
+    gradients: list[dict[str, Tensor]] = []
+    losses = []
+    for step in range(STEPS):
+        share = {key: value[samples] for key, value in batch(trainer, seed=step).items()}
+        losses.append(float(trainer.train_step(share)["loss"]))
+        parameters = trainer.plain_network.named_parameters()
+        gradients.append({name: p.grad.clone() for name, p in parameters if p.grad is not None})
+    weights = {name: tensor.clone() for name, tensor in trainer.plain_network.state_dict().items()}
+    return {"gradients": gradients, "losses": losses, "weights": weights, "batch_size": trainer.batch_size}
+
+
+def work(rank: int, folder: Path) -> None:
+    """One of the two processes."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=PROCESSES)
+    # the same wrapper without the GPU's index, which a network on the CPU may not have
+    nnunet_module.DDP = lambda network, device_ids: DistributedDataParallel(network)
+    for kind, batch_dice in RUNS:
+        trainer = build(kind, batch_dice)
+        assert isinstance(trainer.network, DistributedDataParallel)
+        start = folder / f"{kind}_{batch_dice}_start.pth"
+        if rank == 0:
+            torch.save(trainer.plain_network.state_dict(), start)
+        torch.save(steps(trainer, slice(rank, rank + 1)), folder / f"{kind}_{batch_dice}_{rank}.pth")
+    evaluated = build("OriginalEval", False)
+    assert not isinstance(evaluated.network, DistributedDataParallel)  # DDP refuses a network that nothing trains
+    assert evaluated.is_ddp  # the validation shares out its cases
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave, all recipes in one start of them."""
+    folder = tmp_path_factory.mktemp("ddp")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            patch.setenv(f"nnUNet_{name}", str(folder / name))
+        data = folder / "preprocessed" / "Dataset991_Toy" / "nnUNetPlans_3d_fullres"
+        data.mkdir(parents=True)
+        (data / "case_0.b2nd").touch()
+        torch.multiprocessing.spawn(work, args=(folder,), nprocs=PROCESSES)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "batch_dice"), RUNS)
+def test_two_processes_do_what_one_does(kind: str, batch_dice: bool, results: Path) -> None:
+    first, second = (torch.load(results / f"{kind}_{batch_dice}_{rank}.pth") for rank in range(PROCESSES))
+    assert (first["batch_size"], second["batch_size"]) == (1, 1)
+    alone = build(kind, batch_dice)
+    alone.network.load_state_dict(torch.load(results / f"{kind}_{batch_dice}_start.pth"))
+    joint = steps(alone, slice(None))
+    assert joint["batch_size"] == 2
+    trained = {name for name, p in alone.network.named_parameters() if p.requires_grad}
+    for step in range(STEPS):
+        ours, theirs, expected = (result["gradients"][step] for result in (first, second, joint))
+        assert set(ours) == set(theirs) == set(expected) == trained
+        for name, gradient in expected.items():
+            assert torch.equal(ours[name], theirs[name])
+            # AdamW's first step is nearly the gradient's sign, which rounding can turn: later gradients are looser
+            error = (ours[name] - gradient).norm() / (gradient.norm() + 1e-6)
+            assert error < (1e-4 if step == 0 else 2e-2), name
+        losses = (first["losses"][step] + second["losses"][step]) / 2
+        assert losses == pytest.approx(joint["losses"][step], rel=1e-4 if step == 0 else 1e-2)
+    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in joint["weights"])
+    assert all(gradient.isfinite().all() for gradient in joint["gradients"][0].values())
