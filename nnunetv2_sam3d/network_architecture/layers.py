@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_sam3d.network_architecture.precision import in_float32
+
 
 class MLP(nn.Module):
     """Two linear layers around an activation.
@@ -51,10 +53,7 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         trains = torch.is_grad_enabled() and self.weight.requires_grad
-        if trains and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return self._convolved(x.float())
-        return self._convolved(x)
+        return in_float32(self._convolved, x) if trains else self._convolved(x)
 
     def _convolved(self, x: Tensor) -> Tensor:
         return super().forward(x)

@@ -185,7 +185,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         if available is None:
             return
         network = self.plain_network
-        precision = "float16" if self.device.type == "cuda" else network.cpu_precision
+        precision = "float16" if self.device.type == "cuda" else network.cpu_training_precision
         counted = step_bytes(
             network.config,
             partial(apply_freezing, recipe=self.recipe),
