@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ SMALL: dict[str, Any] = {
     "prompt_mlp_dim": 32,
     "position_grid": 4,
 }
+
+
+def pytest_sessionstart() -> None:
+    # Shells start background jobs with Ctrl-C ignored, which the commands under test would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
