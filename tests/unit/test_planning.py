@@ -233,9 +233,9 @@ def test_plans_for_a_gpu(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (roomy["patch_size"], roomy["batch_size"]) == ([40, 56, 48], 2)
     assert roomy["sam3d"]["checkpointing"] is False
     assert re.search(
-        r"computed, not measured, for 24 GB: DualPath 1\.\d GB, Original 1\.\d GB", capsys.readouterr().out
+        r"of 24 GB \(computed, not measured\): DualPath 1\.\d GB, Original 1\.\d GB", capsys.readouterr().out
     )
-    tight = planned("1.15", "--batch-size", "1")
+    tight = planned("1.6", "--batch-size", "1")
     assert prod(tight["patch_size"]) < prod(roomy["patch_size"]) and tight["batch_size"] == 1
     assert main(["plan", "-d", "991", "--gpu-memory", "0"]) == 1
     assert "--gpu-memory must be positive" in capsys.readouterr().err
