@@ -235,7 +235,7 @@ def test_plans_for_a_gpu(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert re.search(
         r"of 24 GB \(computed, not measured\): DualPath 1\.\d GB, Original 1\.\d GB", capsys.readouterr().out
     )
-    tight = planned("1.6", "--batch-size", "1")
+    tight = planned("1.53", "--batch-size", "1")
     assert prod(tight["patch_size"]) < prod(roomy["patch_size"]) and tight["batch_size"] == 1
     assert main(["plan", "-d", "991", "--gpu-memory", "0"]) == 1
     assert "--gpu-memory must be positive" in capsys.readouterr().err
