@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_sam3d.commands.common import add_class_map, add_command, say
@@ -126,6 +128,7 @@ def run(options: argparse.Namespace) -> int:
     target = dataset_folder(options.dataset) / f"{options.name}.json"
     earlier = target.read_text() if target.is_file() else None
     settings, patch_size, batch_size = settings_from(options), options.patch_size, options.batch_size
+    _check_class_map(settings, target.parent)
     if options.gpu_memory is not None:
         choice = _choice(options, settings)
         settings = replace(settings, checkpointing=choice.checkpointing)
@@ -159,12 +162,25 @@ def run(options: argparse.Namespace) -> int:
     else:
         say(f"The preprocessed data in {plan.data_identifier} fit, preprocessing need not be run again.")
     # what the others start from comes first; no encoder of vit_tiny is published, which Full needs none of
-    first = "Full" if options.variant == "vit_tiny" else "Original"
+    first, start = "Full" if options.variant == "vit_tiny" else "Original", ""
+    text = f"Train with them, first nnUNetTrainer_SAM3D{first}, which DualPath and OriginalEval start from:"
+    if options.like:
+        first, start = "OriginalEval", f" -pretrained_weights {options.like}"
+        text = f"Evaluate {options.like} with them, or train with -tr nnUNetTrainer_SAM3DDualPath in the same way:"
     say(
-        f"Train with them, first nnUNetTrainer_SAM3D{first}, which DualPath and OriginalEval start from:\n"
-        f"  nnUNetv2_train {options.dataset} {options.configuration} 0 -tr nnUNetTrainer_SAM3D{first} -p {options.name}"
+        f"{text}\n  nnUNetv2_train {options.dataset} {options.configuration} 0 -tr nnUNetTrainer_SAM3D{first} "
+        f"-p {options.name}{start}"
     )
     return 0
+
+
+def _check_class_map(settings: Settings, folder: Path) -> None:
+    """Raises ValueError if a class is mapped that the data set does not have."""
+    file = folder / "dataset.json"
+    if settings.map_class and file.is_file():
+        labels = json.loads(file.read_text())["labels"]
+        if unknown := sorted(set(settings.map_class) - set(labels)):
+            raise ValueError(f"--map-class names {unknown}, {file} has the labels {sorted(labels)}")
 
 
 def _choice(options: argparse.Namespace, settings: Settings) -> Choice:

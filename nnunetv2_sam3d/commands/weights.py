@@ -45,6 +45,7 @@ def add_parser(commands: Any) -> None:
     convert.add_argument("-o", "--output", required=True, metavar="OUT.pth")
     convert.add_argument("--automatic", action="store_true", help="leave the prompt encoder out")
     add_class_map(convert)
+    _add_force(convert)
     convert.set_defaults(run=run_convert)
     inspect = add_command(
         verbs,
@@ -96,6 +97,7 @@ def _add_export_adapter(verbs: Any) -> None:
     export.add_argument("-o", "--output", required=True, metavar="FILE.safetensors")
     export.add_argument("--fold", help="which fold of the folder, if it has several")
     export.add_argument("--licence", metavar="TEXT", help="terms of the exported weights, written into the file")
+    _add_force(export)
     export.set_defaults(run=run_export_adapter)
 
 
@@ -112,7 +114,21 @@ def _add_merge(verbs: Any) -> None:
     merge.add_argument("base", metavar="BASE", help="the file that gave what was frozen; inspect names it")
     merge.add_argument("adapter", metavar="ADAPTER", help="file of export-adapter")
     merge.add_argument("-o", "--output", required=True, metavar="CHECKPOINT")
+    _add_force(merge)
     merge.set_defaults(run=run_merge)
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace an existing output file")
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    """Raises ValueError for an output that is a folder, or exists and may not be replaced."""
+    output = Path(options.output)
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; name the file to write in it with -o")
+    if output.exists() and not options.force:
+        raise ValueError(f"{output} exists already. Choose another name with -o, or replace it with --force.")
 
 
 def run_convert(options: argparse.Namespace) -> int:
@@ -120,6 +136,7 @@ def run_convert(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.weights import convert
     from nnunetv2_sam3d.weights.classes import parse_class_map
 
+    _check_output(options)
     class_map = parse_class_map(options.map_class or [])
     metadata = convert(options.source, options.output, automatic=options.automatic, class_map=class_map)
     network = metadata["network"]
@@ -130,6 +147,7 @@ def run_convert(options: argparse.Namespace) -> int:
     say(
         f"wrote {options.output}: width {network['embed_dim']}, {network['depth']} blocks, {network['adapter']} "
         f"adapters, {network['num_classes']} classes, {prompt}"
+        + "".join(f"; for a data set with {name!r}: channel {channel}" for name, channel in class_map.items())
     )
     return 0
 
@@ -154,6 +172,7 @@ def run_export_adapter(options: argparse.Namespace) -> int:
     """Exports and says what the file needs."""
     from nnunetv2_sam3d.weights.export import export_adapter
 
+    _check_output(options)
     metadata = export_adapter(options.model, options.output, fold=options.fold, licence=options.licence)
     base = metadata.base
     say(
@@ -167,6 +186,7 @@ def run_merge(options: argparse.Namespace) -> int:
     """Merges and says where nnU-Net looks for the result."""
     from nnunetv2_sam3d.weights.export import merge
 
+    _check_output(options)
     metadata = merge(options.base, options.adapter, options.output)
     arguments = metadata.checkpoint["init_args"]
     plans = arguments["plans"]

@@ -47,8 +47,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
             return load_file(path)
         if zipfile.is_zipfile(path):
             _check_archive(path)
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # of a path, torch.load would look at the suffix
+        with torch.serialization.safe_globals(SAFE_GLOBALS), open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # damaged files raise almost anything, from KeyError to UnicodeDecodeError
@@ -124,6 +125,11 @@ def _diagnosis(path: Path, error: Exception) -> str:
         return (
             f"holds Python objects ({found[1]}) beside tensors and numbers. Loading them could "
             f"run code, so the file is refused. Ask its author for a plain state dict."
+        )
+    if head[:1] == b"\x80" and b"torch" not in head:
+        return (
+            "is a Python pickle that PyTorch did not write. Such files could run code when they are loaded, so it is "
+            "refused. Ask its author for a plain state dict, written by torch.save."
         )
     if head[8:10] == b'{"':
         return (

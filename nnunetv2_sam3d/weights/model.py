@@ -89,6 +89,11 @@ def convert(
     weights = read_weights(source, automatic=automatic)
     if weights.config is None and (automatic or class_map):
         raise WeightsError(f"{weights.describe()} holds the image encoder only: no prompt encoder, no classes")
+    if weights.config is not None and class_map and max(class_map.values()) >= weights.config.num_classes:
+        raise WeightsError(
+            f"{weights.describe()} has the output channels 0 to {weights.config.num_classes - 1}; not all of "
+            f"{class_map} can be taken from it"
+        )
     metadata = {
         "format": FORMAT_VERSION,
         "network": None if weights.config is None else weights.config.to_dict(),

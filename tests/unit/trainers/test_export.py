@@ -280,9 +280,10 @@ def test_commands(original: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[
                 file,
                 "-o",
                 merged,
+                "--force",
             ]
         )
         == 0
     )  # it holds SAM's frozen weights, too
-    assert main(["weights", "merge", file, file, "-o", merged]) == 1
+    assert main(["weights", "merge", file, file, "-o", merged, "--force"]) == 1
     assert "is an adapter file" in capsys.readouterr().err
