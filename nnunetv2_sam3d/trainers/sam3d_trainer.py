@@ -175,7 +175,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         assert self.start is not None
         self.start.check(self.run(), self.recipe)
         self._check_data()
-        if self.settings.checkpointing == "auto":
+        if self.recipe.groups and self.settings.checkpointing == "auto":
             self._decide_checkpointing()
         super().on_train_start()
 
