@@ -77,7 +77,6 @@ def step_bytes(
     *,
     patch_size: Sequence[int],
     batch_size: int = 1,
-    target_channels: int = 1,
     precision: str = "float32",
 ) -> Counted:
     """Tensors of a training step: weights, gradients, AdamW's state, activations, targets.
@@ -88,10 +87,9 @@ def step_bytes(
     Args:
         config: the network, with or without checkpointing.
         freeze: sets ``requires_grad`` and returns the trained parameters.
-        loss: of logits and target (B, target_channels, D, H, W).
+        loss: of logits and target (B, 1, D, H, W).
         patch_size: voxels (D, H, W).
         batch_size: samples.
-        target_channels: of the target, more than one for regions.
         precision: of the matrix products: ``float32``, ``bfloat16`` or ``float16``.
     """
     dtype = None if precision == "float32" else getattr(torch, precision)
@@ -103,7 +101,7 @@ def step_bytes(
         trained = [parameter for group in groups for parameter in group]
         state = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # AdamW's two moments
         image = torch.empty(batch_size, config.in_channels, *patch_size)
-        target = torch.zeros(batch_size, target_channels, *patch_size)
+        target = torch.zeros(batch_size, 1, *patch_size)
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             logits = network(image).float()
         loss(logits, target).backward()

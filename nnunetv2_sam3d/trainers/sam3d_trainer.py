@@ -11,6 +11,7 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import autocast, nn
 from torch._dynamo import OptimizedModule
@@ -186,13 +187,14 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             return
         network = self.plain_network
         precision = "float16" if self.device.type == "cuda" else network.cpu_training_precision
+        # The loss of plain labels also for regions: with an ignore label, nnU-Net's losses look at values.
+        labels = LabelManager({"background": 0, "target": 1}, None)
         counted = step_bytes(
             network.config,
             partial(apply_freezing, recipe=self.recipe),
-            self._build_loss().train(),
+            DiceCELoss(labels, self.configuration_manager.batch_dice).train(),
             patch_size=self.configuration_manager.patch_size,
             batch_size=self.batch_size,
-            target_channels=network.config.num_classes if self.label_manager.has_regions else 1,
             precision=precision,
         )
         needed = peak_bytes(counted, self.device.type, precision)
