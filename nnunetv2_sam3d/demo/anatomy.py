@@ -182,6 +182,7 @@ class Trunk:
 
 
 def random_trunk(rng: np.random.Generator) -> Trunk:
+    """A trunk of random width, depth, fat and muscle, in mm; the cavity ends 38 mm behind the origin."""
     half_width = rng.uniform(138, 178)
     half_depth = half_width * rng.uniform(0.66, 0.75)
     fat_side, fat_front, fat_back = rng.uniform(8, 24), rng.uniform(9, 26), rng.uniform(9, 20)
