@@ -34,6 +34,8 @@ class SAM3DConfig:
         adapter: ``"original"`` or ``"dualpath"``.
         adapter_dim: bottleneck width of the adapters; ``None`` means ``embed_dim // 2``.
         prompt_encoder: ``False`` gives the reference's ``train_auto`` network, which refuses points.
+        signed_clicks: whether the prompt encoder tells background clicks from foreground clicks, which goes beyond the
+            reference.
         checkpointing: recompute each block's activations in the backward pass (less memory, more time).
 
     Raises:
@@ -55,6 +57,7 @@ class SAM3DConfig:
     adapter: str = "original"
     adapter_dim: int | None = None
     prompt_encoder: bool = True
+    signed_clicks: bool = False
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -82,6 +85,8 @@ class SAM3DConfig:
             raise ValueError(f"adapter must be one of {ADAPTERS}, got {self.adapter!r}")
         if self.adapter_dim is not None and (type(self.adapter_dim) is not int or self.adapter_dim < 1):
             raise ValueError(f"adapter_dim must be a whole number of at least 1, got {self.adapter_dim!r}")
+        if self.signed_clicks and not self.prompt_encoder:
+            raise ValueError("signed_clicks needs a prompt encoder")
         if self.prompt_encoder and self.out_channels % 16:
             raise ValueError(
                 "out_channels must be a multiple of 16 for the prompt encoder (8 heads of half width), "

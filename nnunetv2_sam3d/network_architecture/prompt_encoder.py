@@ -19,7 +19,7 @@ class Attention(nn.Module):
     """Multi-head attention with separate projections and an inner width (SAM's mask decoder attention).
 
     Shape:
-        q: (B, N, C), k and v: (B, M, C) -> (B, N, C)
+        q: (B, N, C), k and v: (B, M, C) -> (B, N, C); seen: bool, (B, 1, 1, M), which keys there are, ``None`` for all
     """
 
     def __init__(self, width: int, inner: int) -> None:
@@ -29,12 +29,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, inner)
         self.out_proj = nn.Linear(inner, width)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
         q, k, v = (
             proj(x).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
             for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         return self.out_proj(x.transpose(1, 2).flatten(2))
 
 
@@ -42,7 +42,8 @@ class PromptLayer(nn.Module):
     """Queries and points attend to each other, then the image attends to the queries.
 
     Shape:
-        image: (B, T, C), points: (B, N, C), N may be 0 -> the same two shapes
+        image: (B, T, C), points: (B, N, C), N may be 0 -> the same two shapes; seen: bool, (B, 1, 1, queries + N),
+        ``None`` where all points are clicks
     """
 
     def __init__(self, width: int, mlp_dim: int) -> None:
@@ -56,9 +57,9 @@ class PromptLayer(nn.Module):
         self.norm4 = nn.LayerNorm(width)
         self.cross_attn = Attention(width, width // 2)
 
-    def forward(self, image: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, points: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q = torch.cat([self.global_query.expand(len(points), -1, -1).to(points.dtype), points], 1)
-        q = self.norm2(q + self.norm1(self.self_attn(q, q, q)))
+        q = self.norm2(q + self.norm1(self.self_attn(q, q, q, seen)))
         queries, points = q[:, :NUM_QUERIES], q[:, NUM_QUERIES:]
         queries = self.norm3(queries + self.mlp(queries))
         image = self.norm4(image + self.cross_attn(image, queries, queries))
@@ -68,26 +69,46 @@ class PromptLayer(nn.Module):
 class PromptEncoder3d(nn.Module):
     """Brings clicks into the deepest tap; without clicks the learned queries work alone.
 
-    Source: Gong et al., arXiv:2306.13465, section 3.3.
+    Source: Gong et al., arXiv:2306.13465, section 3.3. Signs go beyond it: a background click's token gets a learned
+    vector, zero at first, so that it is a click of the reference until training tells the two apart. State dicts of
+    networks without signs load as zero.
 
     Args:
         width: channels of the tap.
         mlp_dim: hidden width of the MLPs.
+        signed: whether background clicks can be told from foreground clicks.
 
     Shape:
-        features: (B, C, D, H, W), points: (B, N, 3) in (z, y, x) voxels of an image of ``image_size`` -> like features
+        features: (B, C, D, H, W), points: (B, N, 3) in (z, y, x) voxels of an image of ``image_size``,
+        signs: (B, N), 1 for foreground, -1 for background, 0 for no click (filling up a batch), ``None`` for foreground
+        alone -> like features
     """
 
-    def __init__(self, width: int, mlp_dim: int) -> None:
+    def __init__(self, width: int, mlp_dim: int, signed: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(PromptLayer(width, mlp_dim) for _ in range(NUM_LAYERS))
+        self.background = nn.Parameter(torch.zeros(width)) if signed else None
+        self.register_load_state_dict_pre_hook(_without_signs)
 
-    def forward(self, features: Tensor, points: Tensor, image_size: Sequence[int]) -> Tensor:
+    def forward(
+        self, features: Tensor, points: Tensor, image_size: Sequence[int], signs: Tensor | None = None
+    ) -> Tensor:
         tokens = sample_features(features, points, image_size)
+        seen = None
+        if signs is not None:
+            if self.background is not None:
+                tokens = tokens + (signs < 0).unsqueeze(-1) * self.background.to(tokens.dtype)
+            seen = F.pad(signs != 0, (NUM_QUERIES, 0), value=True)[:, None, None]
         image = channels_last(features).flatten(1, 3)
         for layer in self.layers:
-            image, tokens = layer(image, tokens)
+            image, tokens = layer(image, tokens, seen)
         return channels_first(image.unflatten(1, features.shape[2:]))
+
+
+def _without_signs(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    assert isinstance(module, PromptEncoder3d)
+    if module.background is not None and any(key.startswith(f"{prefix}layers.") for key in state):
+        state.setdefault(f"{prefix}background", torch.zeros_like(module.background))
 
 
 def sample_features(features: Tensor, points: Tensor, image_size: Sequence[int]) -> Tensor:
