@@ -1,0 +1,1 @@
+"""Clicks of users: files, geometry, and whole volumes predicted with them."""
