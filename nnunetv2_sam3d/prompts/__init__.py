@@ -1,1 +1,1 @@
-"""Clicks of users: files, geometry, and whole volumes predicted with them."""
+"""Clicks: their files, their geometry, and what a network is given of them."""
