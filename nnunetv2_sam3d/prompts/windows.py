@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.sam3d import BegunFeatures
-from nnunetv2_sam3d.prompts.placement import Window, borders, clicks_inside, place_windows, window_weight
+from nnunetv2_sam3d.prompts.click_windows import Window, borders, clicks_inside, place_windows, window_weight
 
 CACHE_BYTES = 4 << 30
 
@@ -25,7 +25,7 @@ class WindowPredictor:
     """Logits of a preprocessed volume, with and without clicks.
 
     Without clicks it is nnU-Net's sliding window. With clicks, windows are laid around them
-    (:func:`~nnunetv2_sam3d.prompts.placement.place_windows`) and prompted with all clicks they hold; towards their
+    (:func:`~nnunetv2_sam3d.prompts.click_windows.place_windows`) and prompted with all clicks they hold; towards their
     borders they fade into the automatic logits, windows that overlap are averaged. Far from the windows the automatic
     logits are untouched.
 
@@ -108,9 +108,8 @@ class WindowPredictor:
         self._image = image.float()
         self._automatic = automatic
         # as nnU-Net pads what is smaller than a window; the slices undo it
-        self._padded, self._inner = pad_nd_image(
-            self._image, self.patch_size, "constant", {"value": 0}, return_slicer=True
-        )
+        self._padded, (_, *inner) = pad_nd_image(self._image, self.patch_size, return_slicer=True)
+        self._inner = (slice(None), *inner)
         self._features.clear()
         self._prompted.clear()
 
@@ -223,7 +222,7 @@ class WindowPredictor:
         self._features.move_to_end(window)
         if (fold, axes) in kept:
             return kept[fold, axes]
-        crop = self._padded[(None, ..., *_slices(window, self.patch_size))].to(self.device)
+        crop = self._padded[_box(window, self.patch_size)][None].to(self.device)
         network = self.networks[fold]
         features = network.begin(network.encode(torch.flip(crop, [axis + 2 for axis in axes])))
         room = self.cache_bytes - _bytes(features)
@@ -238,36 +237,38 @@ class WindowPredictor:
 
     def _blended(self, prompted: dict[Window, Tensor]) -> Tensor:
         """The automatic logits with the prompted windows in them."""
-        automatic = pad_nd_image(self.automatic(), self.patch_size, "constant", {"value": 0})
+        automatic = pad_nd_image(self.automatic(), self.patch_size)
         result, size = automatic.clone(), self._padded.shape[1:]
         weights = {
             window: window_weight(*borders(window, size, self.patch_size), self.patch_size) for window in prompted
         }
         for window in prompted:
-            box = (..., *_slices(window, self.patch_size))
+            box = _box(window, self.patch_size)
             mixed = torch.zeros_like(prompted[window])
-            total, rest = torch.zeros(self.patch_size), torch.ones(self.patch_size)
+            total, strongest = torch.zeros(1, *self.patch_size), torch.zeros(1, *self.patch_size)
             for other, logits in prompted.items():
                 here, there = _overlap(window, other, self.patch_size), _overlap(other, window, self.patch_size)
-                weight = weights[other][there]
-                mixed[(..., *here)] += weight * logits[(..., *there)]
+                weight = weights[other][None][there]
+                mixed[here] += weight * logits[there]
                 total[here] += weight
-                rest[here] *= 1 - weight
-            result[box] = torch.lerp(automatic[box].float(), mixed / total, 1 - rest).to(result.dtype)
-        return result[(slice(None), *self._inner[1:])]
+                strongest[here] = strongest[here].maximum(weight)
+            result[box] = torch.lerp(automatic[box].float(), mixed / total, strongest).to(result.dtype)
+        return result[self._inner]
 
 
 def _bytes(features: BegunFeatures) -> int:
     return features.deepest.nbytes + features.begun.nbytes
 
 
-def _slices(window: Window, patch_size: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(start, start + length) for start, length in zip(window, patch_size, strict=True))
+def _box(window: Window, patch_size: Sequence[int]) -> tuple[slice, ...]:
+    """A window in a volume with channels."""
+    return (slice(None), *(slice(start, start + length) for start, length in zip(window, patch_size, strict=True)))
 
 
 def _overlap(window: Window, other: Window, patch_size: Sequence[int]) -> tuple[slice, ...]:
-    """The voxels of a window that another one shares, possibly none."""
-    return tuple(
+    """The voxels of a window that another one shares, possibly none; with channels."""
+    shared = (
         slice(min(max(far - near, 0), length), max(min(far - near + length, length), 0))
         for near, far, length in zip(window, other, patch_size, strict=True)
     )
+    return (slice(None), *shared)
