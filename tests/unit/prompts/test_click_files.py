@@ -104,6 +104,16 @@ def test_refused_json(change: dict, message: str, schema: Any, tmp_path: Path) -
             schema(EXAMPLE | change)
 
 
+@pytest.mark.parametrize(("entry", "message"), [("space", 'add "space": one of'), ("version", "version is None"),
+                                                ("clicks", 'list of "clicks"'), ("format", "neither")])  # fmt: skip
+def test_what_a_json_must_have(entry: str, message: str, schema: Any, tmp_path: Path) -> None:
+    without = {key: value for key, value in EXAMPLE.items() if key != entry}
+    with pytest.raises(ClickError, match=message):
+        read_clicks(_write(tmp_path, json.dumps(without)))
+    with pytest.raises(fastjsonschema.JsonSchemaException):
+        schema(without)
+
+
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "is empty"),
     (b" \n", "is empty"),
@@ -184,7 +194,7 @@ TABLES = {
     "# space = zyx\nx,y,z\n1,2,3": [((3, 2, 1), "zyx")],
     "label,l,p,s,defined,selected,visible,locked,description\nF-1,-19.9,13.9,29.4,1,1,1,0,\nF-2,1,2,3,0,1,1,0,":
         [((-19.9, 13.9, 29.4), "LPS")],
-    "label,r,a,s,defined,selected,visible,locked,description\nF-1,-19.9,13.9,29.4,1,1,1,0,": [((-19.9, 13.9, 29.4), "RAS")],
+    "label,r,a,s,defined,selected,visible,locked,description\nF-1,1.5,2,3,1,1,1,0,": [((1.5, 2, 3), "RAS")],
     "X, Y, Z, Space\r\n 1, 2.5, -3e1, ras\r\n": [((1, 2.5, -30), "RAS")],
     "order,i,j,k\n2,1,1,1\n10,3,3,3\n1,0,0,0\n": [((0, 0, 0), "ijk"), ((1, 1, 1), "ijk"), ((3, 3, 3), "ijk")],
     "i,j,k": [],
@@ -195,6 +205,11 @@ TABLES = {
 def test_tables(text: str, tmp_path: Path) -> None:
     found = read_clicks(_write(tmp_path, text, "case.csv")).clicks
     assert [(click.position, click.space) for click in found] == TABLES[text]
+
+
+def test_tables_that_slicer_exports_name_points_as_its_other_files_do(tmp_path: Path) -> None:
+    text = "label,l,p,s,defined,selected,visible,locked,description\ntumour-1,1,2,3,1,1,1,0,bg\n"
+    assert read_clicks(_write(tmp_path, text, "case.csv")).clicks[0].names == ("tumour-1", "bg")
 
 
 def test_labels_and_signs_of_tables(tmp_path: Path) -> None:
