@@ -81,10 +81,16 @@ def read(files: list[str], reader: str) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def preprocess(
-    data: np.ndarray, properties: dict[str, Any], transpose_forward: Sequence[int], spacing: Sequence[float]
+    data: np.ndarray,
+    properties: dict[str, Any],
+    transpose_forward: Sequence[int],
+    spacing: Sequence[float],
+    resampling: str = "resample_data_or_seg_to_shape",
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """With nnU-Net's preprocessor; ``spacing`` is the grid's, in its axes."""
-    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    kwargs: dict[str, Any] = {"is_seg": False, "force_separate_z": None}
+    if resampling == "resample_data_or_seg_to_shape":  # as nnU-Net's planner has it
+        kwargs |= {"order": 3, "order_z": 0}
     plans = PlansManager(
         {
             "transpose_forward": list(transpose_forward),
@@ -96,10 +102,10 @@ def preprocess(
                     "spacing": list(spacing),
                     "normalization_schemes": ["NoNormalization"] * len(data),
                     "use_mask_for_norm": [False] * len(data),
-                    "resampling_fn_data": "resample_data_or_seg_to_shape",
-                    "resampling_fn_data_kwargs": resampling,
-                    "resampling_fn_seg": "resample_data_or_seg_to_shape",
-                    "resampling_fn_seg_kwargs": resampling | {"is_seg": True, "order": 1},
+                    "resampling_fn_data": resampling,
+                    "resampling_fn_data_kwargs": kwargs,
+                    "resampling_fn_seg": resampling,
+                    "resampling_fn_seg_kwargs": kwargs | {"is_seg": True},
                 }
             },
         }

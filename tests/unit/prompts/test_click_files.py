@@ -61,11 +61,19 @@ def test_json(schema: Any, tmp_path: Path) -> None:
     assert content.geometry == {key: EXAMPLE[key] for key in ("image_size", "spacing", "origin", "direction")}
 
 
-def test_the_documentation_shows_such_a_file(schema: Any, tmp_path: Path) -> None:
-    example = re.search(r"```json\n(.*?)```", SCHEMA.with_name("clicks.md").read_text(), re.DOTALL)
-    assert example
+def test_the_documentation_shows_such_files(
+    schema: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = SCHEMA.with_name("clicks.md").read_text(encoding="utf-8")
+    example, code = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("json", "python"))
+    table = re.search(r"(?:^    .*\n)+", text, re.MULTILINE)
+    assert example and code and table
     schema(json.loads(example[1]))
     assert len(read_clicks(_write(tmp_path, example[1])).clicks) == 2
+    assert len(read_clicks(_write(tmp_path, table[0].replace("    ", ""), "clicks.csv")).clicks) == 3
+    monkeypatch.chdir(tmp_path)
+    exec(code[1], {})
+    assert capsys.readouterr().out.strip() == code[1].strip().rpartition("# ")[2]
 
 
 def _click(**changes: object) -> dict:

@@ -40,16 +40,19 @@ def test_positions_in_every_space_are_the_voxels_that_the_reader_gives(
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize(("geometry", "reader"), [*((name, "SimpleITKIO") for name in GEOMETRIES),
-                                                  ("oblique sagittal", "NibabelIOWithReorient")])  # fmt: skip
+@pytest.mark.parametrize(("geometry", "reader", "resampling"), [
+    *((name, "SimpleITKIO", "resample_data_or_seg_to_shape") for name in GEOMETRIES),
+    ("oblique sagittal", "NibabelIOWithReorient", "resample_data_or_seg_to_shape"),
+    ("anisotropic", "SimpleITKIO", "resample_torch_fornnunet"),
+])  # fmt: skip
 def test_clicks_reach_their_blob_in_the_preprocessed_image(
-    geometry: str, reader: str, grid: str, tmp_path: Path
+    geometry: str, reader: str, resampling: str, grid: str, tmp_path: Path
 ) -> None:
     blobs = write_blobs(tmp_path, geometry)
     data, properties = read(blobs.files, reader)
     zyx = Geometry.from_properties(properties, data.shape[1:]).to_zyx(blobs.lps, "LPS")
     transpose, spacing = GRIDS[grid]
-    preprocessed, properties = preprocess(data, properties, transpose, spacing)
+    preprocessed, properties = preprocess(data, properties, transpose, spacing, resampling)
     assert preprocessed.shape[1:] != data.shape[1:]
 
     conversion = PreprocessedGrid.from_properties(properties, transpose, preprocessed.shape[1:])

@@ -150,6 +150,7 @@ def test_a_folder(tmp_path: Path) -> None:
     _own(tmp_path, [], "d.json")
     for other in (".hidden.json", "dataset.json", "plans.json", "a_0000.nii.gz", "notes.txt"):
         (tmp_path / other).write_text("{}")
+    (tmp_path / "folder.json").mkdir()
     found = find_clicks(tmp_path, ["a", "b.v2", "c", "d", "e"])
     assert {case: len(file.clicks) for case, file in found.items()} == {"a": 1, "b.v2": 1, "c": 2, "d": 0}
 
