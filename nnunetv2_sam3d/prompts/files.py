@@ -85,7 +85,9 @@ def find_clicks(path: str | os.PathLike[str], cases: Iterable[str]) -> dict[str,
 def _find_in_folder(folder: Path, cases: list[str]) -> dict[str, ClickFile]:
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.name.startswith(".") or file.name in _NNUNET_FILES or not file.name.lower().endswith(SUFFIXES):
+        if file.name.startswith(".") or file.name in _NNUNET_FILES:
+            continue
+        if not file.is_file() or not file.name.lower().endswith(SUFFIXES):
             continue
         case = _stem(file)
         _check_case(str(file), case, cases)
