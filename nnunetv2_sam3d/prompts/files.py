@@ -19,7 +19,8 @@ from nnunetv2_sam3d.prompts.tables import read_table
 
 __all__ = ["SUFFIXES", "find_clicks", "read_clicks", "write_clicks"]
 
-SUFFIXES = (".mrk.json", ".json", ".fcsv", ".csv")
+# The first is what predictions leave beside their segmentations.
+SUFFIXES = ("_clicks.json", ".mrk.json", ".json", ".fcsv", ".csv")
 MAX_BYTES = 8 << 20
 # What nnU-Net puts into folders of predictions.
 _NNUNET_FILES = {"dataset.json", "plans.json", "predict_from_raw_data_args.json"}

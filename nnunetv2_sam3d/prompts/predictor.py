@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,7 +85,9 @@ class ClickPredictor:
             progress=progress,
         )
         self._clicks: list[Click] = []
-        self._properties: dict[str, Any] = {}
+        self._of_files = False
+        self.spacing: list[float] = []  # of the image, mm, (z, y, x)
+        self.properties: dict[str, Any] = {}  # what nnU-Net's reader and preprocessor say of the image
 
     @property
     def clicks(self) -> tuple[Click, ...]:
@@ -105,8 +107,8 @@ class ClickPredictor:
         Raises:
             ValueError: for another number of channels, and a spacing that is none.
         """
-        image = image[None] if image.ndim == 3 else image
-        channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality", ())))
+        channels = self.windows.config.in_channels
+        image = image[None] if image.ndim == 3 and channels == 1 else image
         if image.ndim != 4 or len(image) != channels or not min(image.shape):
             raise ValueError(
                 f"expected an image of shape ({channels}, z, y, x)"
@@ -115,17 +117,18 @@ class ClickPredictor:
         if len(spacing) != 3 or not all(0 < length < np.inf for length in spacing):
             raise ValueError(f"the spacing is three positive lengths (z, y, x) in mm, got {spacing!r}")
         preprocessor = self.configuration.preprocessor_class(verbose=False)
-        self._spacing, self._shape = [float(length) for length in spacing], image.shape[1:]
-        data, _, self._properties = preprocessor.run_case_npy(
+        self.spacing, self._shape = [float(length) for length in spacing], image.shape[1:]
+        data, _, self.properties = preprocessor.run_case_npy(
             image,
             None,
-            {**(properties or {}), "spacing": self._spacing},
+            {**(properties or {}), "spacing": self.spacing},
             self.plans,
             self.configuration,
             self.dataset_json,
         )
-        self._grid = PreprocessedGrid.from_properties(self._properties, self.plans.transpose_forward, data.shape[1:])
+        self._grid = PreprocessedGrid.from_properties(self.properties, self.plans.transpose_forward, data.shape[1:])
         self.windows.set_image(torch.from_numpy(data))
+        self._of_files = properties is not None
         self._clicks = []
 
     def set_image_files(self, files: Sequence[str | Path]) -> None:
@@ -152,37 +155,47 @@ class ClickPredictor:
         segmentation = self.segmentation(logits)
         if not only:
             return segmentation
-        segmentation, missed = only_clicked(segmentation, clicks, self.dataset_json["labels"], self._spacing)
+        segmentation, missed = only_clicked(segmentation, clicks, self.dataset_json["labels"], self.spacing)
         if missed:
-            warnings.warn(f"nothing was found at {', '.join(map(_describe, missed))}", stacklevel=2)
+            warnings.warn(f"nothing was found at {', '.join(map(describe, missed))}", stacklevel=2)
         return segmentation
 
     def refine(self, more: Sequence[Click], *, only: bool = False) -> np.ndarray:
         """The segmentation with the clicks of the last prediction and more."""
         return self.predict([*self._clicks, *more], only=only)
 
+    def write(self, segmentation: np.ndarray, file: str | Path) -> None:
+        """Writes a segmentation of this image, which came from files, with their geometry; whole or not at all."""
+        if not self._of_files:
+            raise RuntimeError("the image came without its file's geometry; set it with set_image_files()")
+        file = Path(file)
+        ending = self.dataset_json["file_ending"]
+        partial = file.with_name(f".{file.name.removesuffix(ending)}.partial{ending}")
+        self.plans.image_reader_writer_class().write_seg(segmentation, str(partial), self.properties)
+        os.replace(partial, file)
+
     def reset(self) -> None:
         """Forgets the clicks, keeps the image and what was computed of it."""
         self._clicks = []
 
     def check(self, clicks: Sequence[Click]) -> None:
-        """Raises what :meth:`predict` would, for clicks in any image; warns of labels that were not trained with clicks."""
+        """Raises what :meth:`predict` would raise for such clicks in any image."""
         self.windows.check_signs([click.sign for click in clicks])
         for click in clicks:
             if click.label is not None:
                 try:
                     find_target(self.dataset_json["labels"], str(click.label))
                 except ValueError as error:
-                    raise ClickError(f"{_describe(click)}: {error}") from error
+                    raise ClickError(f"{describe(click)}: {error}") from error
 
     def logits(self, clicks: Sequence[Click] = ()) -> Tensor:
         """Logits (classes, D, H, W) on nnU-Net's preprocessed grid; arguments and errors as in :meth:`predict`."""
-        if not self._properties:
+        if not self.properties:
             raise RuntimeError("an image must be set with set_image() before the prediction")
         self.check(clicks)
         for click in clicks:
             if not all(-0.5 <= place <= size - 0.5 for place, size in zip(click.zyx, self._shape, strict=True)):
-                raise ClickError(f"{_describe(click)} lies outside the image of {list(self._shape)} voxels (z, y, x)")
+                raise ClickError(f"{describe(click)} lies outside the image of {list(self._shape)} voxels (z, y, x)")
         shape = np.asarray(self._grid.shape)
         # rounding may put a click on the surface of the grid a little beyond it
         points = np.clip(clicks_in_grid(clicks, self._grid), -0.5, shape - 0.5)
@@ -191,16 +204,20 @@ class ClickPredictor:
         return logits
 
     def segmentation(self, logits: Tensor, probabilities: bool = False) -> Any:
-        """Logits of this image -> labels (z, y, x), with ``probabilities`` also (classes, z, y, x), as nnU-Net exports."""
+        """Labels (z, y, x) from logits of this image, as nnU-Net exports them.
+
+        With ``probabilities`` a pair, the second one (classes, z, y, x).
+        """
         return convert_predicted_logits_to_segmentation_with_correct_shape(
             logits,
             self.plans,
             self.configuration,
             self.label_manager,
-            self._properties,
+            self.properties,
             return_probabilities=probabilities,
         )
 
 
-def _describe(click: Click) -> str:
+def describe(click: Click) -> str:
+    """For sentences."""
     return f"the click at {tuple(round(place, 2) for place in click.zyx)} (z, y, x, {click.label or 'no label'})"
