@@ -15,7 +15,7 @@ from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.weights.files import write_checkpoint
 
 MODEL = "nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres"
-PATCH = (12, 12, 12)
+PATCH = (8, 8, 8)
 SETTINGS = {
     "variant": "vit_tiny", "precision": "float32",
     "network": {"embed_dim": 32, "out_channels": 16, "decoder_channels": 8, "decoder_scale": 2, "prompt_mlp_dim": 32,
