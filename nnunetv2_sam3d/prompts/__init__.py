@@ -1,0 +1,1 @@
+"""Clicks: drawn for training, given by users, brought to the network."""
