@@ -64,13 +64,11 @@ def correcting_click(
     if prediction.shape != target.shape:
         raise ValueError(f"the prediction has the shape {prediction.shape}, the target {target.shape}")
     prediction, target = prediction.astype(bool), target.astype(bool)
-    parts = [
-        (part, sign) for error, sign in ((target & ~prediction, 1), (prediction & ~target, -1))
-        if (part := _largest_part(error)) is not None
-    ]  # fmt: skip
-    if not parts:
+    missed, surplus = _largest_part(target & ~prediction), _largest_part(prediction & ~target)
+    if missed is None and surplus is None:
         return None
-    (corner, part), sign = max(parts, key=lambda found: found[0][1].sum())
+    corner, part = max((error for error in (missed, surplus) if error), key=lambda error: error[1].sum())
+    sign = 1 if missed is not None and part is missed[1] else -1
     depth = ndimage.distance_transform_edt(np.pad(part, 1), spacing)[1:-1, 1:-1, 1:-1]
     deepest = np.argwhere(depth == depth.max())
     from_middle = (deepest - ndimage.center_of_mass(part)) * np.asarray(spacing)
