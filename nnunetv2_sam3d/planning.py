@@ -99,6 +99,12 @@ def base_sizes(dataset: str | int, base: str, configuration: str, protocol: str 
     )
 
 
+def check_click_targets(folder: Path, settings: Settings) -> None:
+    """Raises ValueError if clicks shall be on what the dataset.json of a folder does not have."""
+    if settings.click_targets is not None:
+        click_target(*_labels(folder), settings.click_targets)
+
+
 def _labels(folder: Path) -> tuple[dict[str, Any], LabelManager]:
     """``labels`` of a data set's dataset.json, and what nnU-Net makes of them."""
     content = load_json(str(folder / "dataset.json"))
@@ -162,8 +168,7 @@ def derive_plans(
             f"another name with -o"
         )
     folder, plans, full = _read_base(dataset, base, configuration)
-    if settings.click_targets is not None:
-        click_target(*_labels(folder), settings.click_targets)  # raises for names that the data set does not have
+    check_click_targets(folder, settings)
     chosen = plans["configurations"][configuration]
     identifier = f"{name}_{configuration}"
     if protocol is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def click_training(
     """
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"clicks must be one of {list(PRESETS)}, got {preset!r}")
-    given = {"automatic_share": automatic_share, "max_clicks": max_clicks}
+    training = PRESETS[preset]
+    given: dict[str, Any] = {"automatic_share": automatic_share, "max_clicks": max_clicks}
     given = {name: value for name, value in given.items() if value is not None}
     if given and preset != "mixed":
         raise ValueError(f'{" and ".join(given)} can be chosen with clicks "mixed" only, not with {preset!r}')
@@ -52,7 +54,7 @@ def click_training(
         raise ValueError(
             f'automatic_share must be at least 0 and less than 1, got {share!r} (clicks "none" is training without any)'
         )
-    if type(given.get("max_clicks", 1)) is not int or given.get("max_clicks", 1) < 1:
-        raise ValueError(f"max_clicks must be a whole number of at least 1, got {max_clicks!r}")
-    training = PRESETS[preset]
+    most = given.get("max_clicks", 1)
+    if type(most) is not int or most < 1:
+        raise ValueError(f"max_clicks must be a whole number of at least 1, got {most!r}")
     return None if training is None else replace(training, **given)

@@ -33,7 +33,7 @@ class ClickTarget:
     def masks(self, target: np.ndarray) -> np.ndarray:
         """Where a training target, (B, 1, D, H, W) or (B, regions, D, H, W), shows it: bool, (B, D, H, W)."""
         if self.manager.has_regions:
-            return target[:, list(self.channels)].astype(bool).any(1)
+            return target[:, list(self.channels)].astype(bool).max(1)
         return np.isin(target[:, 0], self.labels)
 
     def ignored(self, target: np.ndarray) -> np.ndarray:
