@@ -60,7 +60,7 @@ class SAM3D(nn.Module):
         self.cpu_training_precision = "float32" if precision == "auto" else precision
         self.encoder = ImageEncoder3d(config)
         self.prompt_encoder = (
-            PromptEncoder3d(config.out_channels, config.prompt_mlp_dim, config.signed_clicks)
+            PromptEncoder3d(config.out_channels, config.prompt_mlp_dim, config.signed_clicks, config.click_maps)
             if config.prompt_encoder
             else None
         )
@@ -98,6 +98,8 @@ class SAM3D(nn.Module):
         taps, image, size = list(features.taps), features.image, features.size
         if self.prompt_encoder is not None:
             taps[-1] = self.prompt_encoder(taps[-1], points, image.shape[2:], signs)
+            if self.prompt_encoder.click_maps is not None and points.shape[1]:
+                taps = self.prompt_encoder.click_maps(taps, points, image.shape[2:], signs)
         logits = self.mask_decoder(taps, image)
         return logits if image.shape[2:] == size else logits[:, :, : size[0], : size[1], : size[2]]
 
