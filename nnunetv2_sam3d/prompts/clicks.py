@@ -34,7 +34,7 @@ class Click:
     sign: int = FOREGROUND
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "zyx", finite_position(self.zyx))
+        object.__setattr__(self, "zyx", finite_position(tuple(self.zyx)))  # an array's row, too
         if type(self.sign) is not int or self.sign not in (FOREGROUND, BACKGROUND):
             raise ClickError(f"a click's sign is 1 (foreground) or -1 (background), got {self.sign!r}")
         if self.label is not None and type(self.label) not in (str, int):

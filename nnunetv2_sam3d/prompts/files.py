@@ -97,7 +97,15 @@ def _find_in_folder(folder: Path, cases: list[str]) -> dict[str, ClickFile]:
         found[case] = file
     if not found:
         raise ClickError(f"{folder} holds no clicks; name their files after the cases: CASE + {', '.join(SUFFIXES)}")
-    return {case: read_clicks(file) for case, file in found.items()}
+    contents = {case: read_clicks(file) for case, file in found.items()}
+    for case, content in contents.items():
+        for click in content.clicks:
+            if click.case not in (None, case):
+                raise ClickError(
+                    f"{content.file}: {click} is of the case {click.case}, but the file is named after {case}: give a "
+                    "table of several cases by itself, not in a folder"
+                )
+    return contents
 
 
 def _stem(file: Path) -> str:

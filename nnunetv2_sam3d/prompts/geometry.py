@@ -96,8 +96,8 @@ class Geometry:
 
     def description(self) -> dict[str, list[float]]:
         """The file's ``image_size``, ``spacing``, ``origin`` and ``direction`` as ITK has them, as far as it has."""
-        corner = self.array_from_file[:3, :3]
-        size = np.abs(np.linalg.inv(corner)) @ np.asarray(self.shape[::-1])
+        turn = np.linalg.inv(self.array_from_file[:3, :3])
+        size = np.abs(turn) @ np.asarray(self.shape[::-1])
         described: dict[str, list[float]] = {"image_size": [int(length) for length in np.rint(size)]}
         if self.lps_from_array is not None:
             affine = self.lps_from_array @ self.array_from_file

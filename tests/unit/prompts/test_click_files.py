@@ -186,6 +186,11 @@ def test_millimetres_need_a_geometry(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_click_of_an_array() -> None:
+    click = Click(np.array([1, 2, 3.5], np.float32))  # type: ignore[arg-type]
+    assert click == Click((1, 2, 3.5)) and type(click.zyx[0]) is float
+
+
 @pytest.mark.parametrize(("zyx", "label", "sign"), [((1, 2), None, 1), ((1, 2, float("nan")), None, 1),
                                                      ((1, 2, 3), 1.0, 1), ((1, 2, 3), None, 0)])  # fmt: skip
 def test_impossible_clicks(zyx: Any, label: Any, sign: Any) -> None:

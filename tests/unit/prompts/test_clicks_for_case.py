@@ -166,6 +166,15 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
         find_clicks(tmp_path, ["tumor_1"])
 
 
+def test_a_table_in_a_folder_is_of_the_case_that_it_is_named_after(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("case,i,j,k\na,1,2,3\n")
+    assert len(find_clicks(tmp_path, ["a", "b"])["a"].clicks) == 1
+    file.write_text("case,i,j,k\na,1,2,3\nb,1,2,3\n")
+    with pytest.raises(ClickError, match=f"^{file}: click 2 .* is of the case b, but the file is named after a"):
+        find_clicks(tmp_path, ["a", "b"])
+
+
 def test_one_file(tmp_path: Path) -> None:
     file = _own(tmp_path, [{"position": [1, 2, 3]}], "F.json")
     assert list(find_clicks(file, ["case"])) == ["case"]
