@@ -19,6 +19,7 @@ from nnunetv2_sam3d.prompts.clicks import Click, ClickError
 from nnunetv2_sam3d.prompts.geometry import PreprocessedGrid
 from nnunetv2_sam3d.prompts.only_clicked import only_clicked
 from nnunetv2_sam3d.prompts.placing import clicks_in_grid
+from nnunetv2_sam3d.prompts.targets import click_target
 from nnunetv2_sam3d.prompts.windows import CACHE_BYTES, WindowPredictor
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.weights.model import network_from
@@ -66,7 +67,7 @@ class ClickPredictor:
         fold, *others = [TrainedFold(model, n, checkpoint) for n in folds or trained_folds(model, checkpoint) or [0]]
         self.dataset_json = fold.dataset_json
         self.plans, self.configuration, self.label_manager = fold.plans, fold.configuration, fold.labels
-        settings = Settings.from_plans(self.configuration.configuration)
+        self._settings = settings = Settings.from_plans(self.configuration.configuration)
         weights = [read_weights(each.checkpoint) for each in (fold, *others)]
         networks = [network_from(each, settings.precision).prepare(self.configuration.patch_size) for each in weights]
         if networks[0].config.num_classes != self.label_manager.num_segmentation_heads:
@@ -151,13 +152,14 @@ class ClickPredictor:
             ClickError: for clicks outside the image or of labels that the model does not have.
             ValueError: for clicks that the model cannot take.
         """
-        logits = self.logits(clicks)
-        segmentation = self.segmentation(logits)
+        segmentation = self.segmentation(self.logits(clicks))
+        if doubt := self.doubt(clicks):
+            warnings.warn(doubt, stacklevel=2)
         if not only:
             return segmentation
         segmentation, missed = only_clicked(segmentation, clicks, self.dataset_json["labels"], self.spacing)
         if missed:
-            warnings.warn(f"nothing was found at {', '.join(map(describe, missed))}", stacklevel=2)
+            warnings.warn(f"nothing of that kind was found near {', '.join(map(describe, missed))}", stacklevel=2)
         return segmentation
 
     def refine(self, more: Sequence[Click], *, only: bool = False) -> np.ndarray:
@@ -187,6 +189,20 @@ class ClickPredictor:
                     find_target(self.dataset_json["labels"], str(click.label))
                 except ValueError as error:
                     raise ClickError(f"{describe(click)}: {error}") from error
+
+    def doubt(self, clicks: Sequence[Click]) -> str | None:
+        """Why clicks may be worth little: the training had none, or none on their labels; ``None`` if it had."""
+        if not clicks:
+            return None
+        if self._settings.click_preset() is None:
+            return "the model was trained without clicks, so that they may not help"
+        labels = self.dataset_json["labels"]
+        target = click_target(labels, self.label_manager, self._settings.click_targets)
+        named = {str(click.label) for click in clicks if click.label is not None}
+        others = sorted(name for name in named if not set(find_target(labels, name).labels) <= set(target.labels))
+        if others:
+            return f"the model was trained with clicks on {target.name}, not on {', '.join(others)}"
+        return None
 
     def logits(self, clicks: Sequence[Click] = ()) -> Tensor:
         """Logits (classes, D, H, W) on nnU-Net's preprocessed grid; arguments and errors as in :meth:`predict`."""

@@ -15,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.network_architecture.sam3d import BegunFeatures
+from nnunetv2_sam3d.network_architecture.sam3d import Features
 from nnunetv2_sam3d.prompts.click_windows import Window, borders, clicks_inside, place_windows, window_weight
 
 CACHE_BYTES = 4 << 30
@@ -83,7 +83,7 @@ class WindowPredictor:
         self._sliding.allowed_mirroring_axes = tuple(axes) or None
         self._image: Tensor | None = None
         self._automatic: Tensor | None = None
-        self._features: OrderedDict[Window, dict[tuple[int, tuple[int, ...]], BegunFeatures]] = OrderedDict()
+        self._features: OrderedDict[Window, dict[tuple[int, tuple[int, ...]], Features]] = OrderedDict()
         self._prompted: dict[Window, tuple[tuple[float, ...], Tensor]] = {}
 
     def set_image(self, image: Tensor, automatic: Tensor | None = None) -> None:
@@ -207,7 +207,9 @@ class WindowPredictor:
                 volume_axes = [axis + 2 for axis in axes]
                 with self._autocast():
                     features = self._window_features(window, fold, axes)
-                    logits = network.decode(features, mirrored[None].to(self.device), signs[None].to(self.device))
+                    logits = network.decode(
+                        features, mirrored[None].to(self.device), signs[None].to(self.device), on_small_grid=True
+                    )
                 logits = torch.flip(logits, volume_axes).float()
                 total = logits if total is None else total + logits
         assert total is not None
@@ -217,14 +219,14 @@ class WindowPredictor:
         """nnU-Net's choice."""
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
-    def _window_features(self, window: Window, fold: int, axes: tuple[int, ...]) -> BegunFeatures:
+    def _window_features(self, window: Window, fold: int, axes: tuple[int, ...]) -> Features:
         kept = self._features.setdefault(window, {})
         self._features.move_to_end(window)
         if (fold, axes) in kept:
             return kept[fold, axes]
         crop = self._padded[_box(window, self.patch_size)][None].to(self.device)
         network = self.networks[fold]
-        features = network.begin(network.encode(torch.flip(crop, [axis + 2 for axis in axes])))
+        features = network.encode(torch.flip(crop, [axis + 2 for axis in axes]))
         room = self.cache_bytes - _bytes(features)
         while len(self._features) > 1 and self._used_bytes() > room:
             self._features.popitem(last=False)
@@ -256,8 +258,8 @@ class WindowPredictor:
         return result[self._inner]
 
 
-def _bytes(features: BegunFeatures) -> int:
-    return features.deepest.nbytes + features.begun.nbytes
+def _bytes(features: Features) -> int:
+    return features.image.nbytes + sum(tap.nbytes for tap in features.taps)
 
 
 def _box(window: Window, patch_size: Sequence[int]) -> tuple[slice, ...]:

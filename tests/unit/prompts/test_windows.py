@@ -143,7 +143,7 @@ def test_features_are_computed_once_for_a_window(folds: list[SAM3D], monkeypatch
 def test_little_memory_changes_no_result(folds: list[SAM3D], monkeypatch: pytest.MonkeyPatch) -> None:
     encoded, image = count_encodings(folds, monkeypatch), volume(40, 24, 20)
     clicks = torch.tensor([[10.0, 12.0, 9.0], [30.0, 12.0, 9.0]])
-    one_window = 16 * 4**3 * 4 + 8 * 8**3 * 4  # the deepest tap, the decoder's begun volume
+    one_window = 4 * (4 * 16 * 4**3 + 16**3)  # four taps and the image in float32
     results = []
     for cache_bytes in (0, one_window, 2 * one_window):
         encoded.clear()
