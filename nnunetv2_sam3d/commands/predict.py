@@ -58,7 +58,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--continue_prediction", action="store_true",
-        help="keep what was predicted with the same model and clicks (default: predict again)",
+        help="keep what is there already, unless its clicks or the model changed since (default: predict again)",
     )  # fmt: skip
     parser.add_argument(
         "--save_probabilities", action="store_true", help="write CASE.npz and CASE.pkl too, for nnUNetv2_ensemble"

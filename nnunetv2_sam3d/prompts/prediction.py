@@ -102,7 +102,7 @@ def predict_jobs(
             predictor.check(job.clicks)
         except ValueError as error:
             raise ClickError(f"{job.click_file}: {error}") from error
-    for doubt in {doubt for job in jobs if (doubt := predictor.doubt(job.clicks))}:
+    for doubt in dict.fromkeys(doubt for job in jobs if (doubt := predictor.doubt(job.clicks))):
         say(f"Warning: {doubt}")
     output.mkdir(parents=True, exist_ok=True)
     save_json(predictor.dataset_json, output / "dataset.json", sort_keys=False)

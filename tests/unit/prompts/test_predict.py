@@ -240,6 +240,22 @@ def test_refused_before_anything_is_computed(
     assert "absent: " in (message := refused(fine)) and "oblique_0001.nii.gz" in message
 
 
+def test_doubts(model: Path, tmp_path: Path) -> None:
+    predictor = ClickPredictor(model, device="cpu")
+    place = (9.0, 9.0, 9.0)
+    assert predictor.doubt([]) is predictor.doubt([Click(place), Click(place, "tumour"), Click(place, 2)]) is None
+    doubt = predictor.doubt([Click(place, "organ")])
+    assert doubt == "the model was trained with clicks on tumour, not on organ"
+    predictor.set_image(np.random.default_rng(0).normal(100, 9, (3, 14, 15, 16)), (1, 1, 1))
+    with pytest.warns(UserWarning, match="not on organ"):
+        predictor.predict([Click(place, "organ")])
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["sam3d"].update(clicks="none", network=SETTINGS["network"])
+    (model / "plans.json").write_text(json.dumps(plans))
+    doubt = ClickPredictor(model, device="cpu").doubt([Click(place, "tumour")])
+    assert doubt == "the model was trained without clicks, so that they may not help"
+
+
 def test_interface_refuses(model: Path) -> None:
     predictor = ClickPredictor(model, device="cpu")
     click = Click((9.0, 9.0, 9.0), "tumour")
