@@ -11,8 +11,6 @@ from typing import Any
 import SimpleITK as sitk
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnunetv2_sam3d.prompts.geometry import Geometry
-
 
 @dataclass(frozen=True)
 class Case:
@@ -36,7 +34,7 @@ def find_cases(paths: Sequence[Path], dataset_json: Mapping[str, Any]) -> list[C
         dataset_json: of the model.
 
     Raises:
-        ValueError: if there is none, or some channels are absent, naming them.
+        ValueError: if there is none, two are called the same, or some channels are absent, naming them.
     """
     ending = dataset_json["file_ending"]
     channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
@@ -56,7 +54,7 @@ def find_cases(paths: Sequence[Path], dataset_json: Mapping[str, Any]) -> list[C
         elif match := numbered.fullmatch(path.name):
             names, path = [match[1]], path.parent
         elif channels == 1 and path.name.endswith(ending):
-            found[path.name[: -len(ending)]] = (path,)
+            _add(found, path.name.removesuffix(ending), (path,))
             continue
         else:
             raise ValueError(
@@ -64,11 +62,18 @@ def find_cases(paths: Sequence[Path], dataset_json: Mapping[str, Any]) -> list[C
                 f"{f', or any name with the ending {ending}' if channels == 1 else f' (of {channels})'}"
             )
         for name in names:
-            found[name] = tuple(path / f"{name}_{channel:04d}{ending}" for channel in range(channels))
+            _add(found, name, tuple(path / f"{name}_{channel:04d}{ending}" for channel in range(channels)))
     absent = [str(file) for files in found.values() for file in files if not file.is_file()]
     if absent:
         raise ValueError(f"the model takes {channels} channels, and these are absent: {', '.join(absent[:5])}")
     return [Case(name, files) for name, files in found.items()]
+
+
+def _add(found: dict[str, tuple[Path, ...]], name: str, files: tuple[Path, ...]) -> None:
+    if found.setdefault(name, files) != files:
+        raise ValueError(
+            f"{found[name][0]} and {files[0]} are both called {name}: predict them into folders of their own"
+        )
 
 
 def read_header(case: Case, reader: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -84,8 +89,3 @@ def read_header(case: Case, reader: Any) -> tuple[dict[str, Any], tuple[int, ...
     header.ReadImageInformation()
     geometry = {"spacing": header.GetSpacing(), "origin": header.GetOrigin(), "direction": header.GetDirection()}
     return {"sitk_stuff": geometry}, header.GetSize()[2::-1]
-
-
-def case_geometry(case: Case, reader: Any) -> Geometry:
-    """How the image's voxels lie."""
-    return Geometry.from_properties(*read_header(case, reader))

@@ -17,6 +17,7 @@ from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.prompts.clicks import Click, ClickError
 from nnunetv2_sam3d.prompts.files import read_clicks
+from nnunetv2_sam3d.prompts.only_clicked import only_clicked
 from nnunetv2_sam3d.prompts.placing import clicks_for_case
 from nnunetv2_sam3d.prompts.predictor import ClickPredictor
 
@@ -31,7 +32,7 @@ def networks(make_network: Make) -> list[SAM3D]:
 
 @pytest.fixture
 def model(networks: list[SAM3D], tmp_path: Path) -> Path:
-    return write_model(tmp_path, networks)
+    return write_model(tmp_path, networks, mirror_axes=(1,))
 
 
 @pytest.fixture
@@ -86,7 +87,9 @@ def test_the_window_lies_on_the_fiducial(
     network = predictor.windows.networks[0]
     given = []
     monkeypatch.setattr(network, "encode", lambda x, f=network.encode: (crops.append(x), f(x))[1])
-    monkeypatch.setattr(network, "decode", lambda f, p, s, d=network.decode: (given.append((p, s)), d(f, p, s))[1])
+    monkeypatch.setattr(
+        network, "decode", lambda f, p, s, d=network.decode, **how: (given.append((p, s)), d(f, p, s, **how))[1]
+    )
     predictor.set_image_files(blobs.files)
     automatic = predictor.predict()
     crops.clear()
@@ -166,14 +169,14 @@ def test_continued(model: Path, images: Path, tmp_path: Path, capsys: pytest.Cap
 def test_only_the_clicked_structure(model: Path, images: Path, tmp_path: Path) -> None:
     predictor = ClickPredictor(model, [0], device="cpu", mirroring=False)
     predictor.set_image_files([images / f"straight_{channel:04d}.nii.gz" for channel in range(3)])
-    segmentation = predictor.predict()
-    place = tuple(float(place) for place in np.argwhere(segmentation == 1)[5])
-    click = Click(place, "organ")
-    whole, only = predictor.predict([click]), predictor.predict([click], only=True)
-    if (whole == 1).any():
-        assert (only[only > 0] == 1).all() and np.array_equal(only[only > 0], whole[only > 0])
+    foreground = np.argwhere(predictor.predict() > 0)
+    place = tuple(float(place) for place in foreground[len(foreground) // 2])
+    clicks = [Click(place, "tumour")]
+    whole, only = predictor.predict(clicks), predictor.predict(clicks, only=True)
+    assert np.array_equal(only, only_clicked(whole, clicks, LABELS, predictor.spacing)[0])
+    assert 0 < (only > 0).sum() < (whole > 0).sum()
     file = tmp_path / "straight.csv"
-    file.write_text(f"# space = zyx\nx,y,z,label\n{','.join(map(str, place[::-1]))},organ\n")
+    file.write_text(f"# space = zyx\nx,y,z,label\n{','.join(map(str, place[::-1]))},tumour\n")
     predict(
         model, images / "straight_0000.nii.gz", tmp_path / "o", "--clicks", file, "--only-clicked", "-f", 0,
         "--disable_tta",
@@ -183,7 +186,7 @@ def test_only_the_clicked_structure(model: Path, images: Path, tmp_path: Path) -
 
 def test_model_with_regions(make_network: Make, images: Path, tmp_path: Path) -> None:
     sizes = {"num_classes": 2, "in_channels": 3, **SETTINGS["network"]}
-    regions = write_model(tmp_path / "regions", [make_network(**sizes)], labels=REGIONS)
+    regions = write_model(tmp_path / "regions", [make_network(**sizes)], labels=REGIONS, mirror_axes=None)
     (tmp_path / "case").mkdir()
     for channel in range(3):
         (tmp_path / "case" / f"a_{channel:04d}.nii.gz").symlink_to(images / f"straight_{channel:04d}.nii.gz")
@@ -192,7 +195,7 @@ def test_model_with_regions(make_network: Make, images: Path, tmp_path: Path) ->
     assert np.array_equal(read(tmp_path / "ours" / "a.nii.gz"), read(tmp_path / "stock" / "a.nii.gz"))
     predictor = ClickPredictor(regions, device="cpu", mirroring=False)
     predictor.set_image_files(sorted((tmp_path / "case").iterdir()))
-    assert set(np.unique(predictor.predict([Click((9.0, 9.0, 9.0), "organ")], only=True))) <= {0, 1, 2}
+    assert set(np.unique(predictor.predict([Click((9.0, 9.0, 9.0), "tumour")], only=True))) <= {0, 1, 2}
 
 
 def test_refused_before_anything_is_computed(
@@ -236,6 +239,10 @@ def test_refused_before_anything_is_computed(
     assert "takes numbers of folds" in refused(fine, "-f", "x")
     assert "no folder of a trained model" in refused(fine, used=images)
     assert "does not exist; give an image" in refused(fine, given=tmp_path / "absent")
+    other = tmp_path / "other"
+    other.mkdir()
+    write_blobs(other, "straight", case="oblique")
+    assert "both called oblique" in refused(fine, "-i", images, other)
     (images / "oblique_0001.nii.gz").unlink()
     assert "absent: " in (message := refused(fine)) and "oblique_0001.nii.gz" in message
 
