@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
 from nnunetv2_sam3d.network_architecture.windows import WINDOW
+from nnunetv2_sam3d.prompts.targets import click_target
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 
 PLANS_NAME = "nnUNetSAM3DPlans"
@@ -89,13 +90,25 @@ def base_sizes(dataset: str | int, base: str, configuration: str, protocol: str 
     """Reads the sizes of a data set and a three-dimensional configuration of its plans."""
     folder, _, full = _read_base(dataset, base, configuration)
     content = load_json(str(folder / "dataset.json"))
-    labels = LabelManager(content["labels"], content.get("regions_class_order"))
+    _, labels = _labels(folder)
     return BaseSizes(
         PROTOCOLS[protocol].patch_size if protocol else tuple(full["patch_size"]),
         full["batch_size"],
         len(content.get("channel_names", content.get("modality"))),
         labels.num_segmentation_heads,
     )
+
+
+def check_click_targets(folder: Path, settings: Settings) -> None:
+    """Raises ValueError if clicks shall be on what the dataset.json of a folder does not have."""
+    if settings.click_targets is not None:
+        click_target(*_labels(folder), settings.click_targets)
+
+
+def _labels(folder: Path) -> tuple[dict[str, Any], LabelManager]:
+    """``labels`` of a data set's dataset.json, and what nnU-Net makes of them."""
+    content = load_json(str(folder / "dataset.json"))
+    return content["labels"], LabelManager(content["labels"], content.get("regions_class_order"))
 
 
 def _read_base(dataset: str | int, base: str, configuration: str) -> tuple[Path, dict[str, Any], dict[str, Any]]:
@@ -155,6 +168,7 @@ def derive_plans(
             f"another name with -o"
         )
     folder, plans, full = _read_base(dataset, base, configuration)
+    check_click_targets(folder, settings)
     chosen = plans["configurations"][configuration]
     identifier = f"{name}_{configuration}"
     if protocol is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from nnunetv2_sam3d.network_architecture import VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
 from nnunetv2_sam3d.network_architecture.precision import cpu_precision
+from nnunetv2_sam3d.prompts.presets import ClickTraining, click_training
 from nnunetv2_sam3d.weights.classes import check_class_map
 
 PLANS_KEY = "sam3d"  # beside patch_size, spacing, ... in a configuration of the plans
@@ -34,6 +35,12 @@ class Settings:
         token_stride: voxels per token, one number or three (D, H, W).
         adapter_dim: bottleneck of the adapters, half the width by default.
         prompt_encoder: whether the network has one; without it, it is the reference's automatic variant.
+        clicks: simulated in training: ``mixed`` (half of the steps have one to ten on the target, few more often than
+            many), ``reference`` (the authors' ten on the target and twenty anywhere, in every step) or ``none``.
+        automatic_share: share of the steps without clicks that ``mixed`` has.
+        max_clicks: most clicks of a sample in ``mixed``.
+        click_targets: labels or regions that are clicked on, as one; by default those called tumour, lesion or the
+            like, or else the whole foreground.
         checkpointing: trade time for memory in training: ``True``, ``False``, or ``"auto"``, only where a training step
             would not fit into the memory of the device otherwise.
         precision: of matrix products on CPUs: ``auto`` (bfloat16 where the processor has it), ``float32`` or
@@ -58,6 +65,10 @@ class Settings:
     token_stride: int | tuple[int, int, int] = 4
     adapter_dim: int | None = None
     prompt_encoder: bool = True
+    clicks: str = "mixed"
+    automatic_share: float | None = None
+    max_clicks: int | None = None
+    click_targets: tuple[str, ...] | None = None
     checkpointing: bool | str = "auto"
     precision: str = "auto"
     epochs: int = DEFAULT_EPOCHS
@@ -82,6 +93,7 @@ class Settings:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.prompt_encoder, bool):
             raise ValueError(f"prompt_encoder must be true or false, got {self.prompt_encoder!r}")
+        self._check_clicks()
         if not isinstance(self.checkpointing, bool) and self.checkpointing != "auto":
             raise ValueError(f'checkpointing must be true, false or "auto", got {self.checkpointing!r}')
         for name in ("initial_lr", "max_seconds"):
@@ -105,6 +117,33 @@ class Settings:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}")
         if not 0 < self.initial_lr < 1:
             raise ValueError(f"initial_lr must lie between 0 and 1, got {self.initial_lr!r}")
+
+    def _check_clicks(self) -> None:
+        if isinstance(self.click_targets, list):
+            object.__setattr__(self, "click_targets", tuple(self.click_targets))
+        targets = self.click_targets
+        if targets is not None and (
+            not isinstance(targets, tuple) or not targets or not all(isinstance(name, str) for name in targets)
+        ):
+            raise ValueError(f"click_targets must be names of labels or regions, got {targets!r}")
+        click_training(self.clicks, self.automatic_share, self.max_clicks)
+        beyond = [name for name in ("signed_clicks", "click_maps") if self._network_has(name)]
+        if beyond and self.clicks == "none":
+            raise ValueError(f'{" and ".join(beyond)} would never be trained with clicks "none"; choose "mixed"')
+        if self.signed_clicks and self.clicks == "reference":
+            raise ValueError('the reference\'s clicks have no signs, so signed_clicks needs clicks "mixed"')
+
+    def _network_has(self, name: str) -> bool:
+        return isinstance(self.network, Mapping) and self.network.get(name) is True
+
+    @property
+    def signed_clicks(self) -> bool:
+        """Whether the network tells background clicks from foreground clicks."""
+        return self._network_has("signed_clicks")
+
+    def click_preset(self) -> ClickTraining | None:
+        """How clicks are simulated in training; ``None`` without, and for a network that takes none."""
+        return click_training(self.clicks, self.automatic_share, self.max_clicks) if self.prompt_encoder else None
 
     def network_config(self, *, adapter: str, in_channels: int, num_classes: int) -> SAM3DConfig:
         """The network that these settings describe; without checkpointing where the trainer has yet to decide."""

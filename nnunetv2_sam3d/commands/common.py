@@ -34,3 +34,36 @@ def add_class_map(parser: argparse.ArgumentParser) -> None:
         help="where the data set has other classes than the model it starts from: take the last convolution of label "
         "or region NAME from this channel of the model (1 is the tumour of a binary one); without it, none is taken",
     )
+
+
+def add_click_options(parser: argparse.ArgumentParser) -> None:
+    """The options of training with clicks, which become settings in the plans."""
+    parser.add_argument(
+        "--clicks",
+        choices=("mixed", "reference", "none"),
+        help="simulated in training: mixed trains one model for both modes, half of the steps without clicks, the "
+        "others with one to ten on the target; reference is 3DSAM-adapter's ten on the target and twenty anywhere in "
+        "every step; none is automatic training (default: mixed)",
+    )
+    parser.add_argument(
+        "--click-targets",
+        nargs="+",
+        metavar="NAME",
+        help="labels or regions that are clicked on, as one (default: those called tumour, lesion or the like, or else "
+        "the whole foreground)",
+    )
+    parser.add_argument(
+        "--automatic-share", type=float, metavar="S", help="share of steps without clicks in mixed (default: 0.5)"
+    )
+    parser.add_argument("--max-clicks", type=int, metavar="N", help="most clicks in mixed (default: 10)")
+    parser.add_argument(
+        "--signed-clicks",
+        action="store_true",
+        help="let the network tell background clicks from foreground clicks and train it to be corrected with both; "
+        "goes beyond the reference",
+    )
+    parser.add_argument(
+        "--click-maps",
+        action="store_true",
+        help="show the network where the clicks are, not only what lies under them; goes beyond the reference",
+    )

@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
         iterations_per_epoch=options.iterations_per_epoch,
         val_iterations_per_epoch=2,
         initial_lr=2e-3,
+        clicks="none",
     )
     run_comparison(
         Comparison(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_sam3d.commands.common import add_class_map, add_command, say
+from nnunetv2_sam3d.commands.common import add_class_map, add_click_options, add_command, say
 from nnunetv2_sam3d.network_architecture.config import VARIANTS
 from nnunetv2_sam3d.network_architecture.precision import PRECISIONS
 
@@ -27,6 +27,9 @@ NETWORK_SETTINGS = (
     "max_seconds",
     "sam_checkpoint",
     "mirror_axes",
+    "clicks",
+    "automatic_share",
+    "max_clicks",
 )
 
 
@@ -41,6 +44,7 @@ def add_parser(commands: Any) -> None:
         nnUNetv2_sam3d plan -d 48 --patch-size 128 128 128 --spacing 1 1 1 --batch-size 1
         nnUNetv2_sam3d plan -d 48 --protocol 3dsam-adapter --batch-size 1
         nnUNetv2_sam3d plan -d 48 --gpu-memory 24
+        nnUNetv2_sam3d plan -d 48 --clicks mixed --signed-clicks --click-maps --click-targets tumour
         nnUNetv2_sam3d plan -d 4 --variant vit_tiny --token-stride 2 --epochs 40 --iterations-per-epoch 50
         nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainer_SAM3DFull -p nnUNetSAM3DPlans
         """,
@@ -113,6 +117,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-seconds", type=float, help="training time of nnUNetTrainer_TimeBudget")
     parser.add_argument("--sam-checkpoint", metavar="FILE", help="SAM's weights, noted in the plans")
+    add_click_options(parser)
     add_class_map(parser)
 
 
@@ -221,10 +226,15 @@ def settings_from(options: argparse.Namespace) -> Settings:
         values["map_class"] = parse_class_map(options.map_class)
     if options.no_prompt_encoder:
         values["prompt_encoder"] = False
+    if options.click_targets:
+        values["click_targets"] = tuple(options.click_targets)
     if getattr(options, "like", None):
         if options.variant:
             raise ValueError("--like and --variant exclude each other: both choose the size of the network")
         values |= _like(options.like)
+    for name in ("signed_clicks", "click_maps"):
+        if getattr(options, name):
+            values["network"] = values.get("network", {}) | {name: True}
     return Settings(**values)
 
 

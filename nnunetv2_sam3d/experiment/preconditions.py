@@ -190,7 +190,7 @@ def _check_weights(run: CrossValidation, model: Model, folds: list[int]) -> floa
         else:
             start.find(place, recipe, settings.sam_checkpoint, settings.variant)
         apply_freezing(network, recipe)
-        for parameter in start.random_last_convolution():
+        for parameter in start.lacking().values():
             parameter.requires_grad_(True)
         start.check(place, recipe)
     total = sum(parameter.numel() for parameter in network.parameters())

@@ -36,6 +36,8 @@ class SAM3DConfig:
         prompt_encoder: ``False`` gives the reference's ``train_auto`` network, which refuses points.
         signed_clicks: whether the prompt encoder tells background clicks from foreground clicks, which goes beyond the
             reference.
+        click_maps: whether every tap is told where the clicks are, see
+            :class:`~nnunetv2_sam3d.network_architecture.click_maps.ClickMaps3d`; goes beyond the reference.
         checkpointing: recompute each block's activations in the backward pass (less memory, more time).
 
     Raises:
@@ -58,6 +60,7 @@ class SAM3DConfig:
     adapter_dim: int | None = None
     prompt_encoder: bool = True
     signed_clicks: bool = False
+    click_maps: bool = False
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -85,8 +88,11 @@ class SAM3DConfig:
             raise ValueError(f"adapter must be one of {ADAPTERS}, got {self.adapter!r}")
         if self.adapter_dim is not None and (type(self.adapter_dim) is not int or self.adapter_dim < 1):
             raise ValueError(f"adapter_dim must be a whole number of at least 1, got {self.adapter_dim!r}")
-        if self.signed_clicks and not self.prompt_encoder:
-            raise ValueError("signed_clicks needs a prompt encoder")
+        for name in ("signed_clicks", "click_maps"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+            if getattr(self, name) and not self.prompt_encoder:
+                raise ValueError(f"{name} needs a prompt encoder")
         if self.prompt_encoder and self.out_channels % 16:
             raise ValueError(
                 "out_channels must be a multiple of 16 for the prompt encoder (8 heads of half width), "

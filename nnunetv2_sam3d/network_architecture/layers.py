@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.precision import in_float32
 
+SMALL = 20480  # PyTorch's limit on channels * D * H, see conv3x3x3
+
 
 class MLP(nn.Module):
     """Two linear layers around an activation.
@@ -60,29 +62,75 @@ class Conv3d(nn.Conv3d):
 
 
 class Conv3x3x3(Conv3d):
-    """3x3x3 convolution with padding 1 and without bias, also fast for one small volume on a CPU.
+    """3x3x3 convolution with padding 1 and without bias, see :func:`conv3x3x3`.
+
+    Shape:
+        x: (B, in_channels, D, H, W) -> (B, out_channels, D, H, W)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        return conv3x3x3(x, self.weight)
+
+
+def conv3x3x3(x: Tensor, weight: Tensor) -> Tensor:
+    """3x3x3 convolution with padding 1, also fast for one small volume on a CPU.
 
     For a single float32 volume of few channels PyTorch chooses a kernel that is several times slower than the one for
     batches. Such a volume is convolved as a batch of its two halves, each with the neighbouring slice of the other:
     the same function.
 
     Shape:
-        x: (B, in_channels, D, H, W) -> (B, out_channels, D, H, W)
+        x: (B, in_channels, D, H, W), weight: (out_channels, in_channels, 3, 3, 3) -> (B, out_channels, D, H, W)
     """
+    batch, channels, depth, height, _ = x.shape
+    if batch > 1 or x.device.type != "cpu" or depth % 2 or channels * depth * height > SMALL:
+        return F.conv3d(x, weight, padding=1)
+    x = F.pad(x, (0, 0, 0, 0, 1, 1))
+    halves = torch.cat([x[:, :, : depth // 2 + 2], x[:, :, depth // 2 :]])
+    y = F.conv3d(halves, weight, padding=(0, 1, 1))
+    return torch.cat([y[:1], y[1:]], 2)
 
-    SMALL = 20480  # PyTorch's limit on channels * D * H
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+def enlarged_conv3x3x3(x: Tensor, weight: Tensor, scale: int) -> Tensor:
+    """``conv3x3x3`` of a volume that was enlarged trilinearly (``align_corners=True``), computed on the small one.
 
-    def _convolved(self, x: Tensor) -> Tensor:
-        batch, channels, depth, height, _ = x.shape
-        if batch > 1 or x.device.type != "cpu" or depth % 2 or channels * depth * height > self.SMALL:
-            return super()._convolved(x)
-        x = F.pad(x, (0, 0, 0, 0, 1, 1))
-        halves = torch.cat([x[:, :, : depth // 2 + 2], x[:, :, depth // 2 :]])
-        y = F.conv3d(halves, self.weight, padding=(0, 1, 1))
-        return torch.cat([y[:1], y[1:]], 2)
+    Both are linear: the channels are mixed first, for each of the 27 places of the kernel, and the results enlarged and
+    shifted axis by axis, which is a matrix product for each axis. For many channels that is a fraction of the
+    arithmetic and of the memory.
+
+    Shape:
+        x: (B, in_channels, d, h, w), weight: (out_channels, in_channels, 3, 3, 3)
+            -> (B, out_channels, scale*d, scale*h, scale*w)
+    """
+    batch, channels, d, h, w = x.shape
+    depth, height, width = (_enlarge_and_shift(length, scale, x) for length in (d, h, w))
+    mix = (
+        weight.permute(4, 3, 2, 0, 1).reshape(-1, channels).to(x.dtype)
+    )  # (3 along W * 3 along H * 3 along D * out, C)
+    y = mix @ x.transpose(0, 1).reshape(channels, -1)
+    y = _sum_of_products(y.view(3, 1, -1, w), width.transpose(1, 2)[:, None])
+    y = _sum_of_products(height[:, None], y.view(3, -1, h, scale * w))
+    y = _sum_of_products(depth[:, None], y.view(3, -1, d, scale**2 * h * w))
+    return y.view(-1, batch, scale * d, scale * h, scale * w).transpose(0, 1)
+
+
+def _enlarge_and_shift(length: int, scale: int, like: Tensor) -> Tensor:
+    """(3, scale*length, length): enlarging a line linearly, then shifting it by -1, 0 and 1 voxels."""
+    line = torch.eye(length, dtype=torch.float32, device=like.device)[None]
+    enlarged = F.pad(F.interpolate(line, scale_factor=scale, mode="linear", align_corners=True)[0], (1, 1))
+    return torch.stack([enlarged[:, k : k + scale * length].T for k in range(3)]).to(like.dtype)
+
+
+def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """(3, N, M, K), (3, N, K, P) -> (N, M, P), the batched products of the three summed; N of one may be 1."""
+    number = max(left.shape[1], right.shape[1])
+    result = torch.matmul(left[0], right[0])
+    for a, b in zip(left[1:], right[1:], strict=True):
+        result.baddbmm_(a.expand(number, -1, -1), b.expand(number, -1, -1))
+    return result
 
 
 def channels_first(tokens: Tensor) -> Tensor:

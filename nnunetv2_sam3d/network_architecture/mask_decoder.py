@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.config import TAPS
-from nnunetv2_sam3d.network_architecture.layers import Conv3x3x3
+from nnunetv2_sam3d.network_architecture.layers import Conv3x3x3, conv3x3x3, enlarged_conv3x3x3
 
 
 class MaskDecoder3d(nn.Module):
@@ -44,9 +46,29 @@ class MaskDecoder3d(nn.Module):
             F.interpolate(head(tap), scale_factor=self.scale, mode="trilinear", align_corners=True)
             for head, tap in zip(self.heads, taps, strict=True)
         ]
+        gray = self._gray(image, taps[0]).to(enlarged[0].dtype)
+        return self._logits(self.fuse(torch.cat([*enlarged, gray], 1)), image)
+
+    def on_small_grid(self, taps: list[Tensor], image: Tensor) -> Tensor:
+        """The same function for inference, with the fusing convolution computed on the grid of the taps.
+
+        A convolution of a concatenation is the sum of the convolutions of its parts: one of the taps, see
+        :func:`~nnunetv2_sam3d.network_architecture.layers.enlarged_conv3x3x3`, and a small one of the image.
+        """
+        weight = cast(Conv3x3x3, self.fuse[0]).weight
+        heads = torch.cat([head(tap) for head, tap in zip(self.heads, taps, strict=True)], 1)
+        fused = enlarged_conv3x3x3(heads, weight[:, :-1], self.scale)
+        fused += conv3x3x3(self._gray(image, taps[0]), weight[:, -1:])
+        return self._logits(self.fuse[1:](fused), image)
+
+    def _gray(self, image: Tensor, tap: Tensor) -> Tensor:
+        """The image as one channel, at the size at which the decoder works."""
         gray = image if image.shape[1] == 1 else image.mean(1, keepdim=True)
-        gray = F.interpolate(gray, size=enlarged[0].shape[2:], mode="trilinear", align_corners=False)
-        logits = self.seg_layers[0](self.fuse(torch.cat([*enlarged, gray.to(enlarged[0].dtype)], 1)))
+        size = [self.scale * length for length in tap.shape[2:]]
+        return F.interpolate(gray, size=size, mode="trilinear", align_corners=False)
+
+    def _logits(self, fused: Tensor, image: Tensor) -> Tensor:
+        logits = self.seg_layers[0](fused)
         return F.interpolate(logits, size=image.shape[2:], mode="trilinear", align_corners=True)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -21,14 +23,18 @@ from nnunetv2_sam3d.compat import check_nnunet_version
 from nnunetv2_sam3d.memory.count import step_bytes
 from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
 from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
+from nnunetv2_sam3d.prompts.targets import click_target
+from nnunetv2_sam3d.prompts.training import SimulatedClicks
 from nnunetv2_sam3d.settings import Settings
+from nnunetv2_sam3d.trainers.clicks import AUTOMATIC_LOSSES, CLICKED_LOSSES, ClickSteps, seed_of
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
 from nnunetv2_sam3d.trainers.start import Run, Start, outputs_of, take_over_pretrained_weights
 from nnunetv2_sam3d.weights.files import write_checkpoint
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, Weights, read_weights
-from nnunetv2_sam3d.weights.transfer import check_same_network
+from nnunetv2_sam3d.weights.transfer import SEG_LAYERS, check_same_network
 
 
 class nnUNetTrainer_SAM3D(nnUNetTrainer):
@@ -55,13 +61,19 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         # before nnU-Net makes folders for a run that cannot begin
         plans_manager = PlansManager(deepcopy(plans))
         settings = _checked_settings(plans_manager.get_configuration(configuration), configuration)
-        if not plans_manager.get_label_manager(dataset_json).foreground_labels:
+        labels = plans_manager.get_label_manager(dataset_json)
+        if not labels.foreground_labels:
             raise ValueError(
                 f"{plans_manager.dataset_name} has no foreground label in its dataset.json; there is nothing to "
                 f"segment. Add the labels, then plan and preprocess again."
             )
+        training, clicks = settings.click_preset(), None
+        if training is not None:
+            target = click_target(dataset_json["labels"], labels, settings.click_targets)
+            clicks = SimulatedClicks(training, target, settings.signed_clicks, seed_of(fold))
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings
+        self.clicks = None if clicks is None else ClickSteps(clicks, self.local_rank)
         self.initial_lr = settings.initial_lr
         self.weight_decay = self.recipe.weight_decay
         self.num_epochs = settings.epochs
@@ -115,11 +127,14 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         outputs = outputs_of(self.dataset_json["labels"], self.label_manager.has_regions)
         self.start = Start(network, self.print_to_log_file, outputs, self.settings.map_class)
         self._load_start()
-        if self.recipe.groups and (last := self.start.random_last_convolution()):
-            for parameter in last:
+        if self.recipe.groups and (lacking := self.start.lacking()):
+            for parameter in lacking.values():
                 parameter.requires_grad_(True)
-            groups.append(last)
-            self.print_to_log_file("The last convolution is trained too: the start has other classes")
+            groups.append(list(lacking.values()))
+            if any(name.startswith(SEG_LAYERS) for name in lacking):
+                self.print_to_log_file("The last convolution is trained too: the start has other classes")
+            if additions := [name for name in lacking if is_addition(name)]:
+                self.print_to_log_file(f"Trained too, from zero, since the start has none: {', '.join(additions)}")
         trained = sum(parameter.numel() for group in groups for parameter in group)
         total = sum(parameter.numel() for parameter in network.parameters())
         self.print_to_log_file(
@@ -176,6 +191,10 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         assert self.start is not None
         self.start.check(self.run(), self.recipe)
         self._check_data()
+        if self.recipe.groups and self.clicks is not None:
+            self.print_to_log_file(
+                f"Clicks are simulated on {self.clicks.simulated.target.name}: {self.clicks.simulated.training}"
+            )
         if self.recipe.groups and self.settings.checkpointing == "auto":
             self._decide_checkpointing()
         super().on_train_start()
@@ -217,13 +236,20 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             f"labelsTr against the labels in dataset.json, then preprocess again."
         )
 
+    def on_train_epoch_start(self) -> None:
+        """nnU-Net's."""
+        super().on_train_epoch_start()
+        if self.clicks is not None:
+            self.clicks.begin(self.current_epoch)
+
     def train_step(self, batch: dict) -> dict:
-        """One step of the recipe: its loss, its clipping."""
+        """One step of the recipe: its clicks, its loss, its clipping."""
         data, target = (batch[key].to(self.device, non_blocking=True) for key in ("data", "target"))
         self.optimizer.zero_grad(set_to_none=True)
         self.loss.train()
-        with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
-            loss = self.loss(self.network(data), target)
+        with self._autocast():
+            clicks = () if self.clicks is None else self.clicks.of_training(self.plain_network, data, batch["target"])
+            loss = self.loss(self.network(data, *clicks), target)
         if self.grad_scaler is not None:
             self.grad_scaler.scale(loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
@@ -241,10 +267,43 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         for parameters in clip_groups(self.plain_network, self.recipe):
             nn.utils.clip_grad_norm_(parameters, self.recipe.max_grad_norm)
 
+    def _autocast(self) -> AbstractContextManager:
+        """Where nnU-Net's own steps have it."""
+        return autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context()
+
+    def on_validation_epoch_start(self) -> None:
+        """nnU-Net's."""
+        super().on_validation_epoch_start()
+        if self.clicks is not None:
+            self.clicks.begin(self.current_epoch)
+
     def validation_step(self, batch: dict) -> dict:
-        """nnU-Net's, with the Dice loss alone."""
+        """nnU-Net's automatic one, with the Dice loss alone; what clicks would make of it is noted apart."""
         self.loss.eval()
+        if self.clicks is not None:  # first, since nnU-Net's changes the target
+            data, target = (batch[key].to(self.device, non_blocking=True) for key in ("data", "target"))
+            # not the training's loss: that waits for other processes, which may have crops without target
+            loss = DiceCELoss(self.label_manager, self.configuration_manager.batch_dice).eval()
+            with self._autocast():
+                self.clicks.validate(self.plain_network, loss, data, target)
         return super().validation_step(batch)
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """nnU-Net's; the losses with and without clicks go into its log under names of their own."""
+        super().on_validation_epoch_end(val_outputs)
+        if self.clicks is None:
+            return
+        losses = self.clicks.mean_losses(self.is_ddp)
+        for name, loss in losses.items():
+            # a training that was resumed may have begun without
+            values = self.logger.local_logger.my_fantastic_logging.setdefault(name, [])
+            values += [np.nan] * (self.current_epoch - len(values))
+            self.logger.log(name, loss, self.current_epoch)
+        count = self.clicks.simulated.training.validation_clicks
+        self.print_to_log_file(
+            f"Dice loss of validation crops with {self.clicks.simulated.target.name}: {losses[AUTOMATIC_LOSSES]:.4f} "
+            f"automatic, {losses[CLICKED_LOSSES]:.4f} with {count} click{'s' if count > 1 else ''}"
+        )
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint with the network's sizes and provenance, written whole or not at all."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.config import variant_of
+from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
 from nnunetv2_sam3d.trainers.recipes import Recipe
 from nnunetv2_sam3d.weights import WeightsError, load_into, read_weights
 from nnunetv2_sam3d.weights.classes import Outputs
@@ -108,21 +109,26 @@ class Start:
         if sam is not None:
             self.take(sam)
 
-    def random_last_convolution(self) -> list[nn.Parameter]:
-        """The last convolution, if it is frozen and a whole model of other classes was loaded.
+    def lacking(self) -> dict[str, nn.Parameter]:
+        """What is frozen, but which the whole model that was loaded cannot give, by name.
 
+        That is the last convolution of a model of other classes, and what goes beyond the reference's prompt encoder.
         Unlike everything else that is frozen it then has to be trained.
         """
-        names = [
-            name
+        if "mask decoder" not in {part_of(name) for name in self.loaded}:
+            return {}
+        return {
+            name: parameter
             for name, parameter in self.network.named_parameters()
-            if name.startswith(SEG_LAYERS) and not parameter.requires_grad and name not in self.loaded
-        ]
-        whole_model = "mask decoder" in {part_of(name) for name in self.loaded}
-        return [self.network.get_parameter(name) for name in names] if whole_model else []
+            if (name.startswith(SEG_LAYERS) or is_addition(name))
+            and not parameter.requires_grad
+            and name not in self.loaded
+        }
 
     def check(self, run: Run, recipe: Recipe) -> None:
-        """Refuses a network with frozen parameters that no file has given.
+        """Refuses a network with frozen parameters that no file has given and that would stay random.
+
+        What goes beyond the reference's prompt encoder is zero then, and the network that of the file.
 
         Raises:
             WeightsError: naming the parts and the commands that help.
@@ -130,7 +136,7 @@ class Start:
         random = [
             name
             for name, parameter in self.network.named_parameters()
-            if not parameter.requires_grad and name not in self.loaded
+            if not parameter.requires_grad and name not in self.loaded and not is_addition(name)
         ]
         if random:
             parts = ", ".join(sorted({part_of(name) for name in random}))

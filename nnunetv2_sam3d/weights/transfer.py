@@ -11,6 +11,7 @@ from torch import Tensor
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import DualPathAdapter3d
 from nnunetv2_sam3d.network_architecture.config import variant_of
+from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
 from nnunetv2_sam3d.weights.classes import Outputs, map_channels
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import Weights
@@ -91,9 +92,10 @@ def load_into(
 ) -> Loaded:
     """Puts a file's weights into a network of the same sizes.
 
-    SAM's files fill the pretrained part of the encoder. Whole models fill everything, with three exceptions that are
+    SAM's files fill the pretrained part of the encoder. Whole models fill everything, with exceptions that are
     reported: the new paths of DualPath adapters when the file has original ones (the gate then starts at the global
-    path), the last convolution when the classes differ, and the prompt encoder when the network has none.
+    path), the last convolution when the classes differ, the prompt encoder when the network has none, and what goes
+    beyond the reference's prompt encoder when only one of the two has it.
 
     Args:
         network: is changed.
@@ -116,6 +118,8 @@ def load_into(
         if weights.config.prompt_encoder and not network.config.prompt_encoder:
             state = {key: value for key, value in state.items() if not key.startswith("prompt_encoder.")}
             loaded.notes.append("the file's prompt encoder was left out, the plans ask for a network without one")
+        elif network.prompt_encoder is not None:
+            state = _match_additions(state, target, loaded)
         if weights.config.token_stride != network.config.token_stride and weights.stride_known:
             loaded.notes.append(
                 f"the file was trained with token stride {list(weights.config.token_stride)}, "
@@ -230,6 +234,20 @@ def _match_adapters(
     )
 
 
+def _match_additions(state: dict[str, Tensor], target: Mapping[str, Tensor], loaded: Loaded) -> dict[str, Tensor]:
+    """Leaves out what the file's prompt encoder has beyond the network's, and says what it lacks."""
+    names = {"background": "the vector of background clicks", "click_maps": "the layer of click maps"}
+    for key in sorted({key for key in [*state, *target] if is_addition(key)}):
+        name = names[key.split(".")[1]]
+        if key not in state:
+            loaded.notes.append(
+                f"{name} starts at zero, the file has none: clicks act as in the file until it is trained"
+            )
+        elif key not in target:
+            loaded.notes.append(f"{name} of the file was left out, the plans ask for a network without it")
+    return {key: value for key, value in state.items() if key in target or not is_addition(key)}
+
+
 def _match_classes(
     state: dict[str, Tensor],
     weights: Weights,
@@ -283,4 +301,5 @@ def _missing(state: Mapping[str, Tensor], target: Mapping[str, Tensor], weights:
         if key not in state
         and (weights.config is not None or IN_SAM.fullmatch(key))
         and not (warm_start and new_in_dualpath.fullmatch(key))
+        and not is_addition(key)
     ]

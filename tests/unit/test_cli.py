@@ -45,7 +45,18 @@ def no_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_commands() -> None:
     verbs = {f"weights {verb}" for verb in ("convert", "export-adapter", "fetch", "inspect", "merge")}
-    others = {"benchmark", "crossval", "demo", "doctor", "evaluate", "experiment", "plan", "report", "splits import"}
+    others = {
+        "benchmark",
+        "crossval",
+        "demo",
+        "doctor",
+        "evaluate",
+        "experiment",
+        "plan",
+        "predict",
+        "report",
+        "splits import",
+    }
     assert others | verbs <= set(COMMANDS)
 
 
@@ -136,10 +147,13 @@ def test_errors_of_experiment(paths: Path, capsys: pytest.CaptureFixture[str]) -
     assert "dataset.json does not exist" in one_message(["experiment", "-d", "991"], capsys)
 
 
-def test_a_misspelt_trainer_is_refused_before_the_work_begins(paths: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_trainer_or_target_is_refused_before_the_work_begins(
+    paths: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw = paths / "raw" / "Dataset991_Toy"
     raw.mkdir()
     (raw / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}))
+    assert "no target 'liver'" in one_message(["experiment", "-d", "991", "--click-targets", "liver"], capsys)
     message = one_message(["experiment", "-d", "991", "--trainers", "Full", "DaulPath"], capsys)
     assert "DaulPath" in message
     assert "nnUNetv2_plan_and_preprocess" not in message  # it was not even begun

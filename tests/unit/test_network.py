@@ -137,6 +137,21 @@ def test_callers_tensors_are_left_alone(make_network: Make) -> None:
     assert (image._version, points._version) == versions
 
 
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize(("size", "batch", "stride"), [(PATCH, 1, (4, 4, 4)), ((9, 33, 24), 3, (2, 8, 4))])
+def test_decoding_on_the_small_grid_is_the_same_function(
+    make_network: Make, scale: int, size: tuple[int, int, int], batch: int, stride: tuple[int, int, int]
+) -> None:
+    network = make_network(decoder_scale=scale, in_channels=2, num_classes=3, token_stride=stride, signed_clicks=True)
+    image, points = make_image(2, size, batch), POINTS.expand(batch, -1, -1)
+    signs = torch.tensor([1.0, -1.0, 0.0]).expand(batch, -1)
+    with torch.no_grad():
+        features = network.encode(image)
+        logits = network.decode(features, points, signs, on_small_grid=True)
+        torch.testing.assert_close(logits, network(image, points, signs), rtol=0, atol=1e-5)
+        assert logits.std() > 0.01
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 8, 8, 8), (1, 8, 8, 8), (8, 8, 8), (1, 1, 8, 8)])
 def test_wrong_image(make_network: Make, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected an image of shape \(B, 1, D, H, W\), got \(") as caught:

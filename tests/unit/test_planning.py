@@ -239,3 +239,30 @@ def test_plans_for_a_gpu(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert prod(tight["patch_size"]) < prod(roomy["patch_size"]) and tight["batch_size"] == 1
     assert main(["plan", "-d", "991", "--gpu-memory", "0"]) == 1
     assert "--gpu-memory must be positive" in capsys.readouterr().err
+
+
+def test_click_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"background": 0, "organ": 1, "tumour": 2}
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
+
+    def planned(*more: str) -> Settings:
+        assert main(["plan", "-d", "991", "--variant", "vit_tiny", *more]) == 0
+        plans = json.loads((folder / "nnUNetSAM3DPlans.json").read_text())
+        return Settings.from_plans(plans["configurations"]["3d_fullres"])
+
+    assert planned() == Settings(variant="vit_tiny")
+    assert planned("--clicks", "none").click_preset() is None
+    chosen = planned("--automatic-share", "0.25", "--max-clicks", "3", "--click-targets", "organ", "tumour")
+    assert (chosen.automatic_share, chosen.max_clicks, chosen.click_targets) == (0.25, 3, ("organ", "tumour"))
+    beyond = planned("--signed-clicks", "--click-maps").network_config(adapter="original", in_channels=1, num_classes=3)
+    assert beyond.signed_clicks and beyond.click_maps
+    before = (folder / "nnUNetSAM3DPlans.json").read_text()
+    for options, message in (
+        (["--click-targets", "liver"], "no target 'liver' in dataset.json. It has: organ = 1, tumour = 2"),
+        (["--clicks", "reference", "--signed-clicks"], "signed_clicks needs clicks"),
+        (["--no-prompt-encoder", "--click-maps"], "click_maps needs a prompt encoder"),
+        (["--automatic-share", "1"], "automatic_share must be at least 0 and less than 1"),
+    ):
+        assert main(["plan", "-d", "991", "--variant", "vit_tiny", *options]) == 1
+        assert message in capsys.readouterr().err
+    assert (folder / "nnUNetSAM3DPlans.json").read_text() == before

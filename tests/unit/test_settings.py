@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.prompts.presets import click_training
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 
 
@@ -50,6 +51,9 @@ def test_network_has_the_trainers_and_the_datas_part() -> None:
             mirror_axes=(0, 2),
         ),
         Settings(mirror_axes=()),
+        Settings(clicks="none"),
+        Settings(automatic_share=0.25, max_clicks=5, click_targets=("tumour", "2")),
+        Settings(network={"signed_clicks": True, "click_maps": True}),
     ],
 )
 def test_way_through_the_plans(settings: Settings) -> None:
@@ -105,11 +109,50 @@ def test_unknown_sizes_of_the_network_are_named() -> None:
         ("max_seconds", -60.0, "max_seconds must be positive, got -60.0"),
         ("precision", "fp16", "precision must be one of .*'fp16'"),
         ("precision", None, "precision must be one of .*None"),
+        ("clicks", "many", r"clicks must be one of \['mixed', 'reference', 'none'\], got 'many'"),
+        ("clicks", None, "clicks must be one of .*None"),
+        ("clicks", ["mixed"], "clicks must be one of "),
+        ("automatic_share", 1.0, r"automatic_share must be at least 0 and less than 1, got 1.0 \(clicks \"none\""),
+        ("automatic_share", -0.1, "automatic_share must be at least 0"),
+        ("automatic_share", float("nan"), "automatic_share must be at least 0"),
+        ("automatic_share", "half", "automatic_share must be at least 0"),
+        ("automatic_share", True, "automatic_share must be at least 0"),
+        ("max_clicks", 0, "max_clicks must be a whole number of at least 1, got 0"),
+        ("max_clicks", 2.5, "max_clicks must be a whole number of at least 1, got 2.5"),
+        ("click_targets", [], "click_targets must be names of labels or regions"),
+        ("click_targets", "tumour", "click_targets must be names of labels or regions, got 'tumour'"),
+        ("click_targets", [2], "click_targets must be names of labels or regions"),
     ],
 )
 def test_impossible_values(key: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Settings.from_plans({PLANS_KEY: {key: value}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clicks": "reference", "max_clicks": 3}, "max_clicks can be chosen with clicks \"mixed\" only.*'reference'"),
+        ({"clicks": "none", "automatic_share": 0.1}, "automatic_share can be chosen with clicks \"mixed\" only"),
+        ({"clicks": "none", "network": {"signed_clicks": True, "click_maps": True}},
+         "signed_clicks and click_maps would never be trained with clicks \"none\""),
+        ({"clicks": "reference", "network": {"signed_clicks": True}}, "signed_clicks needs clicks \"mixed\""),
+    ],
+)  # fmt: skip
+def test_click_settings_that_exclude_each_other(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings.from_plans({PLANS_KEY: settings})
+
+
+def test_how_clicks_are_simulated() -> None:
+    assert Settings().click_preset() == click_training("mixed")
+    assert Settings(automatic_share=0.1).click_preset() == click_training("mixed", automatic_share=0.1)
+    assert Settings(clicks="none").click_preset() is None
+    assert Settings(prompt_encoder=False).click_preset() is None  # such a network takes no clicks
+    assert not Settings(network={"click_maps": True}).signed_clicks
+    assert Settings(network={"signed_clicks": True}).signed_clicks
+    with pytest.raises(ValueError, match="signed_clicks needs a prompt encoder"):
+        network_of(Settings(prompt_encoder=False, network={"signed_clicks": True}))
 
 
 @pytest.mark.parametrize(

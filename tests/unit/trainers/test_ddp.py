@@ -14,22 +14,52 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer_kit import CONFIGURATION, TOY, batch, plans_of
 
 from nnunetv2_sam3d import trainers
+from nnunetv2_sam3d.trainers.clicks import ClickSteps
 
 PROCESSES = 2
-STEPS = 2  # the second step is the one in which DDP complains about parameters without gradient
-RUNS = [(kind, batch_dice) for kind in ("Full", "Original", "DualPath") for batch_dice in (False, True)]
+# after a step that leaves a parameter without gradient, the next one is the one in which DDP complains
+STEPS = {"none": 2, "mixed": 3}
+CLICKED = {"network": TOY["network"] | {"signed_clicks": True, "click_maps": True}}
+RUNS = [(kind, batch_dice, "none") for kind in ("Full", "Original", "DualPath") for batch_dice in (False, True)]
+RUNS += [("Full", False, "mixed"), ("Original", True, "mixed")]
 
 
-def build(kind: str, batch_dice: bool) -> Any:
+def build(kind: str, batch_dice: bool, clicks: str = "none") -> Any:
     """An initialized trainer, as `nnUNetv2_train -num_gpus` has it but for the device."""
     torch.manual_seed(5 + (distributed.get_rank() if distributed.is_initialized() else 0))
-    plans = deepcopy(plans_of(TOY, batch_dice=batch_dice)) | {"continue_training": False}
+    settings = TOY | {"clicks": clicks} | (CLICKED if clicks != "none" else {})
+    plans = deepcopy(plans_of(settings, batch_dice=batch_dice)) | {"continue_training": False}
     labels = {"background": 0, "a": 1, "b": 2}
     dataset = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
     trainer = getattr(trainers, f"nnUNetTrainer_SAM3D{kind}")(plans, CONFIGURATION, 0, dataset, torch.device("cpu"))
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None  # nnU-Net's DDP takes GPUs only
     trainer.initialize()
+    if trainer.clicks is not None:
+        trainer.clicks.begin(interesting_epoch(trainer.clicks))
     return trainer
+
+
+def interesting_epoch(clicks: ClickSteps) -> int:
+    """One that begins with a step with correcting clicks and goes on with an automatic one."""
+    drawn = clicks.simulated
+    return next(epoch for epoch in range(1000) if drawn.is_corrected(epoch, 0) and drawn.is_automatic(epoch, 1)
+                and not drawn.is_automatic(epoch, 2))  # fmt: skip
+
+
+class BothProcesses:
+    """The clicks of both processes' samples, for the one process that has them all."""
+
+    def __init__(self, clicks: ClickSteps) -> None:
+        self.processes = [ClickSteps(clicks.simulated, rank) for rank in range(PROCESSES)]
+        for process in self.processes:
+            process.begin(interesting_epoch(clicks))
+
+    def of_training(self, network: Any, data: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        drawn = [
+            process.of_training(network, data[rank : rank + 1], target[rank : rank + 1])
+            for rank, process in enumerate(self.processes)
+        ]
+        return tuple(map(torch.cat, zip(*drawn, strict=True)))
 
 
 def steps(trainer: Any, samples: slice) -> dict[str, Any]:
@@ -37,7 +67,7 @@ def steps(trainer: Any, samples: slice) -> dict[str, Any]:
     trainer.network.train()
     gradients: list[dict[str, Tensor]] = []
     losses = []
-    for step in range(STEPS):
+    for step in range(STEPS[trainer.settings.clicks]):
         share = {key: value[samples] for key, value in batch(trainer, seed=step).items()}
         losses.append(float(trainer.train_step(share)["loss"]))
         parameters = trainer.plain_network.named_parameters()
@@ -52,13 +82,13 @@ def work(rank: int, folder: Path) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=PROCESSES)
     # the same wrapper without the GPU's index, which a network on the CPU may not have
     nnunet_module.DDP = lambda network, device_ids: DistributedDataParallel(network)
-    for kind, batch_dice in RUNS:
-        trainer = build(kind, batch_dice)
+    for kind, batch_dice, clicks in RUNS:
+        trainer = build(kind, batch_dice, clicks)
         assert isinstance(trainer.network, DistributedDataParallel)
-        start = folder / f"{kind}_{batch_dice}_start.pth"
+        start = folder / f"{kind}_{batch_dice}_{clicks}_start.pth"
         if rank == 0:
             torch.save(trainer.plain_network.state_dict(), start)
-        torch.save(steps(trainer, slice(rank, rank + 1)), folder / f"{kind}_{batch_dice}_{rank}.pth")
+        torch.save(steps(trainer, slice(rank, rank + 1)), folder / f"{kind}_{batch_dice}_{clicks}_{rank}.pth")
     evaluated = build("OriginalEval", False)
     assert not isinstance(evaluated.network, DistributedDataParallel)  # DDP refuses a network that nothing trains
     assert evaluated.is_ddp  # the validation shares out its cases
@@ -79,16 +109,18 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("kind", "batch_dice"), RUNS)
-def test_two_processes_do_what_one_does(kind: str, batch_dice: bool, results: Path) -> None:
-    first, second = (torch.load(results / f"{kind}_{batch_dice}_{rank}.pth") for rank in range(PROCESSES))
+@pytest.mark.parametrize(("kind", "batch_dice", "clicks"), RUNS)
+def test_two_processes_do_what_one_does(kind: str, batch_dice: bool, clicks: str, results: Path) -> None:
+    first, second = (torch.load(results / f"{kind}_{batch_dice}_{clicks}_{rank}.pth") for rank in range(PROCESSES))
     assert (first["batch_size"], second["batch_size"]) == (1, 1)
-    alone = build(kind, batch_dice)
-    alone.network.load_state_dict(torch.load(results / f"{kind}_{batch_dice}_start.pth"))
+    alone = build(kind, batch_dice, clicks)
+    if clicks != "none":
+        alone.clicks = BothProcesses(alone.clicks)
+    alone.network.load_state_dict(torch.load(results / f"{kind}_{batch_dice}_{clicks}_start.pth"))
     joint = steps(alone, slice(None))
     assert joint["batch_size"] == 2
     trained = {name for name, p in alone.network.named_parameters() if p.requires_grad}
-    for step in range(STEPS):
+    for step in range(STEPS[clicks]):
         ours, theirs, expected = (result["gradients"][step] for result in (first, second, joint))
         assert set(ours) == set(theirs) == set(expected) == trained
         for name, gradient in expected.items():

@@ -245,13 +245,17 @@ def test_checkpoint_round_trip(kind: str, make_trainer: MakeTrainer) -> None:
     assert again.current_epoch == 1
 
 
-def test_going_on_gives_the_same_as_not_having_stopped(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("Full", initialize=True)
+@pytest.mark.parametrize("beyond", [{}, {"signed_clicks": True, "click_maps": True}])
+def test_going_on_gives_the_same_as_not_having_stopped(beyond: dict[str, bool], make_trainer: MakeTrainer) -> None:
+    settings: dict[str, Any] = {"network": TOY["network"] | beyond, "automatic_share": 0.2}
+    trainer = make_trainer("Full", initialize=True, **settings)
     file = finish(trainer, 2)
-    again = make_trainer("Full")
+    again = make_trainer("Full", **settings)
     again.load_checkpoint(str(file))
-    train(trainer, 2)
-    train(again, 2)
+    trainer.current_epoch += 1  # nnU-Net's end of an epoch
+    for one in (trainer, again):
+        one.on_train_epoch_start()
+        train(one, 4)
     for name, value in values(trainer).items():
         assert torch.equal(values(again)[name], value), name
 

@@ -147,7 +147,7 @@ def test_a_step_clips_before_the_optimizer_sees_the_gradients(
 
 
 def test_training_and_validation_loss(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("Full", initialize=True)
+    trainer = make_trainer("Full", initialize=True, clicks="none")
     data = batch(trainer)
     with torch.no_grad():
         logits = trainer.network(data["data"])
