@@ -30,7 +30,6 @@ class Row:
 
     Attributes:
         model: name of the model.
-        mode: ``automatic``, or how it was clicked.
         fold: whose validation case it is.
         case: nnU-Net's identifier.
         structure: label or region.
@@ -39,7 +38,6 @@ class Row:
     """
 
     model: str
-    mode: str
     fold: int
     case: str
     structure: str
@@ -85,7 +83,7 @@ def measure_all(
             file.write(json.dumps({"key": keys[number], "measures": [asdict(entry) for entry in measures]}) + "\n")
             file.flush()
     return [
-        Row(item.model, item.mode, item.fold, item.case, structure.name, structure.tolerance_mm, measures)
+        Row(item.model, item.fold, item.case, structure.name, structure.tolerance_mm, measures)
         for item, key in zip(items, keys, strict=True)
         for structure, measures in zip(structures, known[key], strict=True)
     ]

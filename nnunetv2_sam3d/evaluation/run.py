@@ -143,6 +143,11 @@ def provenance(fold: TrainedFold, device: torch.device) -> dict[str, Any]:
     }
 
 
+def clicks_title(count: int) -> str:
+    """The name of a column."""
+    return f"{count} click{'s' if count > 1 else ''}" if count else "automatic"
+
+
 def read_json(file: Path) -> Any:
     """The content, or ``None`` if there is none or it is damaged."""
     try:
