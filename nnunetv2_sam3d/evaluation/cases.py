@@ -118,7 +118,9 @@ def label_array(image: sitk.Image, file: Path, known_labels: Sequence[int]) -> n
     labels = values.astype(np.uint8 if max(known_labels) < 256 else np.uint16)
     if not np.array_equal(labels, values):
         raise ValueError(f"{file} holds values from {values.min()} to {values.max()} that are no integer labels")
-    unknown = sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - set(known_labels))
+    # plane by plane: bincount turns what it counts into 64-bit integers
+    present = sum(np.bincount(plane.ravel(), minlength=np.iinfo(labels.dtype).max + 1) for plane in labels)
+    unknown = sorted(set(np.flatnonzero(present).tolist()) - set(known_labels))
     if unknown:
         raise ValueError(f"{file} holds the label {unknown[0]}, dataset.json knows {sorted(known_labels)}")
     return labels
