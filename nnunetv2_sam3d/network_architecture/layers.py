@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.precision import in_float32
 
+SMALL = 20480  # PyTorch's limit on channels * D * H, see conv3x3x3
+
 
 class MLP(nn.Module):
     """Two linear layers around an activation.
@@ -60,29 +62,36 @@ class Conv3d(nn.Conv3d):
 
 
 class Conv3x3x3(Conv3d):
-    """3x3x3 convolution with padding 1 and without bias, also fast for one small volume on a CPU.
+    """3x3x3 convolution with padding 1 and without bias, see :func:`conv3x3x3`.
+
+    Shape:
+        x: (B, in_channels, D, H, W) -> (B, out_channels, D, H, W)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        return conv3x3x3(x, self.weight)
+
+
+def conv3x3x3(x: Tensor, weight: Tensor) -> Tensor:
+    """3x3x3 convolution with padding 1, also fast for one small volume on a CPU.
 
     For a single float32 volume of few channels PyTorch chooses a kernel that is several times slower than the one for
     batches. Such a volume is convolved as a batch of its two halves, each with the neighbouring slice of the other:
     the same function.
 
     Shape:
-        x: (B, in_channels, D, H, W) -> (B, out_channels, D, H, W)
+        x: (B, in_channels, D, H, W), weight: (out_channels, in_channels, 3, 3, 3) -> (B, out_channels, D, H, W)
     """
-
-    SMALL = 20480  # PyTorch's limit on channels * D * H
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
-
-    def _convolved(self, x: Tensor) -> Tensor:
-        batch, channels, depth, height, _ = x.shape
-        if batch > 1 or x.device.type != "cpu" or depth % 2 or channels * depth * height > self.SMALL:
-            return super()._convolved(x)
-        x = F.pad(x, (0, 0, 0, 0, 1, 1))
-        halves = torch.cat([x[:, :, : depth // 2 + 2], x[:, :, depth // 2 :]])
-        y = F.conv3d(halves, self.weight, padding=(0, 1, 1))
-        return torch.cat([y[:1], y[1:]], 2)
+    batch, channels, depth, height, _ = x.shape
+    if batch > 1 or x.device.type != "cpu" or depth % 2 or channels * depth * height > SMALL:
+        return F.conv3d(x, weight, padding=1)
+    x = F.pad(x, (0, 0, 0, 0, 1, 1))
+    halves = torch.cat([x[:, :, : depth // 2 + 2], x[:, :, depth // 2 :]])
+    y = F.conv3d(halves, weight, padding=(0, 1, 1))
+    return torch.cat([y[:1], y[1:]], 2)
 
 
 def channels_first(tokens: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.config import TAPS
-from nnunetv2_sam3d.network_architecture.layers import Conv3x3x3
+from nnunetv2_sam3d.network_architecture.layers import Conv3x3x3, conv3x3x3
 
 
 class MaskDecoder3d(nn.Module):
@@ -27,11 +30,15 @@ class MaskDecoder3d(nn.Module):
 
     Shape:
         taps: four of (B, width, d, h, w); image: (B, C, D, H, W) -> logits (B, num_classes, D, H, W)
+
+    ``finish(begin(taps[:-1], image), taps[-1], image.shape[2:])`` is the same in two steps, for a last tap that changes
+    with the clicks while the others stay.
     """
 
     def __init__(self, width: int, channels: int, num_classes: int, scale: int = 2) -> None:
         super().__init__()
         self.scale = scale
+        self.channels = channels
         self.heads = nn.ModuleList(
             nn.Sequential(*_conv_norm_relu(width, channels), *_conv_norm_relu(channels, channels)) for _ in range(TAPS)
         )
@@ -40,14 +47,53 @@ class MaskDecoder3d(nn.Module):
         self.seg_layers = nn.ModuleList([Conv3x3x3(channels, num_classes)])
 
     def forward(self, taps: list[Tensor], image: Tensor) -> Tensor:
-        enlarged = [
-            F.interpolate(head(tap), scale_factor=self.scale, mode="trilinear", align_corners=True)
-            for head, tap in zip(self.heads, taps, strict=True)
-        ]
+        return self._logits(self.fuse(self._fused(self.heads, taps, image)), image.shape[2:])
+
+    def begin(self, taps: Sequence[Tensor], image: Tensor) -> Tensor:
+        """What the last tap does not change: the share of the others and of the image in the fusing convolution.
+
+        Args:
+            taps: all but the last, (B, width, d, h, w).
+            image: (B, C, D, H, W).
+
+        Returns:
+            (B, channels, scale*d, scale*h, scale*w)
+        """
+        weight = self._fuse_weight
+        last = slice((TAPS - 1) * self.channels, TAPS * self.channels)  # its channels stand before the image's
+        others = torch.cat([weight[:, : last.start], weight[:, last.stop :]], 1)
+        return conv3x3x3(self._fused(self.heads[:-1], taps, image), others)
+
+    def finish(self, begun: Tensor, tap: Tensor, size: Sequence[int]) -> Tensor:
+        """The logits.
+
+        Args:
+            begun: what :meth:`begin` returned.
+            tap: the last one, (B, width, d, h, w).
+            size: of the image, D, H, W.
+
+        Returns:
+            (B, num_classes, D, H, W)
+        """
+        weight = self._fuse_weight[:, (TAPS - 1) * self.channels : TAPS * self.channels]
+        fused = begun + conv3x3x3(self._enlarged(self.heads[-1](tap)), weight)
+        return self._logits(self.fuse[1:](fused), size)
+
+    @property
+    def _fuse_weight(self) -> Tensor:
+        return cast(Conv3x3x3, self.fuse[0]).weight
+
+    def _fused(self, heads: Iterable[nn.Module], taps: Sequence[Tensor], image: Tensor) -> Tensor:
+        enlarged = [self._enlarged(head(tap)) for head, tap in zip(heads, taps, strict=True)]
         gray = image if image.shape[1] == 1 else image.mean(1, keepdim=True)
         gray = F.interpolate(gray, size=enlarged[0].shape[2:], mode="trilinear", align_corners=False)
-        logits = self.seg_layers[0](self.fuse(torch.cat([*enlarged, gray.to(enlarged[0].dtype)], 1)))
-        return F.interpolate(logits, size=image.shape[2:], mode="trilinear", align_corners=True)
+        return torch.cat([*enlarged, gray.to(enlarged[0].dtype)], 1)
+
+    def _enlarged(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=self.scale, mode="trilinear", align_corners=True)
+
+    def _logits(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(self.seg_layers[0](x), size=size, mode="trilinear", align_corners=True)
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int) -> tuple[nn.Module, nn.Module, nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,30 @@ class Features(NamedTuple):
 
     taps: tuple[Tensor, ...]
     image: Tensor
+    size: Sequence[int]
+
+    @property
+    def deepest(self) -> Tensor:
+        return self.taps[-1]
+
+    @property
+    def image_size(self) -> Sequence[int]:
+        return self.image.shape[2:]
+
+
+class BegunFeatures(NamedTuple):
+    """Features with all of the decoder's work done that no click changes, for many decodings.
+
+    Attributes:
+        deepest: the last tap, (B, C, d, h, w).
+        begun: see :meth:`MaskDecoder3d.begin`.
+        image_size: D', H', W', padded to whole tokens.
+        size: D, H, W before the padding.
+    """
+
+    deepest: Tensor
+    begun: Tensor
+    image_size: Sequence[int]
     size: Sequence[int]
 
 
@@ -86,25 +111,40 @@ class SAM3D(nn.Module):
                 return Features(tuple(self.encoder(image)), image, size)
         return Features(tuple(self.encoder(image)), image, size)
 
-    def decode(self, features: Features, points: Tensor | None = None, signs: Tensor | None = None) -> Tensor:
+    def decode(
+        self, features: Features | BegunFeatures, points: Tensor | None = None, signs: Tensor | None = None
+    ) -> Tensor:
         """Prompt encoder and mask decoder: ``forward`` for an image that is encoded already."""
-        points = self._checked(features.image, points, signs)
-        if self._in_bfloat16(features.image):
+        points = self._checked(features.deepest, points, signs)
+        if self._in_bfloat16(features.deepest):
             with torch.autocast("cpu", torch.bfloat16):
                 return self._logits(features, points, signs).float()
         return self._logits(features, points, signs)
 
-    def _logits(self, features: Features, points: Tensor, signs: Tensor | None) -> Tensor:
-        taps, image, size = list(features.taps), features.image, features.size
-        if self.prompt_encoder is not None:
-            taps[-1] = self.prompt_encoder(taps[-1], points, image.shape[2:], signs)
-        logits = self.mask_decoder(taps, image)
-        return logits if image.shape[2:] == size else logits[:, :, : size[0], : size[1], : size[2]]
+    def begin(self, features: Features) -> BegunFeatures:
+        """What no click changes of ``decode``, which takes the result in place of the features.
 
-    def _in_bfloat16(self, image: Tensor) -> bool:
+        For inference on images that are clicked on several times: the result holds ``decoder_channels`` volumes of the
+        decoder's size.
+        """
+        with torch.autocast("cpu", torch.bfloat16) if self._in_bfloat16(features.image) else nullcontext():
+            begun = self.mask_decoder.begin(features.taps[:-1], features.image)
+        return BegunFeatures(features.deepest, begun, features.image_size, features.size)
+
+    def _logits(self, features: Features | BegunFeatures, points: Tensor, signs: Tensor | None) -> Tensor:
+        deepest, image_size, size = features.deepest, features.image_size, features.size
+        if self.prompt_encoder is not None:
+            deepest = self.prompt_encoder(deepest, points, image_size, signs)
+        if isinstance(features, BegunFeatures):
+            logits = self.mask_decoder.finish(features.begun, deepest, image_size)
+        else:
+            logits = self.mask_decoder([*features.taps[:-1], deepest], features.image)
+        return logits if image_size == size else logits[:, :, : size[0], : size[1], : size[2]]
+
+    def _in_bfloat16(self, x: Tensor) -> bool:
         """Whether this network chooses its precision, and chooses that."""
         precision = self.cpu_training_precision if torch.is_grad_enabled() else self.cpu_precision
-        return precision == "bfloat16" and image.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        return precision == "bfloat16" and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
     def prepare(self, patch_size: Sequence[int]) -> SAM3D:
         """Computes once what depends on the size of the image, for the size (voxels, D H W) that is mostly used."""

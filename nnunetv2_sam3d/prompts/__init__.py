@@ -1,0 +1,1 @@
+"""Clicks: their files, their geometry, and what a network is given of them."""

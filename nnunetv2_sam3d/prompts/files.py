@@ -1,0 +1,143 @@
+"""Which format a click file has, and which file belongs to which case."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_sam3d.prompts.clicks import ClickError
+from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick
+from nnunetv2_sam3d.prompts.own_json import read_own_json, write_clicks
+from nnunetv2_sam3d.prompts.slicer import read_fcsv, read_markups
+from nnunetv2_sam3d.prompts.tables import read_table
+
+__all__ = ["SUFFIXES", "find_clicks", "read_clicks", "write_clicks"]
+
+SUFFIXES = (".mrk.json", ".json", ".fcsv", ".csv")
+MAX_BYTES = 8 << 20
+# What nnU-Net puts into folders of predictions.
+_NNUNET_FILES = {"dataset.json", "plans.json", "predict_from_raw_data_args.json"}
+
+
+def read_clicks(file: str | os.PathLike[str]) -> ClickFile:
+    """Reads a file of clicks: this package's JSON, a table (``.csv``), or 3D Slicer's ``.mrk.json`` and ``.fcsv``.
+
+    Raises:
+        ClickError: for a file that is absent, damaged, or something else; it names the file and what helps.
+    """
+    path = Path(file)
+    try:
+        text = _read_text(path)
+        if path.name.lower().endswith(".fcsv"):
+            return read_fcsv(path, text)
+        if path.name.lower().endswith(".csv"):
+            return read_table(path, text)
+        if path.name.lower().endswith(".json"):
+            content = _parse_json(text)
+            if isinstance(content, dict) and "markups" in content:
+                return read_markups(path, content)
+            return read_own_json(path, content)
+        raise ClickError(f"expected a file that ends in {', '.join(SUFFIXES)}")
+    except csv.Error as error:
+        raise ClickError(f"{path}: it is no table ({error}); save the clicks again") from error
+    except ClickError as error:
+        raise ClickError(f"{path}: {error}") from error
+
+
+def find_clicks(path: str | os.PathLike[str], cases: Iterable[str]) -> dict[str, ClickFile]:
+    """The clicks of each case; cases without clicks are left out.
+
+    Args:
+        path: a folder with ``CASE.mrk.json``, ``CASE.json``, ``CASE.fcsv`` or ``CASE.csv``, a table with a column
+            ``case``, or a file of the only case or of the case that it is named after.
+        cases: names of all cases.
+
+    Raises:
+        ClickError: for files that cannot be read or fit no case, and for two files of one case.
+    """
+    path, cases = Path(path), list(cases)
+    if path.is_dir():
+        return _find_in_folder(path, cases)
+    content = read_clicks(path)
+    if content.has_cases:
+        grouped: dict[str, list[FileClick]] = {}
+        for click in content.clicks:
+            assert click.case is not None  # the reader wants all or none
+            grouped.setdefault(click.case, []).append(click)
+        for case in grouped:
+            _check_case(f"{path}: {grouped[case][0]}", case, cases)
+        return {case: replace(content, clicks=tuple(clicks)) for case, clicks in grouped.items()}
+    case = cases[0] if len(cases) == 1 else _stem(path)
+    if case not in cases:
+        raise ClickError(
+            f"{path} is of one case, but there are {len(cases)} cases, and none is called {_stem(path)!r}. Name it "
+            "after its case, give a folder of such files, or a table with a column case"
+        )
+    return {case: content}
+
+
+def _find_in_folder(folder: Path, cases: list[str]) -> dict[str, ClickFile]:
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith(".") or file.name in _NNUNET_FILES or not file.name.lower().endswith(SUFFIXES):
+            continue
+        case = _stem(file)
+        _check_case(str(file), case, cases)
+        if case in found:
+            raise ClickError(f"{found[case]} and {file} are both of the case {case}: keep one of them")
+        found[case] = file
+    if not found:
+        raise ClickError(f"{folder} holds no clicks; name their files after the cases: CASE + {', '.join(SUFFIXES)}")
+    return {case: read_clicks(file) for case, file in found.items()}
+
+
+def _stem(file: Path) -> str:
+    """The name without the suffix, of which Slicer's has two parts."""
+    suffix = next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), "")
+    return file.name[: len(file.name) - len(suffix)]
+
+
+def _check_case(where: str, case: str, cases: list[str]) -> None:
+    if case not in cases:
+        near = get_close_matches(case, cases, n=3) or sorted(cases)[:3]
+        raise ClickError(
+            f"{where}: there is no case {case!r} among the {len(cases)} images; similar names: {', '.join(near)}. Name "
+            "it after its image, without the channel (_0000) and the file ending"
+        )
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise ClickError("there is no such file; give a file of clicks")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ClickError(f"it has {size} bytes, too many for a file of clicks (at most {MAX_BYTES})")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ClickError("it is no text (UTF-8); give a file of clicks, not an image or an archive") from None
+    if "\0" in text:
+        raise ClickError("it is no text; give a file of clicks, not an image or an archive")
+    if not text.strip():
+        raise ClickError("it is empty; save the clicks again, or remove the file for a prediction without clicks")
+    return text
+
+
+def _parse_json(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ClickError(f"it holds {constant} where a number is expected")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ClickError(f"it is no JSON ({error}); save the clicks again") from error
+    except ValueError as error:
+        if isinstance(error, ClickError):
+            raise
+        raise ClickError(f"it holds a number that is none ({error})") from error

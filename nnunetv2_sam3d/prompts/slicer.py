@@ -1,0 +1,101 @@
+"""Files of 3D Slicer's Markups module."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_sam3d.prompts.clicks import ClickError, finite_position
+from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, check_count
+
+# vtkMRMLStorageNode's enumeration, which old files have instead of names.
+_COORDINATE_SYSTEMS = {"LPS": "LPS", "RAS": "RAS", "0": "RAS", "1": "LPS"}
+_FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
+_UNDEFINED = ("0", "1")  # vtkMRMLMarkupsNode's PositionUndefined and PositionPreview
+
+
+def read_markups(path: Path, content: dict[str, Any]) -> ClickFile:
+    """``.mrk.json``: the defined control points of all its lists of points.
+
+    Source: markups-schema-v1.0.3.json and vtkMRMLMarkupsJsonStorageNode of 3D Slicer 5.
+
+    Raises:
+        ClickError: for other markups (lines, curves, ...) and what the schema does not allow.
+    """
+    markups = content["markups"]
+    if not isinstance(markups, list) or not all(isinstance(markup, dict) for markup in markups):
+        raise ClickError('expected a list of "markups", as 3D Slicer saves them')
+    lists = [markup for markup in markups if markup.get("type") == "Fiducial"]
+    if not lists:
+        kinds = ", ".join(sorted({str(markup.get("type")) for markup in markups})) or "nothing"
+        raise ClickError(
+            f"expected a list of points (Fiducial), found {kinds}: place points with Slicer's Markups module"
+        )
+    clicks: list[FileClick] = []
+    for markup in lists:
+        space = _coordinate_system(markup.get("coordinateSystem", "LPS"))
+        units = markup.get("coordinateUnits", "mm")
+        if units != "mm" and not (isinstance(units, list) and units[:1] == ["mm"]):
+            raise ClickError(f"its coordinates are in {units!r:.50}, expected mm: save it in a scene whose unit is mm")
+        points = markup.get("controlPoints", [])
+        if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+            raise ClickError('expected a list of "controlPoints", as 3D Slicer saves them')
+        check_count(len(points))
+        for point in points:
+            if point.get("positionStatus", "defined") != "defined":
+                continue
+            names = (point.get("label", ""), point.get("description", ""), markup.get("name", ""))
+            number = len(clicks) + 1
+            if not all(isinstance(name, str) for name in names):
+                raise ClickError(f"control point {number}: its label and description must be text, got {names!r:.100}")
+            try:
+                position = finite_position(point.get("position"))
+            except ClickError as error:
+                raise ClickError(f"control point {number} ({names[0]}): {error}") from error
+            clicks.append(FileClick(number, position, space, names=names))
+    return ClickFile(path, tuple(clicks))
+
+
+def read_fcsv(path: Path, text: str) -> ClickFile:
+    """Legacy ``.fcsv``, whose three first lines are comments; since Slicer 5.2 with two columns more than they name.
+
+    Source: vtkMRMLMarkupsFiducialStorageNode of 3D Slicer.
+
+    Raises:
+        ClickError: without these comments, and for lines of another form.
+    """
+    header = dict(re.findall(r"^#\s*([^=\n]+?)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
+    if "Markups fiducial file version" not in header:
+        raise ClickError(
+            'expected "# Markups fiducial file version = ..." in its first line; save it with Slicer 4.4 or newer, '
+            "best as .mrk.json"
+        )
+    if header.get("columns", _FCSV_COLUMNS) != _FCSV_COLUMNS:
+        raise ClickError(f"its columns are {header['columns']!r:.200}, expected {_FCSV_COLUMNS}")
+    if "CoordinateSystem" not in header:
+        raise ClickError('expected a line "# CoordinateSystem = LPS" (or RAS)')
+    space = _coordinate_system(header["CoordinateSystem"])
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    check_count(len(lines))
+    clicks: list[FileClick] = []
+    for row in csv.reader(lines):
+        number = len(clicks) + 1
+        if len(row) < 12:
+            raise ClickError(f"point {number} has {len(row)} columns, expected {_FCSV_COLUMNS}")
+        if row[14:15] and row[14].strip() in _UNDEFINED:
+            continue
+        try:
+            position = finite_position([float(value) for value in row[1:4]])
+        except ValueError as error:
+            raise ClickError(f"point {number} ({row[11]}): x, y, z are {row[1:4]}, expected finite numbers") from error
+        clicks.append(FileClick(number, position, space, names=(row[11], row[12] if len(row) > 12 else "")))
+    return ClickFile(path, tuple(clicks))
+
+
+def _coordinate_system(value: object) -> str:
+    space = _COORDINATE_SYSTEMS.get(str(value).strip().upper()) if type(value) in (str, int) else None
+    if space is None:
+        raise ClickError(f"its coordinate system is {value!r:.50}, expected LPS or RAS; save it again with 3D Slicer")
+    return space
