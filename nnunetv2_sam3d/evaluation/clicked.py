@@ -13,9 +13,10 @@ from nnunetv2_sam3d.evaluation.compare import bootstrap_interval
 from nnunetv2_sam3d.evaluation.folds import Dataset, Model, read_json
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.run import SUMMARY
+from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.weights.files import sha256
 
-FOLDERS = (ReferenceProtocol.folder,)
+FOLDERS = (ReferenceProtocol.folder, WholeVolumeProtocol.folder)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class ClickedResults:
     settings: Mapping[str, Any]
     cases: list[ClickedCase] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Names of the figures that tables and plots show: Dice, and surface Dice at the chosen tolerance."""
+        return "Dice", next(iter(self.settings["tolerances_mm"]))
 
 
 @dataclass(frozen=True)
@@ -95,16 +101,23 @@ def collect_clicked(dataset: Dataset, models: Sequence[Model], folds: Sequence[i
                 if file.is_file():
                     summary = read_json(file)
                     _check(file, summary, dataset.splits[fold]["val"])
-                    settings = {key: value for key, value in summary["settings"].items() if key != "click_counts"}
-                    results = ClickedResults(summary["protocol"], settings)
-                    results = found.setdefault(json.dumps([results.protocol, settings], sort_keys=True), results)
-                    results.left_out.update(summary["cases_left_out"])
-                    results.cases.extend(
-                        ClickedCase(model.name, fold, case, int(count), figures)
-                        for case, counts in summary["per_case"].items()
-                        for count, figures in counts.items()
-                    )
+                    one = results_of(summary, model.name, fold)
+                    key = json.dumps([one.protocol, one.settings], sort_keys=True)
+                    together = found.setdefault(key, ClickedResults(one.protocol, one.settings))
+                    together.cases.extend(one.cases)
+                    together.left_out.update(one.left_out)
     return list(found.values())
+
+
+def results_of(summary: Mapping[str, Any], model: str, fold: int) -> ClickedResults:
+    """The content of a ``summary_with_clicks.json``, which is of one model and fold."""
+    cases = [
+        ClickedCase(model, fold, case, int(count), figures)
+        for case, counts in summary["per_case"].items()
+        for count, figures in counts.items()
+    ]
+    settings = {key: value for key, value in summary["settings"].items() if key != "click_counts"}
+    return ClickedResults(summary["protocol"], settings, cases, dict(summary["cases_left_out"]))
 
 
 def summarise_clicked(results: ClickedResults, seed: int = 0) -> list[ClickedSummary]:

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from torch import nn
 
 from nnunetv2_sam3d.evaluation.surface import KITS_TOLERANCES_MM, dice, surface_dices
 from nnunetv2_sam3d.evaluation.targets import Target
@@ -26,7 +25,7 @@ class ClickProtocol(Protocol):
     def settings(self) -> dict[str, Any]:
         """Everything that the figures depend on beside the model and the data."""
 
-    def predictor(self, network: nn.Module, device: torch.device) -> Any:
+    def predictor(self, network: Any, device: torch.device) -> Any:
         """What ``evaluate`` asks for predictions."""
 
     def evaluate(self, predictor: Any, volume: Volume) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from nnunetv2_sam3d.weights.files import sha256
 
 SUMMARY = "summary_with_clicks.json"
 TABLE = "summary_with_clicks.md"
+DRAWN = ("clicks.csv", "curves.svg", "curves.png")  # what the command makes of the summary
 NOTE = (
     "What was reached with clicks was reached with clicks placed on the ground truth. It may not stand in one column "
     "with figures of automatic segmentation, such as those in nnU-Net's validation/summary.json."
@@ -195,7 +196,7 @@ def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
                 f"{output} holds results of {what}. Choose another folder with -o, or replace them with --overwrite."
             )
         shutil.rmtree(output / "cases", ignore_errors=True)
-        for name in (SUMMARY, TABLE):
+        for name in (SUMMARY, TABLE, *DRAWN):
             (output / name).unlink(missing_ok=True)
     write_json(note, run)
 

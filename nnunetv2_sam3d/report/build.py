@@ -16,11 +16,12 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunetv2_sam3d.evaluation.cases import Row, measure_all
-from nnunetv2_sam3d.evaluation.clicked import ClickedResults, ClickedSummary, collect_clicked, summarise_clicked
+from nnunetv2_sam3d.evaluation.clicked import ClickedResults, collect_clicked, summarise_clicked
 from nnunetv2_sam3d.evaluation.compare import METRICS, Difference, Summary, differences, summarise, volume_groups
 from nnunetv2_sam3d.evaluation.folds import Dataset, Item, Model, check_splits, collect, find_models, open_dataset
 from nnunetv2_sam3d.evaluation.structures import IGNORE, Structure, structures_of
 from nnunetv2_sam3d.report import sections
+from nnunetv2_sam3d.report.clicks import clicks_csv
 from nnunetv2_sam3d.report.page import Page, render
 from nnunetv2_sam3d.report.provenance import provenance
 from nnunetv2_sam3d.report.style import look
@@ -83,7 +84,6 @@ class Results:
     groups: dict[str, str]
     trainings: Sequence[Training]
     clicked: Sequence[ClickedResults]
-    clicked_summaries: Sequence[Sequence[ClickedSummary]]
     provenance: dict[str, Any]
     seed: int
 
@@ -150,7 +150,6 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         volume_groups(rows, focus.name, borders),
         trainings,
         clicked,
-        [summarise_clicked(entry, request.seed) for entry in clicked],
         provenance(dataset, models, trainings, items, request.configuration, request.command),
         request.seed,
     )
@@ -210,19 +209,6 @@ def cases_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def clicks_csv(clicked: Sequence[ClickedResults]) -> str:
-    """One line for each figure of each case with each number of clicks, model and protocol."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["protocol", "target", "seed", "model", "fold", "case", "clicks", "figure", "value"])
-    for results in clicked:
-        first = [results.protocol, csv_text(results.settings["target"]), results.settings["seed"]]
-        for entry in results.cases:
-            case = [csv_text(entry.model), entry.fold, csv_text(entry.case), entry.clicks]
-            writer.writerows([*first, *case, figure, _cell(value)] for figure, value in entry.figures.items())
-    return text.getvalue()
-
-
 def summary_json(results: Results) -> str:
     """Statistics and provenance; ``null`` where a figure is not defined."""
     content = {
@@ -239,9 +225,9 @@ def summary_json(results: Results) -> str:
                 "protocol": entry.protocol,
                 "settings": entry.settings,
                 "left out": entry.left_out,
-                "summaries": [asdict(summary) for summary in summaries],
+                "summaries": [asdict(summary) for summary in summarise_clicked(entry, results.seed)],
             }
-            for entry, summaries in zip(results.clicked, results.clicked_summaries, strict=True)
+            for entry in results.clicked
         ],
         "volume groups": {"structure": results.focus.name, "cases": results.groups},
         "trainings": [

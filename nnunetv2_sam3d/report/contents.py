@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nnunetv2_sam3d.evaluation.cases import Row
-from nnunetv2_sam3d.evaluation.clicked import ClickedResults, ClickedSummary
 from nnunetv2_sam3d.evaluation.compare import (
     FEW_CASES,
     METRICS,
@@ -18,7 +17,6 @@ from nnunetv2_sam3d.evaluation.compare import (
     bootstrap_interval,
     verdict,
 )
-from nnunetv2_sam3d.evaluation.run import clicks_title
 from nnunetv2_sam3d.evaluation.structures import Structure
 from nnunetv2_sam3d.report.tables import Table, interval, number, p_value
 from nnunetv2_sam3d.report.training import Training
@@ -168,34 +166,6 @@ def group_table(
     )
     header = ["volume", "model", "cases", "Dice", "Surface Dice", "lesions detected"]
     return Table("groups_automatic", caption, header, lines, frozenset({0, 1}))
-
-
-def clicked_table(results: ClickedResults, summaries: Sequence[ClickedSummary], number: int) -> Table:
-    """Dice and surface Dice by model; every number of clicks has a column of its own, and so has automatic.
-
-    Args:
-        results: of one protocol.
-        summaries: of them.
-        number: of the table, as there may be several.
-    """
-    counts = sorted({entry.clicks for entry in summaries})
-    lines = []
-    for figure in ("Dice", next(iter(results.settings["tolerances_mm"]))):
-        for model in dict.fromkeys(entry.model for entry in summaries):
-            found = {entry.clicks: entry for entry in summaries if (entry.model, entry.figure) == (model, figure)}
-            any_count = next(iter(found.values()))
-            folds = " ".join(map(str, any_count.folds))
-            cells = [interval(e.mean, e.low, e.high) if (e := found.get(count)) else "-" for count in counts]
-            lines.append([figure, model, folds, str(any_count.cases), *cells])
-    settings = results.settings
-    crop = f", one crop of {'x'.join(map(str, settings['crop_size']))} voxels" if "crop_size" in settings else ""
-    caption = (
-        f"Results with clicks placed on the ground truth, {results.protocol} protocol: {settings['target']}{crop}, "
-        f"seed {settings['seed']}; mean over the cases with 95 % bootstrap interval."
-    )
-    header = ["figure", "model", "folds", "cases", *map(clicks_title, counts)]
-    name = f"with_clicks_{results.protocol.replace('-', '_')}_{number}"
-    return Table(name, caption, header, lines, frozenset({0, 1, 2}))
 
 
 def cost_table(trainings: Sequence[Training], models: Sequence[str]) -> Table:

@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_sam3d.evaluation.compare import ALPHA, FEW_CASES, METRICS, RESAMPLES
 from nnunetv2_sam3d.evaluation.folds import Dataset
-from nnunetv2_sam3d.report import contents, plots
+from nnunetv2_sam3d.report import clicks, contents, plots
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import choose_cases, draw_overlays, load_view
-from nnunetv2_sam3d.report.page import Picture, Scene, Section
-from nnunetv2_sam3d.report.style import save
+from nnunetv2_sam3d.report.page import Scene, Section
+from nnunetv2_sam3d.report.style import picture
 
 if TYPE_CHECKING:
     from nnunetv2_sam3d.report.build import Results
@@ -49,7 +48,12 @@ def all_sections(
     results: Results, figures: Path, view_cases: Sequence[str] | None, progress: Callable[..., Any]
 ) -> list[Section]:
     """Draws all figures into a folder and puts the chapters together."""
-    chapters = [_reading(results), _results(results, figures), *_with_clicks(results), _training(results, figures)]
+    chapters = [
+        _reading(results),
+        _results(results, figures),
+        *clicks.clicked_sections(results.clicked, results.names, results.seed, figures),
+        _training(results, figures),
+    ]
     chapters += _cases(results, figures, view_cases, progress)
     text = json.dumps(results.provenance, indent=1, ensure_ascii=False)
     chapters.append(Section("provenance", "Provenance", code=[text]))
@@ -95,7 +99,7 @@ def _results(results: Results, figures: Path) -> Section:
     pictures = []
     for metric in METRICS[:3]:
         pictures.append(
-            _picture(
+            picture(
                 plots.boxes(rows, models, names, metric),
                 figures,
                 f"{metric.key}_automatic",
@@ -104,7 +108,7 @@ def _results(results: Results, figures: Path) -> Section:
             )
         )
     pictures.append(
-        _picture(
+        picture(
             plots.bland_altman(rows, models, names),
             figures,
             "volumes_automatic",
@@ -113,26 +117,6 @@ def _results(results: Results, figures: Path) -> Section:
         )
     )
     return Section("automatic", "Automatic results", (), texts, [table for table in tables if table], pictures)
-
-
-def _with_clicks(results: Results) -> list[Section]:
-    """A chapter for each protocol and settings; no figure in it stands in a table with automatic ones."""
-    chapters = []
-    for number, clicked in enumerate(results.clicked):
-        title = f"With clicks ({clicked.protocol} protocol)"
-        notes = []
-        cases = {model: {e.case for e in clicked.cases if e.model == model} for model in results.names}
-        if absent := [model for model, have in cases.items() if not have]:
-            notes.append(f"Not evaluated with these clicks: {', '.join(absent)}.")
-        if len({frozenset(have) for have in cases.values() if have}) > 1:
-            notes.append("The models were evaluated on different cases: their means do not compare.")
-        texts = []
-        if clicked.left_out:
-            left_out = "; ".join(f"{case}: {reason}" for case, reason in clicked.left_out.items())
-            texts.append(f"Left out, counted in no mean: {left_out}.")
-        table = contents.clicked_table(clicked, results.clicked_summaries[number], number)
-        chapters.append(Section(f"clicks-{number}", title, notes, texts, [table]))
-    return chapters
 
 
 def _training(results: Results, figures: Path) -> Section:
@@ -145,7 +129,7 @@ def _training(results: Results, figures: Path) -> Section:
         "different trainers need not be comparable. Pseudo Dice is of random patches, not of whole cases."
     )
     return Section(
-        "training", "Training", tables=[table], pictures=[_picture(curves, figures, "learning_curves", caption)]
+        "training", "Training", tables=[table], pictures=[picture(curves, figures, "learning_curves", caption)]
     )
 
 
@@ -170,7 +154,7 @@ def _cases(
                 f"annotation. Yellow dashes: annotation; white line: the model; orange: too much; blue: missed."
             )
             figure = draw_overlays(view, results.focus, label, window, dice)
-            pictures.append(_picture(figure, figures, f"overlay_{titles[case]}", caption, "png"))
+            pictures.append(picture(figure, figures, f"overlay_{titles[case]}", caption, "png"))
         if case in viewed:
             scenes.append(Scene(label, scene(view, results.structures, results.focus)))
     text = (
@@ -191,9 +175,3 @@ def _images(dataset: Dataset) -> dict[str, Path]:
         return {}
     files = get_filenames_of_train_images_and_targets(str(dataset.raw), dataset.json)
     return {case: Path(entry["images"][0]) for case, entry in files.items()}
-
-
-def _picture(figure: Figure, folder: Path, name: str, caption: str, kind: str = "svg") -> Picture:
-    file = "".join(letter if letter.isalnum() else "_" for letter in name)
-    save(figure, folder, file)
-    return Picture((folder / f"{file}.{kind}").read_bytes(), kind, caption)
