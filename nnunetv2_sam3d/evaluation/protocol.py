@@ -47,7 +47,10 @@ def check_settings(
     """
     target.check(labels)
     if not click_counts or min(click_counts) < least or len(set(click_counts)) < len(click_counts):
-        raise ValueError(f"the numbers of clicks must be different and at least {least}, got {list(click_counts)}")
+        hint = " (0, automatic, is for --protocol whole-volume)" if least else ""
+        raise ValueError(
+            f"the numbers of clicks must be different and at least {least}{hint}, got {list(click_counts)}"
+        )
     if not 0 < tolerance_mm < np.inf:
         raise ValueError(f"the tolerance must be a positive length in mm, got {tolerance_mm}")
     if seed < 0:

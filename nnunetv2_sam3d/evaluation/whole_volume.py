@@ -147,7 +147,7 @@ class WholeVolumeProtocol:
             shown = np.zeros_like(target)
         elif not self.signed_clicks:
             shown = shown & target
-        pointed_at = tuple(np.transpose([click.point_zyx for click in clicks])) if clicks else ()
+        pointed_at = tuple(np.array([click.point_zyx for click in clicks], int).reshape(-1, 3).T)
         told = shown.copy()
         told[pointed_at] = target[pointed_at]
         if (found := correcting_click(told, target, volume.spacing_mm)) is not None:
