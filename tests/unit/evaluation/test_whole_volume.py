@@ -175,6 +175,27 @@ def test_ignored_voxels_are_no_prediction_and_no_error() -> None:
     assert [click["sign"] for click in result["placed"]] == [1, 1]
 
 
+def test_regions() -> None:
+    """A network of regions: the target is one of them, here two labels of which one overwrites the other."""
+    labels = LabelManager({"background": 0, "both": [1, 2], "core": 2}, [1, 2])
+    segmentation = np.where(boxes(BIG), 1, 0)
+    segmentation[4:8, 5:9, 5:9] = 2
+    fold: Any = SimpleNamespace(
+        labels=labels,
+        annotation=lambda case: (segmentation, list(SPACING_MM)),
+        original_segmentation=lambda logits, properties: labels.convert_logits_to_segmentation(logits).numpy(),
+    )
+
+    class Regions(Painter):
+        def automatic(self) -> Tensor:
+            return torch.stack([as_logits(self.mask)[1] - 0.5, as_logits(segmentation == 2)[1] - 0.5])
+
+    protocol = WholeVolumeProtocol(Target("both", (1, 2)), fold, click_counts=(0,))
+    volume = Volume("case_07", np.zeros((1, *SHAPE), np.float32), segmentation, SPACING_MM)
+    found = protocol.evaluate(Regions(boxes(BIG, BLOB)), volume)["clicks"]["0"]
+    assert found["figures"]["Dice"] == pytest.approx(dice(boxes(BIG, BLOB), boxes(BIG)))
+
+
 def test_case_without_target_is_left_out() -> None:
     assert evaluate(np.zeros(SHAPE, bool), Painter(boxes(BIG))) == {"left_out": "no voxel of tumour to click on"}
 

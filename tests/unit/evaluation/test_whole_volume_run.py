@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, 
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from toy_fold import LABELS, VALIDATION, Site
+from toy_fold import LABELS, VALIDATION, Site, save_network
 
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.evaluation.run import run_protocol
@@ -87,6 +88,18 @@ def test_figures_intervals_and_clicks_are_kept(site: Site, network: SAM3D, outpu
     table = (output / "summary_with_clicks.md").read_text()
     assert "but for the column automatic" in table
     assert "| figure" in table and "| automatic" in table and "| 3 clicks" in table
+
+
+def test_a_signed_network_is_evaluated_with_signed_clicks(
+    site: Site, output: Path, make_network: Callable[..., SAM3D], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_network(make_network(num_classes=3, signed_clicks=True), site.fold.checkpoint)
+    assert main(["evaluate", str(site.model), "--device", "cpu", "--clicks", "0", "4", "--target", "organ"]) == 0
+    assert "signed clicks" in capsys.readouterr().out
+    settings = json.loads((output / "summary_with_clicks.json").read_text())["settings"]
+    assert settings["signed_clicks"] is True and settings["click_counts"] == [0, 4]
+    placed = [json.loads((output / "cases" / f"{case}.json").read_text())["placed"] for case in VALIDATION]
+    assert {click["sign"] for clicks in placed for click in clicks} == {1, -1}
 
 
 def test_second_run_predicts_only_what_is_missing(site: Site, network: SAM3D, output: Path) -> None:

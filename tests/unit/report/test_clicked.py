@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,30 +18,38 @@ from nnunetv2_sam3d.evaluation.clicked import collect_clicked, summarise_clicked
 from nnunetv2_sam3d.evaluation.folds import find_models, open_dataset
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.run import SUMMARY
+from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.experiment.comparison import SHORT_NAMES
 from nnunetv2_sam3d.report.build import Request, write_report
 
 NSD = "NSD 5 mm"
 
 
-def write_clicked(tree: Tree, trainer: str, fold: int, gain: float, **settings: Any) -> Path:
-    """What a protocol leaves behind: Dice rises by ``gain`` a click; the case without tumour is left out."""
+def write_clicked(
+    tree: Tree, trainer: str, fold: int, gain: float, counts: Sequence[int] = (1, 3), **settings: Any
+) -> Path:
+    """What a protocol leaves behind: Dice rises by ``gain`` a click; the case without tumour is left out.
+
+    With 0 among the counts it is the whole-volume protocol.
+    """
+    whole = 0 in counts
     folder = tree.model(trainer) / f"fold_{fold}"
     cases = list(tree.cases[fold::5])
     summary = {
-        "protocol": "reference",
-        "settings": {"target": "tumour", "target_labels": [2], "click_counts": [1, 3], "seed": 0,
-                     "crop_size": [16, 24, 24], "tolerances_mm": {NSD: 5.0}} | settings,
+        "protocol": "whole-volume" if whole else "reference",
+        "settings": {"target": "tumour", "target_labels": [2], "click_counts": list(counts), "seed": 0,
+                     "tolerances_mm": {NSD: 5.0}} | settings
+                    | ({"signed_clicks": True} if whole else {"crop_size": [16, 24, 24]}),
         "checkpoint_sha256": sha256((folder / "checkpoint_final.pth").read_bytes()).hexdigest(),
         "validation_cases": cases,
         "provenance": {"checkpoint": str(folder / "checkpoint_final.pth")},
         "cases_left_out": {case: "no voxel of tumour to click on" for case in cases if case == "case_000"},
         "per_case": {
-            case: {str(n): {"Dice": 0.5 + gain * n + 0.01 * tree.cases.index(case), NSD: 0.25} for n in (1, 3)}
+            case: {str(n): {"Dice": 0.5 + gain * n + 0.01 * tree.cases.index(case), NSD: 0.25} for n in counts}
             for case in cases if case != "case_000"
         },
     }  # fmt: skip
-    file = folder / ReferenceProtocol.folder / SUMMARY
+    file = folder / (WholeVolumeProtocol if whole else ReferenceProtocol).folder / SUMMARY
     file.parent.mkdir()
     file.write_text(json.dumps(summary))
     return file
@@ -62,7 +71,7 @@ def test_clicked_results_have_a_section_and_files_of_their_own(tree: Tree, tmp_p
     assert "The models were evaluated on different cases: their means do not compare." in page
     assert "case_000: no voxel of tumour to click on" in page
     table = (tmp_path / "out" / "tables" / "with_clicks_reference_0.md").read_text().splitlines()
-    assert "one crop of 16x24x24 voxels, seed 0" in table[0]
+    assert "one crop of 16x24x24 voxels around random clicks, seed 0" in table[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
     assert rows[0] == ["figure", "model", "folds", "cases", "1 click", "3 clicks"]
     assert [row[:4] for row in rows[2:]] == [
@@ -86,6 +95,28 @@ def test_clicked_results_have_a_section_and_files_of_their_own(tree: Tree, tmp_p
     page, summary = write(tree, tmp_path / "out")
     assert "With clicks" not in page and summary["with clicks"] == []
     assert not [path for path in (tmp_path / "out").rglob("*") if "click" in path.name]
+
+
+def test_curves_of_all_models_start_at_automatic(tree: Tree, tmp_path: Path) -> None:
+    """Beside the reference protocol's results; what is automatic has a column and a mode of its own."""
+    for fold in range(5):
+        write_clicked(tree, "nnUNetTrainer_SAM3DFull", fold, 0.03, (0, 1, 3, 5))
+        write_clicked(tree, "nnUNetTrainer_SAM3DDualPath", fold, 0.05, (0, 1, 3, 5))
+        write_clicked(tree, "nnUNetTrainer_SAM3DDualPath", fold, 0.1)
+    page, summary = write(tree, tmp_path / "out")
+    assert page.index("With clicks (reference protocol)") < page.index("With clicks (whole-volume protocol)")
+    assert [found["protocol"] for found in summary["with clicks"]] == ["reference", "whole-volume"]
+    assert "no click is the automatic result, marked by a hollow symbol" in page
+    drawn = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir() if "clicks" in path.name)
+    assert drawn == [f"curves_with_clicks_whole_volume_1.{kind}" for kind in ("png", "svg")]
+    table = (tmp_path / "out" / "tables" / "with_clicks_whole_volume_1.md").read_text().splitlines()
+    assert "the whole volume, signed clicks" in table[0]
+    assert table[2] == "| figure | model | folds | cases | automatic | 1 click | 3 clicks | 5 clicks |"
+    assert table[5].startswith(r"| Dice | DualPath | 0 1 2 3 4 | 9 | 0.550 \[")
+    with open(tmp_path / "out" / "clicks.csv", newline="") as file:
+        modes = {(row["protocol"], row["mode"], row["clicks"]) for row in csv.DictReader(file)}
+    assert ("whole-volume", "automatic", "0") in modes
+    assert {mode for _, mode, clicks in modes if clicks != "0"} == {"clicked"}
 
 
 def collected(tree: Tree) -> list:
