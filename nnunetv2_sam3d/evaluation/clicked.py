@@ -12,10 +12,10 @@ from typing import Any
 from nnunetv2_sam3d.evaluation.compare import bootstrap_interval
 from nnunetv2_sam3d.evaluation.folds import Dataset, Model, read_json
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
-from nnunetv2_sam3d.evaluation.run import SUMMARY
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.weights.files import sha256
 
+SUMMARY = "summary_with_clicks.json"
 FOLDERS = (ReferenceProtocol.folder, WholeVolumeProtocol.folder)
 
 
@@ -100,8 +100,11 @@ def collect_clicked(dataset: Dataset, models: Sequence[Model], folds: Sequence[i
                 file = model.folder / f"fold_{fold}" / folder / SUMMARY
                 if file.is_file():
                     summary = read_json(file)
-                    _check(file, summary, dataset.splits[fold]["val"])
-                    one = results_of(summary, model.name, fold)
+                    try:
+                        _check(file, summary, dataset.splits[fold]["val"])
+                        one = results_of(summary, model.name, fold)
+                    except (KeyError, TypeError, AttributeError) as error:
+                        raise ValueError(f"{file} is no summary that nnUNetv2_sam3d evaluate has written") from error
                     key = json.dumps([one.protocol, one.settings], sort_keys=True)
                     together = found.setdefault(key, ClickedResults(one.protocol, one.settings))
                     together.cases.extend(one.cases)
@@ -110,7 +113,7 @@ def collect_clicked(dataset: Dataset, models: Sequence[Model], folds: Sequence[i
 
 
 def results_of(summary: Mapping[str, Any], model: str, fold: int) -> ClickedResults:
-    """The content of a ``summary_with_clicks.json``, which is of one model and fold."""
+    """The content of a summary, which is of one model and fold; its means are not looked at."""
     cases = [
         ClickedCase(model, fold, case, int(count), figures)
         for case, counts in summary["per_case"].items()
@@ -140,7 +143,10 @@ def summarise_clicked(results: ClickedResults, seed: int = 0) -> list[ClickedSum
 
 def _check(file: Path, summary: Mapping[str, Any], validation: Sequence[str]) -> None:
     """Raises ValueError if a summary is not of these cases and of the checkpoint that lies beside it now."""
-    remedy = f"Run it again: nnUNetv2_sam3d evaluate {file.parents[2]} -f {file.parents[1].name[5:]} --overwrite"
+    remedy = (
+        f"Run it again: nnUNetv2_sam3d evaluate {file.parents[2]} -f {file.parents[1].name[5:]} "
+        f"--protocol {summary['protocol']} --overwrite"
+    )
     if sorted(summary["validation_cases"]) != sorted(validation):
         raise ValueError(f"{file} is of other validation cases than the fold has in splits_final.json. {remedy}")
     checkpoint = file.parents[1] / Path(summary["provenance"]["checkpoint"]).name

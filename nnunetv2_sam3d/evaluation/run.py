@@ -17,13 +17,12 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunetv2_sam3d import __version__
-from nnunetv2_sam3d.evaluation.compare import bootstrap_interval
+from nnunetv2_sam3d.evaluation.clicked import SUMMARY, results_of, summarise_clicked
 from nnunetv2_sam3d.evaluation.protocol import ClickProtocol
 from nnunetv2_sam3d.evaluation.tables import markdown_table
 from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.weights.files import sha256
 
-SUMMARY = "summary_with_clicks.json"
 TABLE = "summary_with_clicks.md"
 DRAWN = ("clicks.csv", "curves.svg", "curves.png")  # what the command makes of the summary
 NOTE = (
@@ -85,32 +84,35 @@ def run_protocol(
             write_json(files[volume.case], {"case": volume.case, **protocol.evaluate(predictor, volume)})
             bar.update()
     records = [json.loads(files[case].read_text()) for case in cases]
-    summary = run | {"note": NOTE, "provenance": provenance(fold, device), **summarize(records)}
+    summary = summarize(run | {"note": NOTE, "provenance": provenance(fold, device)}, records)
     write_json(output / SUMMARY, summary)
     (output / TABLE).write_text(as_text(summary, per_case=True))
     return summary
 
 
-def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over the cases by number of clicks, with 95 % bootstrap intervals; cases that were left out are in none."""
+def summarize(run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A run with the figures of its cases, their means by number of clicks, and 95 % bootstrap intervals.
+
+    Cases that were left out are in no mean, and named; of a single case there is no interval (``None``).
+    """
     evaluated = [record for record in records if "left_out" not in record]
-    counts = list(evaluated[0]["clicks"]) if evaluated else []
-    names = list(evaluated[0]["clicks"][counts[0]]["figures"]) if evaluated else []
-    table = {
-        count: {name: [record["clicks"][count]["figures"][name] for record in evaluated] for name in names}
-        for count in counts
-    }
-    return {
+    summary = {
+        **run,
         "cases_evaluated": len(evaluated),
         "cases_left_out": {record["case"]: record["left_out"] for record in records if "left_out" in record},
-        "mean": {count: {name: _mean(values) for name, values in figures.items()} for count, figures in table.items()},
-        "interval_95": {
-            count: {name: _interval(values) for name, values in figures.items()} for count, figures in table.items()
-        },
+        "mean": {},
+        "interval_95": {},
         "per_case": {
-            record["case"]: {count: record["clicks"][count]["figures"] for count in counts} for record in evaluated
+            record["case"]: {count: entry["figures"] for count, entry in record["clicks"].items()}
+            for record in evaluated
         },
     }
+    source = run["provenance"]
+    for entry in summarise_clicked(results_of(summary, source["model"], source["fold"])):
+        count, ends = str(entry.clicks), None if math.isnan(entry.low) else [entry.low, entry.high]
+        summary["mean"].setdefault(count, {})[entry.figure] = entry.mean
+        summary["interval_95"].setdefault(count, {})[entry.figure] = ends
+    return summary
 
 
 def as_text(summary: Mapping[str, Any], *, per_case: bool = False) -> str:
@@ -122,8 +124,8 @@ def as_text(summary: Mapping[str, Any], *, per_case: bool = False) -> str:
         f"({'but for the column automatic' if '0' in summary['mean'] else 'not automatic'}): "
         f"{settings['target']} (labels {', '.join(map(str, settings['target_labels']))}), "
         f"fold {source['fold']} of {source['model']}, {summary['cases_evaluated']} of "
-        f"{len(summary['validation_cases'])} validation cases, {describe(settings)}, seed {settings['seed']}; mean "
-        f"over the cases with 95 % bootstrap interval.",
+        f"{len(summary['validation_cases'])} validation cases, {describe(settings)}, seed {settings['seed']}, voxels "
+        f"of {summary['spacing_mm']} mm for the network; mean over the cases with 95 % bootstrap interval.",
         "",
         _mean_table(summary),
     ]
@@ -215,18 +217,8 @@ def _mean_table(summary: Mapping[str, Any]) -> str:
 
 def _case_table(summary: Mapping[str, Any]) -> str:
     rows = [
-        [case, name, *(f"{figures[name]:.3f}" for figures in by_count.values())]
+        [case, name, *(f"{by_count[count][name]:.3f}" for count in summary["mean"])]
         for case, by_count in summary["per_case"].items()
         for name in next(iter(by_count.values()))
     ]
     return markdown_table(["case", "figure", *(clicks_title(int(count)) for count in summary["mean"])], rows)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _interval(values: Sequence[float]) -> list[float] | None:
-    """``None`` for a single case."""
-    low, high = bootstrap_interval(values, seed=0)
-    return None if math.isnan(low) else [low, high]

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from results_tree import Tree
 
-from nnunetv2_sam3d.evaluation.clicked import collect_clicked, summarise_clicked
+from nnunetv2_sam3d.evaluation.clicked import SUMMARY, collect_clicked, summarise_clicked
 from nnunetv2_sam3d.evaluation.folds import find_models, open_dataset
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
-from nnunetv2_sam3d.evaluation.run import SUMMARY
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.experiment.comparison import SHORT_NAMES
 from nnunetv2_sam3d.report.build import Request, write_report
@@ -148,10 +147,16 @@ def test_results_of_another_split_or_checkpoint_are_refused(tree: Tree) -> None:
     file = write_clicked(tree, "nnUNetTrainer_SAM3DFull", 1, 0.0)
     summary = json.loads(file.read_text())
     file.write_text(json.dumps(summary | {"validation_cases": ["case_001"]}))
-    with pytest.raises(ValueError, match=r"fold_1.*other validation cases.*evaluate .*3d_fullres -f 1 --overwrite"):
+    with pytest.raises(
+        ValueError, match=r"other validation cases.*evaluate .*3d_fullres -f 1 --protocol reference"
+    ):
         collected(tree)
     file.write_text(json.dumps(summary | {"checkpoint_sha256": "0" * 64}))
     with pytest.raises(ValueError, match="another checkpoint than the checkpoint_final.pth"):
         collected(tree)
+    file.write_text(json.dumps({"protocol": "reference"}))
+    with pytest.raises(ValueError, match="is no summary that"):
+        collected(tree)
+    file.write_text(json.dumps(summary))
     (file.parents[1] / "checkpoint_final.pth").unlink()  # results that were copied without their checkpoint
     assert len(collected(tree)) == 1
