@@ -15,12 +15,13 @@ from nnunetv2_sam3d.commands import (
     evaluate,
     experiment,
     plan,
+    predict,
     report,
     splits,
     weights,
 )
 
-COMMANDS = (doctor, plan, splits, weights, experiment, crossval, evaluate, report, demo, benchmark)
+COMMANDS = (doctor, plan, splits, weights, experiment, crossval, predict, evaluate, report, demo, benchmark)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ class TrainedFold:
 
     Attributes:
         model: the model folder.
-        fold: number.
+        fold: number, or ``"all"`` for nnU-Net's fold that trains with every case.
         checkpoint_name: file in the fold's folder.
 
     Raises:
@@ -36,7 +36,7 @@ class TrainedFold:
     """
 
     model: Path
-    fold: int
+    fold: int | str
     checkpoint_name: str = "checkpoint_final.pth"
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class TrainedFold:
         if not file.is_file():
             raise ValueError(f"{file} does not exist; without it, nobody knows the validation cases of a fold")
         splits = json.loads(file.read_text())
-        if not self.fold < len(splits):
+        if not isinstance(self.fold, int) or not self.fold < len(splits):
             raise ValueError(f"{file} has {len(splits)} folds, and fold {self.fold} is none of them")
         return sorted(splits[self.fold]["val"])
 

@@ -38,8 +38,9 @@ class FileClick:
 
     def __str__(self) -> str:
         """For errors: enough to find the click in its file."""
-        label = (self.names[0] if self.names else self.label) or "no label"
-        return f"click {self.number} ({label}) at ({', '.join(f'{value:g}' for value in self.position)}) {self.space}"
+        name = self.names[0] if self.names else self.label
+        shown = "no label" if name in (None, "") else name
+        return f"click {self.number} ({shown}) at ({', '.join(f'{value:g}' for value in self.position)}) {self.space}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from nnunetv2_sam3d.prompts.tables import read_table
 
 __all__ = ["SUFFIXES", "find_clicks", "read_clicks", "write_clicks"]
 
-SUFFIXES = (".mrk.json", ".json", ".fcsv", ".csv")
+# The first is what predictions leave beside their segmentations.
+SUFFIXES = ("_clicks.json", ".mrk.json", ".json", ".fcsv", ".csv")
 MAX_BYTES = 8 << 20
 # What nnU-Net puts into folders of predictions.
 _NNUNET_FILES = {"dataset.json", "plans.json", "predict_from_raw_data_args.json"}
@@ -85,7 +86,9 @@ def find_clicks(path: str | os.PathLike[str], cases: Iterable[str]) -> dict[str,
 def _find_in_folder(folder: Path, cases: list[str]) -> dict[str, ClickFile]:
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.name.startswith(".") or file.name in _NNUNET_FILES or not file.name.lower().endswith(SUFFIXES):
+        if file.name.startswith(".") or file.name in _NNUNET_FILES:
+            continue
+        if not file.is_file() or not file.name.lower().endswith(SUFFIXES):
             continue
         case = _stem(file)
         _check_case(str(file), case, cases)

@@ -95,7 +95,7 @@ class Geometry:
         return _inside(zyx, self.shape, _ROUNDING)
 
     def description(self) -> dict[str, list[float]]:
-        """``image_size``, ``spacing``, ``origin``, ``direction`` of the file as ITK has them; the size if that is all."""
+        """The file's ``image_size``, ``spacing``, ``origin`` and ``direction`` as ITK has them, as far as it has."""
         corner = self.array_from_file[:3, :3]
         size = np.abs(np.linalg.inv(corner)) @ np.asarray(self.shape[::-1])
         described: dict[str, list[float]] = {"image_size": [int(length) for length in np.rint(size)]}

@@ -16,7 +16,7 @@ DEFAULT_NAMES = {"f", "p", "point", "points", "point list", "pointlist", "fiduci
 def understand(names: Sequence[str], labels: Sequence[str]) -> tuple[str | None, int]:
     """Label and sign of a control point.
 
-    A name is ``[-|+] [background|foreground] [LABEL] [number]``, its words divided by ``-``, ``_`` or spaces, in
+    A name is ``[-|+] [background|foreground] [LABEL] [numbers]``, its words divided by ``-``, ``_`` or spaces, in
     capitals or not: ``tumour``, ``tumour-2``, ``-tumour-2``, ``bg``, ``background tumour 3``. Slicer's own names
     (``F-1``) say nothing. The first name that says what the label is counts, and the first that says what the sign is.
 
@@ -38,7 +38,7 @@ def understand(names: Sequence[str], labels: Sequence[str]) -> tuple[str | None,
             if place == 0:
                 raise ClickError(
                     f"its name is {name!r:.60}, which is no label of the data set ({', '.join(labels)}). Name it "
-                    'after one of them, with a "-" in front if it is a background click, or leave Slicer\'s (F-1) for none'
+                    'after one of them, with a "-" in front for a background click, or leave Slicer\'s (F-1) for none'
                 )
             continue  # descriptions and names of lists may be about something else
         label = label or understood[0]
@@ -52,8 +52,8 @@ def _understand(name: str, known: dict[str, str]) -> tuple[str | None, int | Non
         sign = BACKGROUND if name[0] == "-" else FOREGROUND
         name = name[1:].strip()
     words = _words(name)
-    for without_number in (False, True):
-        if without_number:
+    for numbers in range(3):  # of the point, and of its list where Slicer has two of that name (F_1-3)
+        if numbers:
             if not words or not words[-1].isdecimal():
                 return None
             words = words[:-1]

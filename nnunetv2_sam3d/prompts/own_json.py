@@ -16,7 +16,7 @@ from nnunetv2_sam3d.prompts.geometry import SPACES, Geometry
 FORMAT = "nnunetv2_sam3d clicks"
 VERSION = 1
 _GEOMETRY = {"image_size": 3, "spacing": 3, "origin": 3, "direction": 9}
-_KEYS = {"format", "version", "space", "image", "clicks", *_GEOMETRY}
+_KEYS = {"format", "version", "space", "image", "clicks", "provenance", *_GEOMETRY}
 _CLICK_KEYS = {"position", "label", "sign"}
 
 
@@ -36,6 +36,8 @@ def read_own_json(path: Path, content: Any) -> ClickFile:
     image = content.get("image")
     if not isinstance(image, str | None):
         raise ClickError(f'"image" must be the name of a file, got {image!r:.50}')
+    if not isinstance(content.get("provenance", {}), dict):
+        raise ClickError('"provenance" must be a table')
     geometry = {key: _numbers(key, content[key], count) for key, count in _GEOMETRY.items() if key in content}
     items = content.get("clicks")
     if not isinstance(items, list):
@@ -84,6 +86,7 @@ def write_clicks(
     *,
     space: str = "zyx",
     image: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes clicks as this package's JSON, so that :func:`read_clicks` gives them back.
 
@@ -93,6 +96,7 @@ def write_clicks(
         geometry: of their image; needed for other spaces than ``zyx``, and written for checking.
         space: one of :data:`SPACES`.
         image: name of the image file.
+        provenance: anything that is to be noted beside the clicks; plays no role in reading.
 
     Raises:
         ClickError: for millimetres in an image without patient coordinates.
@@ -113,6 +117,8 @@ def write_clicks(
         | {"sign": "foreground" if click.sign == FOREGROUND else "background"}
         for click, position in zip(clicks, positions, strict=True)
     ]
+    if provenance is not None:
+        content["provenance"] = dict(provenance)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(part, path)

@@ -91,7 +91,7 @@ def _label(label: str | int | None, names: Mapping[str, list[int]]) -> str | int
         return label
     if label == 0 or str(label).casefold() == "background":
         raise ClickError(
-            'the background is no label to click on; for a click outside a structure use "sign": "background"'
+            "the background is no label to click on; for a click outside a structure use the sign background"
         )
     near = get_close_matches(str(label), names, n=1)
     hint = f", for instance {near[0]!r}" if near else ""

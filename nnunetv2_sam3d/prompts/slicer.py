@@ -13,7 +13,7 @@ from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, check_count
 # vtkMRMLStorageNode's enumeration, which old files have instead of names.
 _COORDINATE_SYSTEMS = {"LPS": "LPS", "RAS": "RAS", "0": "RAS", "1": "LPS"}
 _FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
-_UNDEFINED = ("0", "1")  # vtkMRMLMarkupsNode's PositionUndefined and PositionPreview
+_DEFINED = "2"  # vtkMRMLMarkupsNode's PositionDefined; the others are undefined, preview, missing
 
 
 def read_markups(path: Path, content: dict[str, Any]) -> ClickFile:
@@ -84,7 +84,7 @@ def read_fcsv(path: Path, text: str) -> ClickFile:
         number = len(clicks) + 1
         if len(row) < 12:
             raise ClickError(f"point {number} has {len(row)} columns, expected {_FCSV_COLUMNS}")
-        if row[14:15] and row[14].strip() in _UNDEFINED:
+        if len(row) > 14 and row[14].strip() != _DEFINED:
             continue
         try:
             position = finite_position([float(value) for value in row[1:4]])

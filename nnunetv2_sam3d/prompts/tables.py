@@ -13,7 +13,7 @@ from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, check_count
 _NAMED_SPACES = {("l", "p", "s"): "LPS", ("r", "a", "s"): "RAS", ("i", "j", "k"): "ijk"}
 _XYZ = ("x", "y", "z")
 _OPTIONAL = {"case", "space", "label", "sign", "order"}
-_SLICER = {"defined", "selected", "visible", "locked", "description"}  # in its exported tables, without meaning here
+_SLICER = {"defined", "selected", "visible", "locked", "description"}  # in its exported tables
 
 
 def read_table(path: Path, text: str) -> ClickFile:
@@ -87,17 +87,13 @@ def _click(number: int, values: dict[str, str], axes: tuple[str, ...], space: st
         raise ClickError(f"its position is {given!r:.60}, expected three finite numbers") from error
     if own == "zyx":
         position = position[::-1]  # the columns say which number is which
-    text = values.get("label", "")
     if "case" in values and not values["case"]:
         raise ClickError("its case is missing")
-    return FileClick(
-        number,
-        position,
-        own,
-        label=int(text) if re.fullmatch(r"\d{1,5}", text) else text or None,
-        sign=parse_sign(values.get("sign") or "foreground"),
-        case=values.get("case"),
-    )
+    text, case = values.get("label", ""), values.get("case")
+    if "defined" in values:
+        return FileClick(number, position, own, names=(text, values.get("description", "")), case=case)
+    label = int(text) if re.fullmatch(r"\d{1,5}", text) else text or None
+    return FileClick(number, position, own, label, parse_sign(values.get("sign") or "foreground"), case=case)
 
 
 def _order(value: str) -> float:

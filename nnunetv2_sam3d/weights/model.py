@@ -38,8 +38,12 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     return network.to(device).eval()
 
 
-def network_from(weights: Weights) -> SAM3D:
+def network_from(weights: Weights, precision: str = "float32") -> SAM3D:
     """A network of the file's sizes with the file's weights.
+
+    Args:
+        weights: of a whole model.
+        precision: of its products on CPUs, see :class:`SAM3D`.
 
     Raises:
         WeightsError: if the file has only a part of the network, or weights that do not belong to it.
@@ -51,7 +55,7 @@ def network_from(weights: Weights) -> SAM3D:
         )
     with torch.device("meta"):  # shapes only: a damaged description costs no memory
         try:
-            network = SAM3D(weights.config)
+            network = SAM3D(weights.config, precision)
         except (RuntimeError, OverflowError, TypeError, ValueError) as error:
             raise WeightsError(f"{weights.describe()} describes an impossible network: {error}") from error
     target = network.state_dict()

@@ -44,6 +44,7 @@ class Weights:
         metadata: what the file says of itself (trainer, provenance), for files of ours.
         outputs: meaning of the logits' channels; ``None`` if the file does not say.
         stride_known: whether the file says its token stride; 3DSAM-adapter checkpoints do not.
+        mirror_axes: axes (0, 1, 2 for D, H, W) that nnU-Net mirrors in prediction, in a trainer's checkpoint.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Weights:
     metadata: dict[str, Any] = field(default_factory=dict)
     outputs: Outputs | None = None
     stride_known: bool = False
+    mirror_axes: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """File and kind, the beginning of a sentence."""
@@ -136,7 +138,10 @@ def _ours(path: Path, content: Mapping[str, Any], automatic: bool) -> Weights:
         state = {key: value for key, value in state.items() if not key.startswith("prompt_encoder.")}
         config = replace(config, prompt_encoder=False)
     kind = "trained" if "trainer_name" in content else "converted"
-    return Weights(path, kind, state, config, dict(metadata), outputs, stride_known=True)
+    mirror_axes = tuple(content.get("inference_allowed_mirroring_axes") or ())
+    if not set(mirror_axes) <= {0, 1, 2}:
+        raise WeightsError(f"its axes for mirroring are {mirror_axes!r:.60}, expected some of 0, 1, 2; it is damaged")
+    return Weights(path, kind, state, config, dict(metadata), outputs, stride_known=True, mirror_axes=mirror_axes)
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:

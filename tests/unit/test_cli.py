@@ -45,7 +45,18 @@ def no_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_commands() -> None:
     verbs = {f"weights {verb}" for verb in ("convert", "export-adapter", "fetch", "inspect", "merge")}
-    others = {"benchmark", "crossval", "demo", "doctor", "evaluate", "experiment", "plan", "report", "splits import"}
+    others = {
+        "benchmark",
+        "crossval",
+        "demo",
+        "doctor",
+        "evaluate",
+        "experiment",
+        "plan",
+        "predict",
+        "report",
+        "splits import",
+    }
     assert others | verbs <= set(COMMANDS)
 
 

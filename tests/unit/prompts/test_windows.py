@@ -119,9 +119,9 @@ def test_mirrored_and_ensembled_by_hand(folds: list[SAM3D], size: tuple[int, ...
             out = network(torch.flip(padded[None, :, z, y, x], dims), mirrored[None], signs[None])
         results.append(torch.flip(out, dims)[0])
     expected = torch.stack(results).mean(0)
-    at = points[0].round().long()
-    place = (at + below - start).round().long()
-    torch.testing.assert_close(logits[:, *at], expected[:, *place], rtol=0, atol=1e-4)
+    z, y, x = points[0].round().long()
+    oz, oy, ox = (below - start).round().long()
+    torch.testing.assert_close(logits[:, z, y, x], expected[:, z + oz, y + oy, x + ox], rtol=0, atol=1e-4)
 
 
 def test_features_are_computed_once_for_a_window(folds: list[SAM3D], monkeypatch: pytest.MonkeyPatch) -> None:

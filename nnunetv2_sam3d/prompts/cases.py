@@ -1,0 +1,91 @@
+"""Which images there are to predict, by nnU-Net's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+from nnunetv2_sam3d.prompts.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image.
+
+    Attributes:
+        name: without channel number and file ending.
+        files: one for each channel, in their order.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+
+
+def find_cases(paths: Sequence[Path], dataset_json: Mapping[str, Any]) -> list[Case]:
+    """The images in folders, or that files belong to.
+
+    Args:
+        paths: folders of images called ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... (nnU-Net's ``imagesTs``), or
+            such files, of which one names all channels; for models of one channel also files of any name.
+        dataset_json: of the model.
+
+    Raises:
+        ValueError: if there is none, or some channels are absent, naming them.
+    """
+    ending = dataset_json["file_ending"]
+    channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
+    numbered = re.compile(r"(.+)_\d{4}" + re.escape(ending))
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in paths:
+        if path.is_dir():
+            matches = (numbered.fullmatch(file.name) for file in sorted(path.iterdir()))
+            names = sorted({match[1] for match in matches if match})
+            if not names:
+                raise ValueError(
+                    f"{path} has no image that is called as nnU-Net wants it: CASE_0000{ending}, the number being that "
+                    f"of the channel (of {channels})"
+                )
+        elif not path.is_file():
+            raise ValueError(f"{path} does not exist; give an image, or a folder of images")
+        elif match := numbered.fullmatch(path.name):
+            names, path = [match[1]], path.parent
+        elif channels == 1 and path.name.endswith(ending):
+            found[path.name[: -len(ending)]] = (path,)
+            continue
+        else:
+            raise ValueError(
+                f"{path} is called as no image of this model: expected CASE_0000{ending} with the number of the channel"
+                f"{f', or any name with the ending {ending}' if channels == 1 else f' (of {channels})'}"
+            )
+        for name in names:
+            found[name] = tuple(path / f"{name}_{channel:04d}{ending}" for channel in range(channels))
+    absent = [str(file) for files in found.values() for file in files if not file.is_file()]
+    if absent:
+        raise ValueError(f"the model takes {channels} channels, and these are absent: {', '.join(absent[:5])}")
+    return [Case(name, files) for name, files in found.items()]
+
+
+def read_header(case: Case, reader: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """What nnU-Net's reader returns beside an image, and the image's shape (z, y, x).
+
+    Only the header is read where nnU-Net's reader is ``SimpleITKIO``; with the others the image.
+    """
+    if type(reader) is not SimpleITKIO:
+        image, properties = reader.read_images([str(file) for file in case.files])
+        return properties, image.shape[1:]
+    header = sitk.ImageFileReader()
+    header.SetFileName(str(case.files[0]))
+    header.ReadImageInformation()
+    geometry = {"spacing": header.GetSpacing(), "origin": header.GetOrigin(), "direction": header.GetDirection()}
+    return {"sitk_stuff": geometry}, header.GetSize()[2::-1]
+
+
+def case_geometry(case: Case, reader: Any) -> Geometry:
+    """How the image's voxels lie."""
+    return Geometry.from_properties(*read_header(case, reader))

@@ -1,0 +1,223 @@
+"""Segmenting an image by clicks, for people who build tools."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from torch import Tensor
+
+from nnunetv2_sam3d.evaluation.targets import find_target
+from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, trained_folds
+from nnunetv2_sam3d.prompts.clicks import Click, ClickError
+from nnunetv2_sam3d.prompts.geometry import PreprocessedGrid
+from nnunetv2_sam3d.prompts.only_clicked import only_clicked
+from nnunetv2_sam3d.prompts.placing import clicks_in_grid
+from nnunetv2_sam3d.prompts.windows import CACHE_BYTES, WindowPredictor
+from nnunetv2_sam3d.settings import Settings
+from nnunetv2_sam3d.weights.model import network_from
+from nnunetv2_sam3d.weights.reading import read_weights
+
+
+class ClickPredictor:
+    """A trained model that segments images, without clicks as ``nnUNetv2_predict`` does, and better with them.
+
+    Args:
+        model: folder of a trained model, ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``.
+        folds: which are averaged; all that are trained by default.
+        checkpoint: name of the file in the folds' folders.
+        device: ``cuda`` if there is one, else ``cpu``, by default.
+        mirroring: nnU-Net's test-time augmentation: eight times slower, a little better.
+        tile_step_size: of the automatic prediction's windows, in patches.
+        cache_bytes: memory for what later clicks reuse, see
+            :class:`~nnunetv2_sam3d.prompts.windows.WindowPredictor`.
+        progress: show nnU-Net's progress bar during the automatic prediction.
+
+    Raises:
+        ValueError: if the folder is none of a SAM3D model, or a fold is not trained.
+        WeightsError: for a damaged checkpoint.
+
+    Example:
+        >>> predictor = ClickPredictor("nnUNet_results/Dataset051_.../nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__...")
+        >>> predictor.set_image(ct, spacing=(5.0, 0.8, 0.8))
+        >>> segmentation = predictor.predict([Click((41, 210, 187), "tumour")])
+        >>> segmentation = predictor.refine([Click((44, 230, 190), "tumour", sign=-1)])
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        folds: Sequence[int | str] | None = None,
+        checkpoint: str = "checkpoint_final.pth",
+        *,
+        device: str | torch.device | None = None,
+        mirroring: bool = True,
+        tile_step_size: float = 0.5,
+        cache_bytes: int = CACHE_BYTES,
+        progress: bool = False,
+    ) -> None:
+        model = Path(model).absolute()
+        fold, *others = [TrainedFold(model, n, checkpoint) for n in folds or trained_folds(model, checkpoint) or [0]]
+        self.dataset_json = fold.dataset_json
+        self.plans, self.configuration, self.label_manager = fold.plans, fold.configuration, fold.labels
+        settings = Settings.from_plans(self.configuration.configuration)
+        weights = [read_weights(each.checkpoint) for each in (fold, *others)]
+        networks = [network_from(each, settings.precision).prepare(self.configuration.patch_size) for each in weights]
+        if networks[0].config.num_classes != self.label_manager.num_segmentation_heads:
+            raise ValueError(
+                f"{fold.checkpoint} has {networks[0].config.num_classes} output channels, but the labels in "
+                f"{model / 'dataset.json'} need {self.label_manager.num_segmentation_heads}: they are not of one model"
+            )
+        self.checkpoints = [each.checkpoint for each in (fold, *others)]
+        self.windows = WindowPredictor(
+            networks,
+            self.configuration.patch_size,
+            mirror_axes=weights[0].mirror_axes if mirroring else None,
+            tile_step_size=tile_step_size,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            cache_bytes=cache_bytes,
+            progress=progress,
+        )
+        self._clicks: list[Click] = []
+        self._of_files = False
+        self.spacing: list[float] = []  # of the image, mm, (z, y, x)
+        self.properties: dict[str, Any] = {}  # what nnU-Net's reader and preprocessor say of the image
+
+    @property
+    def clicks(self) -> tuple[Click, ...]:
+        """The clicks of the last prediction, in their order."""
+        return tuple(self._clicks)
+
+    def set_image(
+        self, image: np.ndarray, spacing: Sequence[float], properties: Mapping[str, Any] | None = None
+    ) -> None:
+        """The image that the next calls are about; preprocesses it as nnU-Net does.
+
+        Args:
+            image: (C, z, y, x), or (z, y, x) for models of one channel, as read: no resampling, no normalisation.
+            spacing: mm, (z, y, x).
+            properties: what nnU-Net's reader returned beside the image, if one read it.
+
+        Raises:
+            ValueError: for another number of channels, and a spacing that is none.
+        """
+        channels = self.windows.config.in_channels
+        image = image[None] if image.ndim == 3 and channels == 1 else image
+        if image.ndim != 4 or len(image) != channels or not min(image.shape):
+            raise ValueError(
+                f"expected an image of shape ({channels}, z, y, x)"
+                f"{' or (z, y, x)' if channels == 1 else ''}, got {image.shape}"
+            )
+        if len(spacing) != 3 or not all(0 < length < np.inf for length in spacing):
+            raise ValueError(f"the spacing is three positive lengths (z, y, x) in mm, got {spacing!r}")
+        preprocessor = self.configuration.preprocessor_class(verbose=False)
+        self.spacing, self._shape = [float(length) for length in spacing], image.shape[1:]
+        data, _, self.properties = preprocessor.run_case_npy(
+            image,
+            None,
+            {**(properties or {}), "spacing": self.spacing},
+            self.plans,
+            self.configuration,
+            self.dataset_json,
+        )
+        self._grid = PreprocessedGrid.from_properties(self.properties, self.plans.transpose_forward, data.shape[1:])
+        self.windows.set_image(torch.from_numpy(data))
+        self._of_files = properties is not None
+        self._clicks = []
+
+    def set_image_files(self, files: Sequence[str | Path]) -> None:
+        """The same for image files, one for each channel, read by the reader that the model was trained with."""
+        image, properties = self.plans.image_reader_writer_class().read_images([str(file) for file in files])
+        self.set_image(image, properties["spacing"], properties)
+
+    def predict(self, clicks: Sequence[Click] = (), *, only: bool = False) -> np.ndarray:
+        """The segmentation with these clicks and no earlier ones.
+
+        Args:
+            clicks: voxels of the image, in the order in which they were made.
+            only: return the clicked structures alone, see
+                :func:`~nnunetv2_sam3d.prompts.only_clicked.only_clicked`.
+
+        Returns:
+            labels of ``dataset.json``, (z, y, x), voxels of the image.
+
+        Raises:
+            ClickError: for clicks outside the image or of labels that the model does not have.
+            ValueError: for clicks that the model cannot take.
+        """
+        logits = self.logits(clicks)
+        segmentation = self.segmentation(logits)
+        if not only:
+            return segmentation
+        segmentation, missed = only_clicked(segmentation, clicks, self.dataset_json["labels"], self.spacing)
+        if missed:
+            warnings.warn(f"nothing was found at {', '.join(map(describe, missed))}", stacklevel=2)
+        return segmentation
+
+    def refine(self, more: Sequence[Click], *, only: bool = False) -> np.ndarray:
+        """The segmentation with the clicks of the last prediction and more."""
+        return self.predict([*self._clicks, *more], only=only)
+
+    def write(self, segmentation: np.ndarray, file: str | Path) -> None:
+        """Writes a segmentation of this image, which came from files, with their geometry; whole or not at all."""
+        if not self._of_files:
+            raise RuntimeError("the image came without its file's geometry; set it with set_image_files()")
+        file = Path(file)
+        ending = self.dataset_json["file_ending"]
+        partial = file.with_name(f".{file.name.removesuffix(ending)}.partial{ending}")
+        self.plans.image_reader_writer_class().write_seg(segmentation, str(partial), self.properties)
+        os.replace(partial, file)
+
+    def reset(self) -> None:
+        """Forgets the clicks, keeps the image and what was computed of it."""
+        self._clicks = []
+
+    def check(self, clicks: Sequence[Click]) -> None:
+        """Raises what :meth:`predict` would raise for such clicks in any image."""
+        self.windows.check_signs([click.sign for click in clicks])
+        for click in clicks:
+            if click.label is not None:
+                try:
+                    find_target(self.dataset_json["labels"], str(click.label))
+                except ValueError as error:
+                    raise ClickError(f"{describe(click)}: {error}") from error
+
+    def logits(self, clicks: Sequence[Click] = ()) -> Tensor:
+        """Logits (classes, D, H, W) on nnU-Net's preprocessed grid; arguments and errors as in :meth:`predict`."""
+        if not self.properties:
+            raise RuntimeError("an image must be set with set_image() before the prediction")
+        self.check(clicks)
+        for click in clicks:
+            if not all(-0.5 <= place <= size - 0.5 for place, size in zip(click.zyx, self._shape, strict=True)):
+                raise ClickError(f"{describe(click)} lies outside the image of {list(self._shape)} voxels (z, y, x)")
+        shape = np.asarray(self._grid.shape)
+        # rounding may put a click on the surface of the grid a little beyond it
+        points = np.clip(clicks_in_grid(clicks, self._grid), -0.5, shape - 0.5)
+        logits = self.windows.logits(torch.from_numpy(points).float(), torch.tensor([float(c.sign) for c in clicks]))
+        self._clicks = list(clicks)
+        return logits
+
+    def segmentation(self, logits: Tensor, probabilities: bool = False) -> Any:
+        """Labels (z, y, x) from logits of this image, as nnU-Net exports them.
+
+        With ``probabilities`` a pair, the second one (classes, z, y, x).
+        """
+        return convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits,
+            self.plans,
+            self.configuration,
+            self.label_manager,
+            self.properties,
+            return_probabilities=probabilities,
+        )
+
+
+def describe(click: Click) -> str:
+    """For sentences."""
+    return f"the click at {tuple(round(place, 2) for place in click.zyx)} (z, y, x, {click.label or 'no label'})"

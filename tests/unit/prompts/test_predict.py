@@ -1,0 +1,258 @@
+"""The command predict and ClickPredictor: files in, segmentations out, with a model folder of two folds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from blobs import GEOMETRIES, Blobs, centres, write_blobs
+from model_kit import LABELS, PATCH, REGIONS, SETTINGS, stock_prediction, write_model
+from slicer_files import markups
+
+from nnunetv2_sam3d.cli import main
+from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.prompts.clicks import Click, ClickError
+from nnunetv2_sam3d.prompts.files import read_clicks
+from nnunetv2_sam3d.prompts.placing import clicks_for_case
+from nnunetv2_sam3d.prompts.predictor import ClickPredictor
+
+Make = Callable[..., SAM3D]
+
+
+@pytest.fixture
+def networks(make_network: Make) -> list[SAM3D]:
+    sizes = {"num_classes": 3, "in_channels": 3, "signed_clicks": True, **SETTINGS["network"]}
+    return [make_network(seed, **sizes) for seed in (0, 1)]
+
+
+@pytest.fixture
+def model(networks: list[SAM3D], tmp_path: Path) -> Path:
+    return write_model(tmp_path, networks)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "imagesTs"
+    folder.mkdir()
+    write_blobs(folder, "straight", case="straight")
+    write_blobs(folder, "oblique sagittal", case="oblique")
+    return folder
+
+
+def read(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def predict(model: Path, images: Path, output: Path, *more: object) -> None:
+    arguments = ["predict", "-m", model, "-i", images, "-o", output, "--device", "cpu", *more]
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def fiducials(file: Path, blobs: Blobs, numbers: list[int], name: str = "tumour") -> Path:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(markups([(f"{name}-{n}", blobs.lps[n].tolist()) for n in numbers])))
+    return file
+
+
+def test_without_clicks_it_is_nnunetv2_predict(model: Path, images: Path, tmp_path: Path) -> None:
+    stock_prediction(model, (0, 1), images, tmp_path / "stock")
+    predict(model, images, tmp_path / "ours", "--save_probabilities")
+    for case in ("straight", "oblique"):
+        ours, stock = (sitk.ReadImage(str(tmp_path / folder / f"{case}.nii.gz")) for folder in ("ours", "stock"))
+        assert np.array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(stock))
+        assert len(np.unique(sitk.GetArrayFromImage(ours))) > 1
+        assert (ours.GetOrigin(), ours.GetDirection()) == (stock.GetOrigin(), stock.GetDirection())
+        assert ours.GetSpacing() == stock.GetSpacing() and ours.GetPixelID() == stock.GetPixelID()
+        probabilities = [np.load(tmp_path / folder / f"{case}.npz")["probabilities"] for folder in ("ours", "stock")]
+        assert np.array_equal(*probabilities)
+    for file in ("plans.json", "dataset.json"):
+        assert json.loads((tmp_path / "ours" / file).read_text()) == json.loads((tmp_path / "stock" / file).read_text())
+    assert not list((tmp_path / "ours").glob("*_clicks.json"))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_the_window_lies_on_the_fiducial(
+    geometry: str, networks: list[SAM3D], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a fiducial of 3D Slicer on a bright blob to the middle of the crop that the network sees."""
+    crops = []
+    model = write_model(tmp_path, networks[:1], spacing=(1.2, 0.9, 1.0), transpose_forward=(1, 2, 0), mirror_axes=None)
+    blobs = write_blobs(tmp_path, geometry)
+    predictor = ClickPredictor(model, device="cpu")
+    network = predictor.windows.networks[0]
+    given = []
+    monkeypatch.setattr(network, "encode", lambda x, f=network.encode: (crops.append(x), f(x))[1])
+    monkeypatch.setattr(network, "decode", lambda f, p, s, d=network.decode: (given.append((p, s)), d(f, p, s))[1])
+    predictor.set_image_files(blobs.files)
+    automatic = predictor.predict()
+    crops.clear()
+    given.clear()
+    file = read_clicks(fiducials(tmp_path / "case.mrk.json", blobs, [1]))
+    clicks = clicks_for_case(file, "case", predictor.properties, automatic.shape, LABELS)
+    predictor.predict(clicks)
+    (crop,), ((points, signs),) = crops, given
+    blob = centres(crop[0].numpy()[1:2] * 1000 + 100)[0]
+    assert np.abs(points[0, 0].numpy() - blob).max() < 0.5
+    place = predictor._grid.from_image([clicks[0].zyx])[0]
+    centred = 0
+    for axis, (size, patch) in enumerate(zip(predictor._grid.shape, PATCH, strict=True)):
+        if patch / 2 < place[axis] < size - patch / 2 - 1:  # else the window ends with the volume
+            assert abs(points[0, 0, axis] - patch / 2) <= 0.5
+            centred += 1
+    assert centred
+    assert signs.tolist() == [[1.0]]
+
+
+def test_clicks_files_and_records(model: Path, images: Path, tmp_path: Path) -> None:
+    blobs = write_blobs(tmp_path, "oblique sagittal", case="copy")
+    clicks = fiducials(tmp_path / "clicks" / "oblique.mrk.json", blobs, [0, 2])
+    predict(model, images, tmp_path / "clicked", "--clicks", clicks.parent, "-f", 0, "--disable_tta")
+    predict(model, images, tmp_path / "automatic", "-f", 0, "--disable_tta")
+    pairs = {
+        case: [read(tmp_path / folder / f"{case}.nii.gz") for folder in ("clicked", "automatic")]
+        for case in ("straight", "oblique")
+    }
+    assert np.array_equal(*pairs["straight"]) and not np.array_equal(*pairs["oblique"])
+    record = tmp_path / "clicked" / "oblique_clicks.json"
+    content = json.loads(record.read_text())
+    assert content["space"] == "LPS" and content["image"] == "oblique_0000.nii.gz"
+    assert np.allclose([click["position"] for click in content["clicks"]], blobs.lps[[0, 2]], atol=1e-3)
+    assert list(content["provenance"]["checkpoints"]) == [str(model / "fold_0" / "checkpoint_final.pth")]
+    assert content["provenance"]["clicks"]["file"] == str(clicks)
+    # the record is a file of clicks that gives the same, and the Python interface gives it too
+    predict(model, images / "oblique_0002.nii.gz", tmp_path / "again", "--clicks", record, "-f", 0, "--disable_tta")
+    assert np.array_equal(read(tmp_path / "again" / "oblique.nii.gz"), pairs["oblique"][0])
+    predictor = ClickPredictor(model, [0], device="cpu", mirroring=False)
+    image = np.stack([read(images / f"oblique_{channel:04d}.nii.gz") for channel in range(3)])
+    predictor.set_image(image, GEOMETRIES["oblique sagittal"][1][::-1])
+    clicks = [Click(tuple(ijk[::-1]), "tumour") for ijk in blobs.ijk[[0, 2]]]
+    assert np.array_equal(predictor.predict(), pairs["oblique"][1])
+    assert not np.array_equal(predictor.predict(clicks[:1]), pairs["oblique"][0])
+    assert np.array_equal(predictor.refine(clicks[1:]), pairs["oblique"][0])
+    assert predictor.clicks == tuple(clicks)
+    predictor.reset()
+    assert np.array_equal(predictor.refine([]), pairs["oblique"][1])
+
+
+def test_continued(model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, blobs = tmp_path / "out", write_blobs(tmp_path, "straight", case="copy")
+    clicks = fiducials(tmp_path / "clicks" / "straight.mrk.json", blobs, [0])
+    options = ("--clicks", clicks.parent, "-f", 0, "--disable_tta", "--continue_prediction")
+
+    def predicted() -> set[str]:
+        before = {file: file.stat().st_mtime_ns for file in output.glob("*.nii.gz")}
+        predict(model, images, output, *options)
+        return {file.name[:-7] for file in output.glob("*.nii.gz") if file.stat().st_mtime_ns != before.get(file)}
+
+    assert predicted() == {"straight", "oblique"}
+    assert predicted() == set() and "0 segmentations written" in capsys.readouterr().out
+    (output / "oblique.nii.gz").unlink()
+    assert predicted() == {"oblique"}
+    fiducials(clicks, blobs, [0, 1])
+    assert predicted() == {"straight"}  # other clicks
+    assert len(json.loads((output / "straight_clicks.json").read_text())["clicks"]) == 2
+    write_blobs(tmp_path, "oblique sagittal", case="copy")
+    clicks.rename(clicks.with_name("oblique.mrk.json"))
+    with pytest.raises(AssertionError):  # the clicks of one image given to another: nothing is lost
+        predicted()
+    assert {file.name for file in output.glob("straight*")} == {"straight.nii.gz", "straight_clicks.json"}
+    assert not list(output.glob(".*"))
+
+
+def test_only_the_clicked_structure(model: Path, images: Path, tmp_path: Path) -> None:
+    predictor = ClickPredictor(model, [0], device="cpu", mirroring=False)
+    predictor.set_image_files([images / f"straight_{channel:04d}.nii.gz" for channel in range(3)])
+    segmentation = predictor.predict()
+    place = tuple(float(place) for place in np.argwhere(segmentation == 1)[5])
+    click = Click(place, "organ")
+    whole, only = predictor.predict([click]), predictor.predict([click], only=True)
+    if (whole == 1).any():
+        assert (only[only > 0] == 1).all() and np.array_equal(only[only > 0], whole[only > 0])
+    file = tmp_path / "straight.csv"
+    file.write_text(f"# space = zyx\nx,y,z,label\n{','.join(map(str, place[::-1]))},organ\n")
+    predict(
+        model, images / "straight_0000.nii.gz", tmp_path / "o", "--clicks", file, "--only-clicked", "-f", 0,
+        "--disable_tta",
+    )  # fmt: skip
+    assert np.array_equal(read(tmp_path / "o" / "straight.nii.gz"), only)
+
+
+def test_model_with_regions(make_network: Make, images: Path, tmp_path: Path) -> None:
+    sizes = {"num_classes": 2, "in_channels": 3, **SETTINGS["network"]}
+    regions = write_model(tmp_path / "regions", [make_network(**sizes)], labels=REGIONS)
+    (tmp_path / "case").mkdir()
+    for channel in range(3):
+        (tmp_path / "case" / f"a_{channel:04d}.nii.gz").symlink_to(images / f"straight_{channel:04d}.nii.gz")
+    stock_prediction(regions, (0,), tmp_path / "case", tmp_path / "stock")
+    predict(regions, tmp_path / "case", tmp_path / "ours")
+    assert np.array_equal(read(tmp_path / "ours" / "a.nii.gz"), read(tmp_path / "stock" / "a.nii.gz"))
+    predictor = ClickPredictor(regions, device="cpu", mirroring=False)
+    predictor.set_image_files(sorted((tmp_path / "case").iterdir()))
+    assert set(np.unique(predictor.predict([Click((9.0, 9.0, 9.0), "organ")], only=True))) <= {0, 1, 2}
+
+
+def test_refused_before_anything_is_computed(
+    model: Path, make_network: Make, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    unsigned = {"num_classes": 3, "in_channels": 3, **SETTINGS["network"]}
+    no_signs = write_model(tmp_path / "unsigned", [make_network(**unsigned)])
+    no_prompts = write_model(tmp_path / "automatic", [make_network(**unsigned, prompt_encoder=False)])
+    monkeypatch.setattr(ClickPredictor, "set_image", lambda *_: pytest.fail("an image was read for prediction"))
+    table = tmp_path / "clicks.csv"
+
+    def refused(line: str, *more: object, used: Path = model, given: Path = images) -> str:
+        table.write_text(f"case,space,x,y,z,label,sign\nstraight,zyx,9,9,9,tumour,foreground\n{line}\n")
+        arguments = [
+            "predict",
+            "-m",
+            used,
+            "-i",
+            given,
+            "-o",
+            tmp_path / "o",
+            "--clicks",
+            table,
+            "--device",
+            "cpu",
+            *more,
+        ]
+        assert main([str(argument) for argument in arguments]) == 1
+        assert not (tmp_path / "o").exists()
+        return capsys.readouterr().err
+
+    assert "case 'nobody' among the 2 images" in refused("nobody,zyx,9,9,9,tumour,foreground")
+    assert "lies outside the image" in refused("oblique,zyx,9,9,99,tumour,foreground")
+    assert "has no label 'bone'" in refused("oblique,zyx,9,9,9,bone,foreground")
+    background = "oblique,zyx,9,9,9,tumour,background"
+    assert "plan --signed-clicks" in (message := refused(background, used=no_signs)) and str(table) in message
+    assert "no prompt encoder" in refused("oblique,zyx,9,9,9,tumour,foreground", used=no_prompts)
+    fine = "oblique,zyx,9,9,9,tumour,foreground"
+    assert "fold_7" in refused(fine, "-f", 7)
+    assert "takes numbers of folds" in refused(fine, "-f", "x")
+    assert "no folder of a trained model" in refused(fine, used=images)
+    assert "does not exist; give an image" in refused(fine, given=tmp_path / "absent")
+    (images / "oblique_0001.nii.gz").unlink()
+    assert "absent: " in (message := refused(fine)) and "oblique_0001.nii.gz" in message
+
+
+def test_interface_refuses(model: Path) -> None:
+    predictor = ClickPredictor(model, device="cpu")
+    click = Click((9.0, 9.0, 9.0), "tumour")
+    with pytest.raises(RuntimeError, match="an image must be set"):
+        predictor.predict([click])
+    with pytest.raises(ValueError, match=r"expected an image of shape \(3, z, y, x\), got \(9, 9, 9\)"):
+        predictor.set_image(np.ones((9, 9, 9)), (1, 1, 1))
+    with pytest.raises(ValueError, match="three positive lengths"):
+        predictor.set_image(np.ones((3, 9, 9, 9)), (1, 0, 1))
+    predictor.set_image(np.random.default_rng(0).normal(100, 9, (3, 14, 15, 16)), (1, 1, 1))
+    with pytest.raises(ClickError, match="outside the image of"):
+        predictor.predict([Click((9.0, 9.0, 16.0), "tumour")])
+    with pytest.raises(ClickError, match="there is no target 'bone'"):
+        predictor.predict([Click((9.0, 9.0, 9.0), "bone")])
+    with pytest.raises(RuntimeError, match="set_image_files"):
+        predictor.write(np.zeros((14, 15, 16)), "x.nii.gz")
