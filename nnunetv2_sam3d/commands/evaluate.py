@@ -103,20 +103,34 @@ def evaluate_fold(fold: Any, options: argparse.Namespace) -> None:
     from nnunetv2_sam3d.evaluation.targets import find_target
     from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
     from nnunetv2_sam3d.report.clicks import write_curves
-    from nnunetv2_sam3d.weights import load_model
+    from nnunetv2_sam3d.settings import Settings
+    from nnunetv2_sam3d.weights.model import network_from
+    from nnunetv2_sam3d.weights.reading import read_weights
 
     target = find_target(fold.dataset_json["labels"], options.target)
     counts = tuple(options.clicks or CLICK_COUNTS[options.protocol])
     device = torch.device(options.device or default_device())
-    network = load_model(fold.checkpoint, device)
+    weights = read_weights(fold.checkpoint)
     protocol: ClickProtocol
     if options.protocol == "reference":
         crop_size = tuple(options.crop_size or fold.configuration.patch_size)
         protocol = ReferenceProtocol(target, fold.labels, crop_size, counts, options.tolerance, options.seed)
+        network = network_from(weights)  # float32 on every machine
     else:
-        signed = network.config.signed_clicks
-        protocol = WholeVolumeProtocol(target, fold, signed, counts, options.tolerance, options.seed)
+        # as nnU-Net validates and predicts
+        precision = Settings.from_plans(fold.configuration.configuration).precision
+        network = network_from(weights, precision).prepare(fold.configuration.patch_size)
+        protocol = WholeVolumeProtocol(
+            target,
+            fold,
+            network.config.signed_clicks,
+            counts,
+            options.tolerance,
+            options.seed,
+            weights.mirror_axes,
+        )
     output = options.output or fold.folder / protocol.folder
+    network.to(device).eval()
     summary = run_protocol(fold, protocol, network, device, output=output, overwrite=options.overwrite)
     if options.protocol == "whole-volume":
         name = fold.model.name.split("__")[0]

@@ -19,7 +19,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunetv2_sam3d.evaluation.volumes import Volume
-from nnunetv2_sam3d.weights.files import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,6 @@ class TrainedFold:
     @property
     def labels(self) -> LabelManager:
         return self.plans.get_label_manager(self.dataset_json)
-
-    @property
-    def mirror_axes(self) -> tuple[int, ...] | None:
-        """Axes that nnU-Net mirrors in prediction, as the checkpoint says."""
-        axes = read_checkpoint(self.checkpoint).get("inference_allowed_mirroring_axes")
-        return None if axes is None else tuple(axes)
 
     @property
     def preprocessed(self) -> Path:

@@ -63,11 +63,12 @@ class WholeVolumeProtocol:
 
     Args:
         target: what is clicked on and measured.
-        fold: whose preprocessed data, annotations, plans and mirroring are used.
+        fold: whose preprocessed data, annotations and plans are used.
         signed_clicks: whether the network knows background clicks.
         click_counts: numbers of clicks, 0 for automatic; the clicks of a smaller number begin those of a larger one.
         tolerance_mm: of the surface Dice.
         seed: of random clicks.
+        mirror_axes: that nnU-Net mirrors in prediction, as the checkpoint says.
 
     Raises:
         ValueError: for numbers that cannot work, and for a target that the network does not know.
@@ -79,6 +80,7 @@ class WholeVolumeProtocol:
     click_counts: tuple[int, ...] = (0, 1, 3, 5, 10)
     tolerance_mm: float = 5.0
     seed: int = 0
+    mirror_axes: Sequence[int] | None = None
 
     name = "whole-volume"
     folder = "clicks"
@@ -96,7 +98,7 @@ class WholeVolumeProtocol:
     def predictor(self, network: SAM3D, device: torch.device) -> WindowPredictor:
         """nnU-Net's sliding window with its mirroring, and prompted windows."""
         return WindowPredictor(
-            [network], self.fold.configuration.patch_size, mirror_axes=self.fold.mirror_axes, device=device
+            [network], self.fold.configuration.patch_size, mirror_axes=self.mirror_axes, device=device
         )
 
     def evaluate(self, predictor: Predictor, volume: Volume) -> dict[str, Any]:

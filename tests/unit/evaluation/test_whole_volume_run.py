@@ -32,7 +32,7 @@ def output(site: Site) -> Path:
 
 
 def run(site: Site, network: SAM3D, target: str = "tumour", **options: Any) -> dict[str, Any]:
-    protocol = WholeVolumeProtocol(find_target(LABELS, target), site.fold, click_counts=COUNTS)
+    protocol = WholeVolumeProtocol(find_target(LABELS, target), site.fold, click_counts=COUNTS, mirror_axes=(1, 2))
     return run_protocol(site.fold, protocol, network, torch.device("cpu"), **options)
 
 

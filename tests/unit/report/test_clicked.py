@@ -147,9 +147,7 @@ def test_results_of_another_split_or_checkpoint_are_refused(tree: Tree) -> None:
     file = write_clicked(tree, "nnUNetTrainer_SAM3DFull", 1, 0.0)
     summary = json.loads(file.read_text())
     file.write_text(json.dumps(summary | {"validation_cases": ["case_001"]}))
-    with pytest.raises(
-        ValueError, match=r"other validation cases.*evaluate .*3d_fullres -f 1 --protocol reference"
-    ):
+    with pytest.raises(ValueError, match=r"other validation cases.*evaluate .*3d_fullres -f 1 --protocol reference"):
         collected(tree)
     file.write_text(json.dumps(summary | {"checkpoint_sha256": "0" * 64}))
     with pytest.raises(ValueError, match="another checkpoint than the checkpoint_final.pth"):
