@@ -35,8 +35,9 @@ class Settings:
         token_stride: voxels per token, one number or three (D, H, W).
         adapter_dim: bottleneck of the adapters, half the width by default.
         prompt_encoder: whether the network has one; without it, it is the reference's automatic variant.
-        clicks: simulated in training: ``mixed`` (half of the steps have one to ten on the target, few more often than
-            many), ``reference`` (the authors' ten on the target and twenty anywhere, in every step) or ``none``.
+        clicks: simulated in training, see :mod:`nnunetv2_sam3d.prompts.presets`: ``mixed`` (half of the steps have one
+            to ten on the target, few more often than many), ``reference`` (the authors' ten on the target and twenty
+            anywhere, in every step) or ``none``.
         automatic_share: share of the steps without clicks that ``mixed`` has.
         max_clicks: most clicks of a sample in ``mixed``.
         click_targets: labels or regions that are clicked on, as one; by default those called tumour, lesion or the

@@ -62,7 +62,10 @@ def read_split(file: Path) -> dict[str, list[str]]:
     try:
         content = _PlainUnpickler(io.BytesIO(file.read_bytes())).load()
     except Exception as error:  # damaged pickles raise almost anything
-        raise ValueError(f"{file} cannot be read as a split, and nothing in it was run: {error}") from error
+        why = str(error) if isinstance(error, pickle.UnpicklingError) else "it is damaged, or no pickle"
+        raise ValueError(
+            f"{file} cannot be read as a split, and nothing in it was run: {why}. Give the authors' split.pkl"
+        ) from error
     if not isinstance(content, Mapping) or "train" not in content or not set(PARTS[1:]) & set(content):
         found = f"a table of {list(content)[:5]}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise ValueError(f"{file} is {found}; expected a table with 'train' and 'val' or 'test'")

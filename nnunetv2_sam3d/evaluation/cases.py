@@ -30,7 +30,6 @@ class Row:
 
     Attributes:
         model: name of the model.
-        mode: ``automatic``, or how it was clicked.
         fold: whose validation case it is.
         case: nnU-Net's identifier.
         structure: label or region.
@@ -39,7 +38,6 @@ class Row:
     """
 
     model: str
-    mode: str
     fold: int
     case: str
     structure: str
@@ -85,7 +83,7 @@ def measure_all(
             file.write(json.dumps({"key": keys[number], "measures": [asdict(entry) for entry in measures]}) + "\n")
             file.flush()
     return [
-        Row(item.model, item.mode, item.fold, item.case, structure.name, structure.tolerance_mm, measures)
+        Row(item.model, item.fold, item.case, structure.name, structure.tolerance_mm, measures)
         for item, key in zip(items, keys, strict=True)
         for structure, measures in zip(structures, known[key], strict=True)
     ]
@@ -120,7 +118,9 @@ def label_array(image: sitk.Image, file: Path, known_labels: Sequence[int]) -> n
     labels = values.astype(np.uint8 if max(known_labels) < 256 else np.uint16)
     if not np.array_equal(labels, values):
         raise ValueError(f"{file} holds values from {values.min()} to {values.max()} that are no integer labels")
-    unknown = sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - set(known_labels))
+    # plane by plane: bincount turns what it counts into 64-bit integers
+    present = sum(np.bincount(plane.ravel(), minlength=np.iinfo(labels.dtype).max + 1) for plane in labels)
+    unknown = sorted(set(np.flatnonzero(present).tolist()) - set(known_labels))
     if unknown:
         raise ValueError(f"{file} holds the label {unknown[0]}, dataset.json knows {sorted(known_labels)}")
     return labels

@@ -53,7 +53,6 @@ class Summary:
 
     Attributes:
         model: name.
-        mode: automatic or clicked.
         structure: label or region.
         metric: key.
         folds: mean of each fold; NaN where no case of it counts.
@@ -68,7 +67,6 @@ class Summary:
     """
 
     model: str
-    mode: str
     structure: str
     metric: str
     folds: Mapping[int, float]
@@ -89,7 +87,6 @@ class Difference:
     Attributes:
         first: name of a model.
         second: name of the other one.
-        mode: automatic or clicked.
         structure: label or region.
         metric: key.
         cases: pairs in which the metric is defined for both.
@@ -98,14 +95,13 @@ class Difference:
         high: upper end.
         median: of the differences.
         p: of the two-sided Wilcoxon signed-rank test; 1 if nothing differs.
-        p_holm: adjusted for all comparisons of this metric and mode.
+        p_holm: adjusted for all comparisons of this metric.
         effect: matched-pairs rank-biserial correlation, -1 to 1; 0 if nothing differs.
         least_p: the smallest p that as many pairs can give at all.
     """
 
     first: str
     second: str
-    mode: str
     structure: str
     metric: str
     cases: int
@@ -120,9 +116,9 @@ class Difference:
 
 
 def summarise(rows: Sequence[Row], metric: Metric, seed: int = 0) -> list[Summary]:
-    """Per fold, over the folds, and pooled over cases; for every model, mode and structure in their order."""
+    """Per fold, over the folds, and pooled over cases; for every model and structure in their order."""
     summaries = []
-    for (model, mode, structure), group in _groups(rows, lambda row: (row.model, row.mode, row.structure)).items():
+    for (model, structure), group in _groups(rows, lambda row: (row.model, row.structure)).items():
         by_fold = _groups(group, lambda row: row.fold)
         folds = {fold: _mean(_values(by_fold[fold], metric)) for fold in sorted(by_fold)}
         means = _finite(list(folds.values()))
@@ -131,7 +127,6 @@ def summarise(rows: Sequence[Row], metric: Metric, seed: int = 0) -> list[Summar
         summaries.append(
             Summary(
                 model,
-                mode,
                 structure,
                 metric.key,
                 folds,
@@ -149,9 +144,9 @@ def summarise(rows: Sequence[Row], metric: Metric, seed: int = 0) -> list[Summar
 
 
 def differences(rows: Sequence[Row], metric: Metric, seed: int = 0) -> list[Difference]:
-    """All pairs of models on the cases that both have, by mode and structure; p-values adjusted by Holm per mode."""
+    """All pairs of models on the cases that both have, by structure; p-values adjusted by Holm."""
     found = []
-    for (mode, structure), group in _groups(rows, lambda row: (row.mode, row.structure)).items():
+    for structure, group in _groups(rows, lambda row: row.structure).items():
         by_model = _groups(group, lambda row: row.model)
         for first, second in combinations(by_model, 2):
             one = {row.case: metric.value(row) for row in by_model[first]}
@@ -164,7 +159,6 @@ def differences(rows: Sequence[Row], metric: Metric, seed: int = 0) -> list[Diff
                 Difference(
                     first,
                     second,
-                    mode,
                     structure,
                     metric.key,
                     len(delta),
@@ -178,11 +172,8 @@ def differences(rows: Sequence[Row], metric: Metric, seed: int = 0) -> list[Diff
                     least_p,
                 )
             )
-    adjusted: list[Difference] = []
-    for family in _groups(found, lambda difference: difference.mode).values():
-        p_values = holm([difference.p for difference in family])
-        adjusted += [replace(entry, p_holm=p) for entry, p in zip(family, p_values, strict=True)]
-    return adjusted
+    p_values = holm([difference.p for difference in found])
+    return [replace(entry, p_holm=p) for entry, p in zip(found, p_values, strict=True)]
 
 
 def bootstrap_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
@@ -253,7 +244,7 @@ def volume_groups(rows: Sequence[Row], structure: str, borders_ml: Sequence[floa
     """The sub-group of every case by the reference volume of a structure.
 
     Args:
-        rows: of one model and mode at least.
+        rows: of one model at least.
         structure: whose volume counts.
         borders_ml: ascending; by default tertiles with 9 cases or more, the median with 4 or more, else no groups.
 

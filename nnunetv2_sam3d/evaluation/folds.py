@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-AUTOMATIC = "automatic"
-
 
 @dataclass(frozen=True)
 class Model:
@@ -35,11 +33,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Item:
-    """One prediction and its reference.
+    """One automatic prediction and its reference.
 
     Attributes:
         model: name of the model.
-        mode: ``automatic``, or how it was clicked; results of different modes never share a table.
         fold: whose validation case it is.
         case: nnU-Net's identifier.
         prediction: file.
@@ -47,7 +44,6 @@ class Item:
     """
 
     model: str
-    mode: str
     fold: int
     case: str
     prediction: Path
@@ -213,7 +209,7 @@ def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> 
                     f"fold again (nnUNetv2_train ... --val) in an empty folder"
                 )
             items += [
-                Item(model.name, AUTOMATIC, fold, case, folder / f"{case}{dataset.ending}", dataset.reference(case))
+                Item(model.name, fold, case, folder / f"{case}{dataset.ending}", dataset.reference(case))
                 for case in cases
             ]
     if problems:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd, insert_crop_into_image
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunetv2_sam3d.evaluation.clicks import click_generator, random_target_voxels
-from nnunetv2_sam3d.evaluation.surface import KITS_TOLERANCES_MM, dice, surface_dices
+from nnunetv2_sam3d.evaluation.protocol import check_settings, common_settings, figures
 from nnunetv2_sam3d.evaluation.targets import Target
 from nnunetv2_sam3d.evaluation.volumes import Volume
 
@@ -56,38 +56,29 @@ class ReferenceProtocol:
     folder = "reference_protocol_with_clicks"
 
     def __post_init__(self) -> None:
-        self.target.check(self.labels)
-        if not self.click_counts or min(self.click_counts) < 1 or len(set(self.click_counts)) < len(self.click_counts):
-            raise ValueError(f"the numbers of clicks must be different and at least 1, got {list(self.click_counts)}")
+        check_settings(self.target, self.labels, self.click_counts, 1, self.tolerance_mm, self.seed)
         if len(self.crop_size) != 3 or min(self.crop_size) < 1:
             raise ValueError(f"the crop must be three positive voxel counts (D H W), got {list(self.crop_size)}")
-        if not 0 < self.tolerance_mm < np.inf:
-            raise ValueError(f"the tolerance must be a positive length in mm, got {self.tolerance_mm}")
-        if self.seed < 0:
-            raise ValueError(f"the seed must not be negative, got {self.seed}")
-
-    @property
-    def tolerances_mm(self) -> dict[str, float]:
-        """Names of the surface figures, and their tolerances."""
-        kits = {f"NSD {mm:.2f} mm (KiTS, {region})": mm for region, mm in KITS_TOLERANCES_MM.items()}
-        return {f"NSD {self.tolerance_mm:g} mm": self.tolerance_mm, **kits}
 
     def settings(self) -> dict[str, Any]:
         """Everything that the figures depend on beside the model and the data."""
-        return {
-            "target": self.target.name,
-            "target_labels": list(self.target.labels),
-            "click_counts": list(self.click_counts),
-            "seed": self.seed,
-            "crop_size": list(self.crop_size),
-            "tolerances_mm": self.tolerances_mm,
-        }
+        common = common_settings(self.target, self.click_counts, self.tolerance_mm, self.seed)
+        return common | {"crop_size": list(self.crop_size)}
 
-    def evaluate(self, predict: Predict, volume: Volume) -> dict[str, Any]:
+    def predictor(self, network: nn.Module, device: torch.device) -> Predict:
+        """The network itself, on its device."""
+
+        def predict(image: Tensor, points: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return network(image.to(device), points.to(device))[0].float().cpu()
+
+        return predict
+
+    def evaluate(self, predictor: Predict, volume: Volume) -> dict[str, Any]:
         """One case.
 
         Args:
-            predict: the network, see ``Predict``.
+            predictor: the network, see ``Predict``.
             volume: the case.
 
         Returns:
@@ -98,7 +89,7 @@ class ReferenceProtocol:
             return {"left_out": f"no voxel of {self.target.name} to click on"}
         return {
             "target_voxels": int(target.sum()),
-            "clicks": {str(count): self._with_clicks(count, predict, volume, target) for count in self.click_counts},
+            "clicks": {str(count): self._with_clicks(count, predictor, volume, target) for count in self.click_counts},
         }
 
     def _with_clicks(self, count: int, predict: Predict, volume: Volume, target: np.ndarray) -> dict[str, Any]:
@@ -112,9 +103,8 @@ class ReferenceProtocol:
         prediction = insert_crop_into_image(np.zeros_like(target), (probability > 0.5).numpy(), box)
         if self.labels.has_ignore_label:
             prediction &= volume.segmentation != self.labels.ignore_label
-        surfaces = surface_dices(prediction, target, volume.spacing_mm, list(self.tolerances_mm.values()))
         return {
-            "figures": {"Dice": dice(prediction, target), **dict(zip(self.tolerances_mm, surfaces, strict=True))},
+            "figures": figures(prediction, target, volume.spacing_mm, self.tolerance_mm),
             "points_zyx": clicks.tolist(),
             "points_outside_crop": int((~inside).sum()),
             "crop_start_zyx": start,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -12,26 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from nnunetv2_sam3d import __version__
-from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
+from nnunetv2_sam3d.evaluation.clicked import SUMMARY, results_of, summarise_clicked
+from nnunetv2_sam3d.evaluation.protocol import ClickProtocol
 from nnunetv2_sam3d.evaluation.tables import markdown_table
 from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.weights.files import sha256
 
-SUMMARY = "summary_with_clicks.json"
 TABLE = "summary_with_clicks.md"
+DRAWN = ("clicks.csv", "curves.svg", "curves.png")  # what the command makes of the summary
 NOTE = (
-    "Every figure was reached with clicks placed on the ground truth. None may stand in one column with figures of "
-    "automatic segmentation, such as those in nnU-Net's validation/summary.json."
+    "What was reached with clicks was reached with clicks placed on the ground truth. It may not stand in one column "
+    "with figures of automatic segmentation, such as those in nnU-Net's validation/summary.json."
 )
 
 
 def run_protocol(
     fold: TrainedFold,
-    protocol: ReferenceProtocol,
+    protocol: ClickProtocol,
     network: nn.Module,
     device: torch.device,
     *,
@@ -45,7 +47,7 @@ def run_protocol(
         protocol: how.
         network: its network, in evaluation mode on ``device``.
         device: where the network is.
-        output: folder for the results; ``fold_N/reference_protocol_with_clicks`` by default.
+        output: folder for the results; ``fold_N/`` and the protocol's by default.
         overwrite: replace results of other settings instead of refusing.
 
     Returns:
@@ -73,36 +75,44 @@ def run_protocol(
     files = {case: output / "cases" / f"{case}.json" for case in cases}
     missing = [case for case in cases if read_json(files[case]) is None]
 
-    def predict(image: Tensor, points: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return network(image.to(device), points.to(device))[0].float().cpu()
-
+    predictor = protocol.predictor(network, device)
     with tqdm(
         total=len(cases), initial=len(cases) - len(missing), desc=f"{protocol.name} protocol, fold {fold.fold}",
         unit="case", file=sys.stdout,
     ) as bar:  # fmt: skip
         for volume in fold.volumes(missing):
-            write_json(files[volume.case], {"case": volume.case, **protocol.evaluate(predict, volume)})
+            write_json(files[volume.case], {"case": volume.case, **protocol.evaluate(predictor, volume)})
             bar.update()
     records = [json.loads(files[case].read_text()) for case in cases]
-    summary = run | {"note": NOTE, "provenance": provenance(fold, device), **summarize(records)}
+    summary = summarize(run | {"note": NOTE, "provenance": provenance(fold, device)}, records)
     write_json(output / SUMMARY, summary)
     (output / TABLE).write_text(as_text(summary, per_case=True))
     return summary
 
 
-def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over the cases by number of clicks; cases that were left out are in none of them, and named."""
+def summarize(run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A run with the figures of its cases, their means by number of clicks, and 95 % bootstrap intervals.
+
+    Cases that were left out are in no mean, and named; of a single case there is no interval (``None``).
+    """
     evaluated = [record for record in records if "left_out" not in record]
-    counts = list(evaluated[0]["clicks"]) if evaluated else []
-    return {
+    summary = {
+        **run,
         "cases_evaluated": len(evaluated),
         "cases_left_out": {record["case"]: record["left_out"] for record in records if "left_out" in record},
-        "mean": {count: _mean([record["clicks"][count]["figures"] for record in evaluated]) for count in counts},
+        "mean": {},
+        "interval_95": {},
         "per_case": {
-            record["case"]: {count: record["clicks"][count]["figures"] for count in counts} for record in evaluated
+            record["case"]: {count: entry["figures"] for count, entry in record["clicks"].items()}
+            for record in evaluated
         },
     }
+    source = run["provenance"]
+    for entry in summarise_clicked(results_of(summary, source["model"], source["fold"])):
+        count, ends = str(entry.clicks), None if math.isnan(entry.low) else [entry.low, entry.high]
+        summary["mean"].setdefault(count, {})[entry.figure] = entry.mean
+        summary["interval_95"].setdefault(count, {})[entry.figure] = ends
+    return summary
 
 
 def as_text(summary: Mapping[str, Any], *, per_case: bool = False) -> str:
@@ -110,21 +120,29 @@ def as_text(summary: Mapping[str, Any], *, per_case: bool = False) -> str:
     settings = summary["settings"]
     source = summary["provenance"]
     lines = [
-        f"Protocol {summary['protocol']}, WITH CLICKS on the ground truth (not automatic): "
+        f"Protocol {summary['protocol']}, WITH CLICKS on the ground truth "
+        f"({'but for the column automatic' if '0' in summary['mean'] else 'not automatic'}): "
         f"{settings['target']} (labels {', '.join(map(str, settings['target_labels']))}), "
         f"fold {source['fold']} of {source['model']}, {summary['cases_evaluated']} of "
-        f"{len(summary['validation_cases'])} validation cases, one crop of {settings['crop_size']} voxels of "
-        f"{summary['spacing_mm']} mm, seed {settings['seed']}.",
+        f"{len(summary['validation_cases'])} validation cases, {describe(settings)}, seed {settings['seed']}, voxels "
+        f"of {summary['spacing_mm']} mm for the network; mean over the cases with 95 % bootstrap interval.",
         "",
-        _table(["clicks"], [([count], figures) for count, figures in summary["mean"].items()]),
+        _mean_table(summary),
     ]
     if summary["cases_left_out"]:
         left_out = ", ".join(f"{case} ({reason})" for case, reason in summary["cases_left_out"].items())
         lines += ["", f"Left out, counted in no mean: {left_out}."]
     if per_case:
-        rows = [([case, count], row) for case, by in summary["per_case"].items() for count, row in by.items()]
-        lines += ["", _table(["case", "clicks"], rows), "", NOTE]
+        lines += ["", _case_table(summary), "", NOTE]
     return "\n".join(lines) + "\n"
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """What was predicted, and how it was clicked on."""
+    if "crop_size" in settings:
+        return f"one crop of {'x'.join(map(str, settings['crop_size']))} voxels around random clicks"
+    kind = "signed clicks" if settings["signed_clicks"] else "foreground clicks"
+    return f"the whole volume, {kind}, the first in the target's middle, later ones in that of the largest error"
 
 
 def provenance(fold: TrainedFold, device: torch.device) -> dict[str, Any]:
@@ -141,6 +159,11 @@ def provenance(fold: TrainedFold, device: torch.device) -> dict[str, Any]:
             **{name: version(name) for name in ("nnunetv2", "torch", "numpy", "surface-distance")},
         },
     }
+
+
+def clicks_title(count: int) -> str:
+    """The name of a column."""
+    return f"{count} click{'s' if count > 1 else ''}" if count else "automatic"
 
 
 def read_json(file: Path) -> Any:
@@ -175,18 +198,27 @@ def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
                 f"{output} holds results of {what}. Choose another folder with -o, or replace them with --overwrite."
             )
         shutil.rmtree(output / "cases", ignore_errors=True)
-        for name in (SUMMARY, TABLE):
+        for name in (SUMMARY, TABLE, *DRAWN):
             (output / name).unlink(missing_ok=True)
     write_json(note, run)
 
 
-def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in figures) / len(figures) for name in figures[0]}
-
-
-def _table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], Mapping[str, float]]]) -> str:
-    if not rows:
+def _mean_table(summary: Mapping[str, Any]) -> str:
+    mean, interval = summary["mean"], summary["interval_95"]
+    if not mean:
         return "No case was evaluated."
-    names = list(rows[0][1])
-    cells = [[*keys, *(f"{figures[name]:.3f}" for name in names)] for keys, figures in rows]
-    return markdown_table([*heads, *names], cells)
+    rows = []
+    for name in next(iter(mean.values())):
+        ends = [interval[count][name] for count in mean]
+        texts = [f" [{end[0]:.3f}, {end[1]:.3f}]" if end else "" for end in ends]
+        rows.append([name, *(f"{mean[count][name]:.3f}{text}" for count, text in zip(mean, texts, strict=True))])
+    return markdown_table(["figure", *(clicks_title(int(count)) for count in mean)], rows)
+
+
+def _case_table(summary: Mapping[str, Any]) -> str:
+    rows = [
+        [case, name, *(f"{by_count[count][name]:.3f}" for count in summary["mean"])]
+        for case, by_count in summary["per_case"].items()
+        for name in next(iter(by_count.values()))
+    ]
+    return markdown_table(["case", "figure", *(clicks_title(int(count)) for count in summary["mean"])], rows)

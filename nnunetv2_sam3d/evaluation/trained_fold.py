@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor
 
 from nnunetv2_sam3d.evaluation.volumes import Volume
 
@@ -102,8 +105,32 @@ class TrainedFold:
             )
         dataset = infer_dataset_class(str(folder))(str(folder), cases)  # type: ignore[abstract]
         for case in cases:
-            image, segmentation, _, _ = dataset.load_case(case)
-            yield Volume(case, image, np.asarray(segmentation[0]), list(self.configuration.spacing))
+            image, segmentation, _, properties = dataset.load_case(case)
+            yield Volume(case, image, np.asarray(segmentation[0]), list(self.configuration.spacing), properties)
+
+    def annotation(self, case: str) -> tuple[np.ndarray, list[float]]:
+        """A case as nnU-Net's validation compares it: labels (z, y, x) on the original grid, and their spacing in mm.
+
+        Raises:
+            ValueError: if the file is not there, with the command that makes it.
+        """
+        file = self.preprocessed / "gt_segmentations" / f"{case}{self.dataset_json['file_ending']}"
+        if not file.is_file():
+            number = int(self.plans.dataset_name[7:10])
+            raise ValueError(f"{file} does not exist. Preprocess the data again: nnUNetv2_preprocess -d {number}")
+        segmentation, properties = self.plans.image_reader_writer_class().read_seg(str(file))
+        return segmentation[0], [float(length) for length in properties["spacing"]]
+
+    def original_segmentation(self, logits: Tensor, properties: Mapping[str, Any]) -> np.ndarray:
+        """Logits (classes, D, H, W) as nnU-Net exports them: labels (z, y, x) on the grid of the original image."""
+        return convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits,
+            self.plans,
+            self.configuration,
+            self.labels,
+            dict(properties),
+            num_threads_torch=torch.get_num_threads(),
+        )
 
 
 def find_model(model: Path | None, dataset: str | None, trainer: str, plans: str, configuration: str) -> Path:

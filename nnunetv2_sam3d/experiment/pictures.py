@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,13 @@ def draw_overlays(comparison: Comparison, file: Path) -> Path | None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     cases = _cases(comparison)
     if not cases:
         return None
     columns = ["image", "annotation", *(name.removeprefix("nnUNetTrainer_") for name in comparison.trainers)]
-    figure = Figure(figsize=(2.6 * len(columns), 2.7 * len(cases)), dpi=130, layout="constrained")
+    figure = Figure(figsize=(2.6 * len(columns), 2.7 * len(cases) + 0.3), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(cases), len(columns), squeeze=False)
     for row, (line, (image_file, label_file, predictions)) in enumerate(zip(axes, cases, strict=True)):
@@ -42,14 +44,29 @@ def draw_overlays(comparison: Comparison, file: Path) -> Path | None:
             if mask is not None:
                 shown = mask[index]
                 for label in np.unique(shown[shown > 0]):
-                    colour = COLOURS[(int(label) - 1) % len(COLOURS)]
-                    axis.contour(shown == label, [0.5], colors=colour, linewidths=1.0)
+                    axis.contour(shown == label, [0.5], colors=_colour(int(label)), linewidths=1.0)
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(name, fontsize=9)
         line[0].text(2, 2, label_file.name.split(".")[0], color="white", fontsize=7, va="top")
+    lines = [Line2D([], [], color=_colour(label), label=name) for label, name in _names(comparison).items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(6, max(1, len(lines))), fontsize=8)
     figure.savefig(file)
     return file
+
+
+def _colour(label: int) -> str:
+    return COLOURS[(label - 1) % len(COLOURS)]
+
+
+def _names(comparison: Comparison) -> dict[int, str]:
+    """Values in the masks and what ``dataset.json`` calls them; regions by the value that stands for them."""
+    dataset = json.loads((comparison.raw / "dataset.json").read_text())
+    entries = {name: value for name, value in dataset["labels"].items() if name not in ("background", "ignore")}
+    order = dataset.get("regions_class_order")
+    if order:
+        return dict(sorted(zip(order, entries, strict=False)))
+    return {int(value): name for name, value in entries.items()}
 
 
 def _cases(comparison: Comparison) -> list[tuple[Path, Path, list[Path]]]:
@@ -84,8 +101,6 @@ def _slice(labels: np.ndarray) -> int:
 
 def _window(image: np.ndarray, comparison: Comparison) -> tuple[float, float]:
     """A soft tissue window for CT, the middle 98 % of the values otherwise."""
-    import json
-
     channels = json.loads((comparison.raw / "dataset.json").read_text())["channel_names"]
     if str(channels.get("0", "")).lower() == "ct":
         return -160.0, 240.0

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunetv2_sam3d.evaluation.cases import Row, measure_all
+from nnunetv2_sam3d.evaluation.clicked import ClickedResults, collect_clicked, summarise_clicked
 from nnunetv2_sam3d.evaluation.compare import METRICS, Difference, Summary, differences, summarise, volume_groups
 from nnunetv2_sam3d.evaluation.folds import Dataset, Item, Model, check_splits, collect, find_models, open_dataset
 from nnunetv2_sam3d.evaluation.structures import IGNORE, Structure, structures_of
 from nnunetv2_sam3d.report import sections
+from nnunetv2_sam3d.report.clicks import clicks_csv
 from nnunetv2_sam3d.report.page import Page, render
 from nnunetv2_sam3d.report.provenance import provenance
 from nnunetv2_sam3d.report.style import look
@@ -81,13 +83,9 @@ class Results:
     differences: Sequence[Difference]
     groups: dict[str, str]
     trainings: Sequence[Training]
+    clicked: Sequence[ClickedResults]
     provenance: dict[str, Any]
     seed: int
-
-    @property
-    def modes(self) -> list[str]:
-        """Automatic, then the clicked ones; they are never mixed."""
-        return list(dict.fromkeys(row.mode for row in self.rows))
 
     @property
     def names(self) -> list[str]:
@@ -100,8 +98,8 @@ class Results:
         return known_labels(self.dataset)
 
 
-def write_report(request: Request, output: Path, say: Callable[[str], None], clicked: Iterable[Item] = ()) -> Path:
-    """Writes ``report.html``, ``cases.csv``, ``summary.json``, ``tables/`` and ``figures/``.
+def write_report(request: Request, output: Path, say: Callable[[str], None]) -> Path:
+    """Writes ``report.html``, ``cases.csv``, ``clicks.csv`` if there are clicks, ``summary.json``, tables and figures.
 
     Measured cases are kept in ``measured.jsonl``: a second run measures only what has changed.
 
@@ -109,7 +107,6 @@ def write_report(request: Request, output: Path, say: Callable[[str], None], cli
         request: what is reported.
         output: folder; made if absent.
         say: takes the lines for the user.
-        clicked: predictions made with clicks, each with its mode; they get tables of their own.
 
     Returns:
         the page.
@@ -124,11 +121,12 @@ def write_report(request: Request, output: Path, say: Callable[[str], None], cli
     borders = _checked_borders(request.volume_groups_ml)
     folds = check_splits(dataset, request.folds)
     models = find_models(dataset, request.trainers, request.plans, request.configuration, request.names)
-    items = [*collect(dataset, models, folds), *clicked]
+    items = collect(dataset, models, folds)
     absent = sorted(set(request.view_cases or ()) - {item.case for item in items})
     if absent:
         raise ValueError(f"--view-cases: {absent[0]} is no validation case of the folds {list(folds)}")
     ignored = dataset.json["labels"].get(IGNORE)
+    clicked = collect_clicked(dataset, models, folds)
     say(f"{len(items)} predictions of {len(models)} models, folds {' '.join(map(str, folds))}: complete")
     rows = measure_all(
         items,
@@ -151,6 +149,7 @@ def write_report(request: Request, output: Path, say: Callable[[str], None], cli
         [entry for metric in METRICS for entry in differences(rows, metric, request.seed)],
         volume_groups(rows, focus.name, borders),
         trainings,
+        clicked,
         provenance(dataset, models, trainings, items, request.configuration, request.command),
         request.seed,
     )
@@ -159,6 +158,10 @@ def write_report(request: Request, output: Path, say: Callable[[str], None], cli
     with look():
         chapters = sections.all_sections(results, output / "figures", request.view_cases, tqdm)
     _write(output / "cases.csv", cases_csv(rows))
+    if clicked:
+        _write(output / "clicks.csv", clicks_csv(clicked))
+    else:
+        (output / "clicks.csv").unlink(missing_ok=True)
     _write(output / "summary.json", summary_json(results))
     (output / "tables").mkdir()
     for table in (table for chapter in chapters for table in chapter.tables):
@@ -198,13 +201,11 @@ def cases_csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     figures = ("dice", "surface_dice", "hd95_mm", "reference_ml", "predicted_ml", "volume_error_ml")
     counts = ("volume_error_percent", "empty", "lesions", "detected", "false_lesions")
-    writer.writerow(["model", "mode", "fold", "case", "structure", "tolerance_mm", *figures, *counts])
+    writer.writerow(["model", "fold", "case", "structure", "tolerance_mm", *figures, *counts])
     for row in rows:
         values = [getattr(row.measures, name) for name in (*figures, *counts)]
-        names = [csv_text(text) for text in (row.model, row.mode, row.case, row.structure)]
-        writer.writerow(
-            [names[0], names[1], row.fold, names[2], names[3], f"{row.tolerance_mm:.10g}", *map(_cell, values)]
-        )
+        names = [csv_text(text) for text in (row.model, row.case, row.structure)]
+        writer.writerow([names[0], row.fold, names[1], names[2], f"{row.tolerance_mm:.10g}", *map(_cell, values)])
     return text.getvalue()
 
 
@@ -219,6 +220,15 @@ def summary_json(results: Results) -> str:
         "bootstrap seed": results.seed,
         "summaries": [asdict(entry) for entry in results.summaries],
         "differences": [asdict(entry) for entry in results.differences],
+        "with clicks": [
+            {
+                "protocol": entry.protocol,
+                "settings": entry.settings,
+                "left out": entry.left_out,
+                "summaries": [asdict(summary) for summary in summarise_clicked(entry, results.seed)],
+            }
+            for entry in results.clicked
+        ],
         "volume groups": {"structure": results.focus.name, "cases": results.groups},
         "trainings": [
             {key: value for key, value in asdict(run).items() if key != "curves"} for run in results.trainings

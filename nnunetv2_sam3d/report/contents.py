@@ -24,12 +24,12 @@ from nnunetv2_sam3d.report.training import Training
 BY_KEY = {metric.key: metric for metric in METRICS}
 
 
-def pooled_table(summaries: Sequence[Summary], structures: Sequence[Structure], mode: str) -> Table:
+def pooled_table(summaries: Sequence[Summary], structures: Sequence[Structure]) -> Table:
     """All metrics, pooled over the cases."""
     lines = []
     for structure in structures:
-        for model in _models(summaries, mode):
-            found = {s.metric: s for s in summaries if (s.mode, s.model, s.structure) == (mode, model, structure.name)}
+        for model in dict.fromkeys(summary.model for summary in summaries):
+            found = {s.metric: s for s in summaries if (s.model, s.structure) == (model, structure.name)}
             cells = [
                 interval(found[metric.key].mean, found[metric.key].low, found[metric.key].high, _digits(metric))
                 for metric in METRICS
@@ -40,36 +40,36 @@ def pooled_table(summaries: Sequence[Summary], structures: Sequence[Structure], 
     header = ["structure", "model", "tolerance [mm]", "cases", *(_title(metric) for metric in METRICS)]
     header[6] += " (defined in)"
     caption = (
-        f"{mode.capitalize()} results: mean over the cases of all folds with 95 % bootstrap interval. Dice and surface "
-        f"Dice count 1 where both masks are empty and 0 where one is; HD95 is not defined there and left out."
+        "Automatic results: mean over the cases of all folds with 95 % bootstrap interval. Dice and surface "
+        "Dice count 1 where both masks are empty and 0 where one is; HD95 is not defined there and left out."
     )
-    return Table(f"pooled_{_slug(mode)}", caption, header, lines, frozenset({0, 1}))
+    return Table("pooled_automatic", caption, header, lines, frozenset({0, 1}))
 
 
-def fold_table(summaries: Sequence[Summary], structures: Sequence[Structure], mode: str) -> Table:
+def fold_table(summaries: Sequence[Summary], structures: Sequence[Structure]) -> Table:
     """Mean of each fold, and mean and SD over the folds."""
     folds = sorted({fold for summary in summaries for fold in summary.folds})
     lines = []
     for structure in structures:
         for metric in METRICS:
             for summary in summaries:
-                if (summary.mode, summary.structure, summary.metric) != (mode, structure.name, metric.key):
+                if (summary.structure, summary.metric) != (structure.name, metric.key):
                     continue
                 means = [number(summary.folds.get(fold, math.nan), _digits(metric)) for fold in folds]
                 overall = number(summary.fold_mean, _digits(metric))
                 spread = "" if math.isnan(summary.fold_sd) else f" ± {number(summary.fold_sd, _digits(metric))}"
                 lines.append([structure.name, _title(metric), summary.model, *means, overall + spread])
     header = ["structure", "metric", "model", *(f"fold {fold}" for fold in folds), "mean ± SD of folds"]
-    caption = f"{mode.capitalize()} results: mean of each fold's cases; the last column weighs folds equally."
-    return Table(f"folds_{_slug(mode)}", caption, header, lines, frozenset({0, 1, 2}))
+    caption = "Automatic results: mean of each fold's cases; the last column weighs folds equally."
+    return Table("folds_automatic", caption, header, lines, frozenset({0, 1, 2}))
 
 
-def difference_table(differences: Sequence[Difference], structures: Sequence[Structure], mode: str) -> Table | None:
+def difference_table(differences: Sequence[Difference], structures: Sequence[Structure]) -> Table | None:
     """Paired differences with their tests; ``None`` with one model."""
     lines = []
     for structure in structures:
         for metric in METRICS:
-            family = [entry for entry in differences if entry.mode == mode and entry.metric == metric.key]
+            family = [entry for entry in differences if entry.metric == metric.key]
             for entry in family:
                 if entry.structure != structure.name:
                     continue
@@ -95,19 +95,19 @@ def difference_table(differences: Sequence[Difference], structures: Sequence[Str
         "what it carries",
     ]  # fmt: skip
     caption = (
-        f"{mode.capitalize()} results: paired differences over the cases of all folds. p: two-sided Wilcoxon "
-        f"signed-rank test; Holm's adjustment is over all comparisons of one metric. Effect: matched-pairs "
-        f"rank-biserial correlation, from -1 to 1. Lower HD95 and volume error are better."
+        "Automatic results: paired differences over the cases of all folds. p: two-sided Wilcoxon "
+        "signed-rank test; Holm's adjustment is over all comparisons of one metric. Effect: matched-pairs "
+        "rank-biserial correlation, from -1 to 1. Lower HD95 and volume error are better."
     )
-    return Table(f"differences_{_slug(mode)}", caption, header, lines, frozenset({0, 1, 2}), frozenset({9}))
+    return Table("differences_automatic", caption, header, lines, frozenset({0, 1, 2}), frozenset({9}))
 
 
-def detection_table(rows: Sequence[Row], models: Sequence[str], structures: Sequence[Structure], mode: str) -> Table:
+def detection_table(rows: Sequence[Row], models: Sequence[str], structures: Sequence[Structure]) -> Table:
     """Empty masks, lesions found and missed, bias of volumes."""
     lines = []
     for structure in structures:
         for model in models:
-            group = [r.measures for r in rows if (r.model, r.mode, r.structure) == (model, mode, structure.name)]
+            group = [r.measures for r in rows if (r.model, r.structure) == (model, structure.name)]
             lesions = sum(entry.lesions or 0 for entry in group)
             detected = sum(entry.detected or 0 for entry in group)
             errors = [entry.volume_error_ml for entry in group if entry.empty != "both"]
@@ -131,15 +131,15 @@ def detection_table(rows: Sequence[Row], models: Sequence[str], structures: Sequ
         "false lesions", "mean volume error [ml]", "median volume error [%]",
     ]  # fmt: skip
     caption = (
-        f"{mode.capitalize()} results: cases with empty masks, lesions, volumes (predicted minus annotated). A lesion "
-        f"is a 26-connected component of the annotation; one common voxel detects it. A false lesion is a component of "
-        f"the prediction without a common voxel."
+        "Automatic results: cases with empty masks, lesions, volumes (predicted minus annotated). A lesion "
+        "is a 26-connected component of the annotation; one common voxel detects it. A false lesion is a component of "
+        "the prediction without a common voxel."
     )
-    return Table(f"detection_{_slug(mode)}", caption, header, lines, frozenset({0, 1}))
+    return Table("detection_automatic", caption, header, lines, frozenset({0, 1}))
 
 
 def group_table(
-    rows: Sequence[Row], models: Sequence[str], structure: Structure, groups: Mapping[str, str], mode: str, seed: int
+    rows: Sequence[Row], models: Sequence[str], structure: Structure, groups: Mapping[str, str], seed: int
 ) -> Table:
     """Dice and surface Dice of one structure by its volume."""
     lines = []
@@ -148,7 +148,7 @@ def group_table(
             group = [
                 row
                 for row in rows
-                if (row.model, row.mode, row.structure) == (model, mode, structure.name) and groups[row.case] == title
+                if (row.model, row.structure) == (model, structure.name) and groups[row.case] == title
             ]
             cells = []
             for key in ("dice", "surface_dice"):
@@ -161,11 +161,11 @@ def group_table(
             lesions, detected = sum(m.lesions or 0 for m in found), sum(m.detected or 0 for m in found)
             lines.append([title, model, str(len(group)), *cells, f"{detected}/{lesions}" if structure.lesion else "-"])
     caption = (
-        f"{mode.capitalize()} results of {structure.name} by its annotated volume. Intervals are left out below "
+        f"Automatic results of {structure.name} by its annotated volume. Intervals are left out below "
         f"{FEW_CASES} cases; no test is made within groups."
     )
     header = ["volume", "model", "cases", "Dice", "Surface Dice", "lesions detected"]
-    return Table(f"groups_{_slug(mode)}", caption, header, lines, frozenset({0, 1}))
+    return Table("groups_automatic", caption, header, lines, frozenset({0, 1}))
 
 
 def cost_table(trainings: Sequence[Training], models: Sequence[str]) -> Table:
@@ -197,21 +197,9 @@ def cost_table(trainings: Sequence[Training], models: Sequence[str]) -> Table:
     return Table("costs", caption, header, lines, frozenset({0, 6}))
 
 
-def _share(trained: int, parameters: int) -> str:
-    return f"{trained:,} ({100 * trained / parameters:.1f} %)"
-
-
-def _models(summaries: Sequence[Summary], mode: str) -> list[str]:
-    return list(dict.fromkeys(summary.model for summary in summaries if summary.mode == mode))
-
-
 def _title(metric: Metric) -> str:
     return metric.title + (f" [{metric.unit}]" if metric.unit else "")
 
 
 def _digits(metric: Metric) -> int:
     return 2 if metric.unit else 3
-
-
-def _slug(mode: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in mode)

@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_sam3d.evaluation.compare import ALPHA, FEW_CASES, METRICS, RESAMPLES
-from nnunetv2_sam3d.evaluation.folds import AUTOMATIC, Dataset
-from nnunetv2_sam3d.report import contents, plots
+from nnunetv2_sam3d.evaluation.folds import Dataset
+from nnunetv2_sam3d.report import clicks, contents, plots
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import choose_cases, draw_overlays, load_view
-from nnunetv2_sam3d.report.page import Picture, Scene, Section
-from nnunetv2_sam3d.report.style import save
+from nnunetv2_sam3d.report.page import Scene, Section
+from nnunetv2_sam3d.report.style import picture
 
 if TYPE_CHECKING:
     from nnunetv2_sam3d.report.build import Results
@@ -49,10 +48,12 @@ def all_sections(
     results: Results, figures: Path, view_cases: Sequence[str] | None, progress: Callable[..., Any]
 ) -> list[Section]:
     """Draws all figures into a folder and puts the chapters together."""
-    chapters = [_reading(results)]
-    for mode in results.modes:
-        chapters.append(_results(results, mode, figures))
-    chapters.append(_training(results, figures))
+    chapters = [
+        _reading(results),
+        _results(results, figures),
+        *clicks.clicked_sections(results.clicked, results.names, results.seed, figures),
+        _training(results, figures),
+    ]
     chapters += _cases(results, figures, view_cases, progress)
     text = json.dumps(results.provenance, indent=1, ensure_ascii=False)
     chapters.append(Section("provenance", "Provenance", code=[text]))
@@ -80,47 +81,42 @@ def _reading(results: Results) -> Section:
     return Section("reading", "How to read this", notes, RULES)
 
 
-def _results(results: Results, mode: str, figures: Path) -> Section:
+def _results(results: Results, figures: Path) -> Section:
     structures, models = results.structures, results.names
-    rows = [row for row in results.rows if row.mode == mode]
-    present = [model for model in models if any(row.model == model for row in rows)]
+    rows = results.rows
     names = [structure.name for structure in structures]
     tables = [
-        contents.pooled_table(results.summaries, structures, mode),
-        contents.difference_table(results.differences, structures, mode),
-        contents.fold_table(results.summaries, structures, mode),
-        contents.detection_table(rows, present, structures, mode),
+        contents.pooled_table(results.summaries, structures),
+        contents.difference_table(results.differences, structures),
+        contents.fold_table(results.summaries, structures),
+        contents.detection_table(rows, models, structures),
     ]
     texts = []
     if results.groups:
-        tables.append(contents.group_table(rows, present, results.focus, results.groups, mode, results.seed))
+        tables.append(contents.group_table(rows, models, results.focus, results.groups, results.seed))
     else:
         texts.append(f"Too few cases with {results.focus.name} for sub-groups by its volume.")
     pictures = []
     for metric in METRICS[:3]:
         pictures.append(
-            _picture(
-                plots.boxes(rows, present, names, metric),
+            picture(
+                plots.boxes(rows, models, names, metric),
                 figures,
-                f"{metric.key}_{mode}",
-                f"{metric.title} by case ({mode}). Box: quartiles, line: median, diamond: mean, whiskers: to the last "
-                f"case within 1.5 interquartile ranges. Grey lines join a case's results.",
+                f"{metric.key}_automatic",
+                f"{metric.title} by case (automatic). Box: quartiles, line: median, diamond: mean, whiskers: to the "
+                f"last case within 1.5 interquartile ranges. Grey lines join a case's results.",
             )
         )
     pictures.append(
-        _picture(
-            plots.bland_altman(rows, present, names),
+        picture(
+            plots.bland_altman(rows, models, names),
             figures,
-            f"volumes_{mode}",
-            f"Bland-Altman plot of volumes ({mode}). Solid: bias, dashed: 95 % limits of agreement; cases empty in "
-            f"both masks are left out.",
+            "volumes_automatic",
+            "Bland-Altman plot of volumes (automatic). Solid: bias, dashed: 95 % limits of agreement; cases empty in "
+            "both masks are left out.",
         )
     )
-    title = "Automatic results" if mode == AUTOMATIC else f"Results with clicks: {mode}"
-    # the anchor is built from a number, not from the name, which may hold anything
-    return Section(
-        f"results-{results.modes.index(mode)}", title, (), texts, [table for table in tables if table], pictures
-    )
+    return Section("automatic", "Automatic results", (), texts, [table for table in tables if table], pictures)
 
 
 def _training(results: Results, figures: Path) -> Section:
@@ -133,14 +129,14 @@ def _training(results: Results, figures: Path) -> Section:
         "different trainers need not be comparable. Pseudo Dice is of random patches, not of whole cases."
     )
     return Section(
-        "training", "Training", tables=[table], pictures=[_picture(curves, figures, "learning_curves", caption)]
+        "training", "Training", tables=[table], pictures=[picture(curves, figures, "learning_curves", caption)]
     )
 
 
 def _cases(
     results: Results, figures: Path, view_cases: Sequence[str] | None, progress: Callable[..., Any]
 ) -> list[Section]:
-    rows = [row for row in results.rows if row.mode == AUTOMATIC]
+    rows = results.rows
     chosen = choose_cases(rows, results.focus.name)
     viewed = list(view_cases) if view_cases is not None else list(chosen.values())
     titles = {case: title for title, case in chosen.items()}
@@ -148,7 +144,7 @@ def _cases(
     window = CT_WINDOW_HU if str(results.dataset.json["channel_names"].get("0", "")).lower() == "ct" else None
     pictures, scenes = [], []
     for case in progress(list(dict.fromkeys([*chosen.values(), *viewed])), "draw", unit="case"):
-        items = [item for item in results.items if item.case == case and item.mode == AUTOMATIC]
+        items = [item for item in results.items if item.case == case]
         view = load_view(items, images.get(case), results.focus, results.labels)
         label = f"{titles[case]} case: {case}" if case in titles else case
         if case in titles:
@@ -158,7 +154,7 @@ def _cases(
                 f"annotation. Yellow dashes: annotation; white line: the model; orange: too much; blue: missed."
             )
             figure = draw_overlays(view, results.focus, label, window, dice)
-            pictures.append(_picture(figure, figures, f"overlay_{titles[case]}", caption, "png"))
+            pictures.append(picture(figure, figures, f"overlay_{titles[case]}", caption, "png"))
         if case in viewed:
             scenes.append(Scene(label, scene(view, results.structures, results.focus)))
     text = (
@@ -179,9 +175,3 @@ def _images(dataset: Dataset) -> dict[str, Path]:
         return {}
     files = get_filenames_of_train_images_and_targets(str(dataset.raw), dataset.json)
     return {case: Path(entry["images"][0]) for case, entry in files.items()}
-
-
-def _picture(figure: Figure, folder: Path, name: str, caption: str, kind: str = "svg") -> Picture:
-    file = "".join(letter if letter.isalnum() else "_" for letter in name)
-    save(figure, folder, file)
-    return Picture((folder / f"{file}.{kind}").read_bytes(), kind, caption)

@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from nnunetv2_sam3d.report.page import Picture
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart; every model has a marker and line style as well
 MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MODEL_MARKERS = "osD^vP"
@@ -71,6 +73,13 @@ def save(figure: Figure, folder: Path, name: str, dpi: int = 150, kinds: Sequenc
     _settle(figure)
     for kind in kinds:
         (folder / f"{name}.{kind}").write_bytes(as_bytes(figure, kind, dpi))
+
+
+def picture(figure: Figure, folder: Path, name: str, caption: str, kind: str = "svg") -> Picture:
+    """Saves a figure under a name made fit for files; returns it for the page."""
+    file = "".join(letter if letter.isalnum() else "_" for letter in name)
+    save(figure, folder, file)
+    return Picture((folder / f"{file}.{kind}").read_bytes(), kind, caption)
 
 
 def _settle(figure: Figure) -> None:

@@ -193,7 +193,8 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         self._check_data()
         if self.recipe.groups and self.clicks is not None:
             self.print_to_log_file(
-                f"Clicks are simulated on {self.clicks.simulated.target.name}: {self.clicks.simulated.training}"
+                f"Clicks ({self.settings.clicks}) are simulated on {self.clicks.simulated.target.name}: "
+                f"{self.clicks.simulated.training}"
             )
         if self.recipe.groups and self.settings.checkpointing == "auto":
             self._decide_checkpointing()
@@ -237,7 +238,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         )
 
     def on_train_epoch_start(self) -> None:
-        """nnU-Net's."""
+        """nnU-Net's; the epoch's clicks begin, too."""
         super().on_train_epoch_start()
         if self.clicks is not None:
             self.clicks.begin(self.current_epoch)
@@ -272,7 +273,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         return autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context()
 
     def on_validation_epoch_start(self) -> None:
-        """nnU-Net's."""
+        """nnU-Net's; the clicks of its validation begin, too."""
         super().on_validation_epoch_start()
         if self.clicks is not None:
             self.clicks.begin(self.current_epoch)

@@ -256,6 +256,8 @@ def _reason(error: Exception) -> str:
         return f"the proxy does not answer ({error})"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the transfer broke off"
+    if isinstance(error, requests.exceptions.MissingSchema | requests.exceptions.InvalidSchema):
+        return "that is no web address; it begins with https:// or http://"
     if isinstance(error, requests.ConnectionError):
         return f"there is no connection to {urlsplit(str(error.request.url)).netloc if error.request else 'the server'}"
     return str(error)
@@ -266,10 +268,10 @@ def by_hand(published: Published, kept: int = 0) -> str:
     going_on = f"{kept:,} bytes are kept, the next fetch goes on with them. " if kept else ""
     variant = next(name for name, file in SAM_FILES.items() if file == published)
     return (
-        f"{going_on}Without a connection, get {published} from {ORIGIN}{published.name} on another machine, and either "
-        f"put it at {cache_folder() / published.name} or run\n"
+        f"{going_on}The file can also be got by other means, or on another machine: {published} from "
+        f"{ORIGIN}{published.name}. Then put it at {cache_folder() / published.name} or run\n"
         f"    nnUNetv2_sam3d weights fetch {variant} --from /path/to/{published.name}\n"
-        f"A mirror is named with --url or the variable {MIRROR}."
+        f"A mirror is named with --url or the variable {MIRROR}: https://..., with a slash at its end for a folder."
     )
 
 

@@ -43,3 +43,21 @@ def test_the_command_gives_the_same_and_works_for_other_trainers(trained: Worksp
         "-o", tmp_path / "small",
     )  # fmt: skip
     assert "small (labels 2)" in output
+
+
+def test_the_whole_volume_without_clicks_is_nnunets_validation(trained: Workspace, tmp_path: Path) -> None:
+    model = trained.model("SAM3DDualPath")
+    validation = json.loads((trained.fold("SAM3DDualPath", 0) / "validation" / "summary.json").read_text())
+    (expected,) = validation["metric_per_case"]
+    for label in ("1", "2"):
+        output = tmp_path / label
+        options = ("-f", 0, "--device", "cpu", "--target", label, "--clicks", 0, 1, 2, "-o", output)
+        printed = trained.run("nnUNetv2_sam3d", "evaluate", model, *options)
+        assert "Protocol whole-volume" in printed
+        assert {"clicks.csv", "curves.svg", "curves.png"} <= {file.name for file in output.iterdir()}
+        case = json.loads((output / "cases" / "case_0.json").read_text())
+        automatic, metrics = case["clicks"]["0"], expected["metrics"][label]
+        assert case["target_voxels"] == metrics["n_ref"]
+        assert automatic["predicted_voxels"] == metrics["n_pred"]
+        assert automatic["figures"]["Dice"] == metrics["Dice"]
+        assert len(case["placed"]) == 2

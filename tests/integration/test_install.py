@@ -146,6 +146,21 @@ def test_only_own_files_are_installed(installation: Installation) -> None:
     assert [file for file in files if not re.fullmatch(own, file.replace("\\", "/"))] == []
 
 
+def test_files_that_are_no_modules_are_installed_too(installation: Installation) -> None:
+    """The report's page is made of a template, a style sheet and a script, and nnU-Net searches a plain folder."""
+    needed = {"report/page/report.html.jinja", "report/page/page.css", "report/page/viewer.js"}
+    needed |= {"_nnunet_ext/nnunetv2_sam3d_trainers.py"}
+    source = PROJECT / "nnunetv2_sam3d"
+    data = {
+        str(file.relative_to(source))
+        for file in source.rglob("*")
+        if file.is_file() and file.suffix not in (".py", ".pyc")
+    }
+    assert data | needed == {file for file in data | needed if (installation.package / file).is_file()}
+    script = "from nnunetv2_sam3d.report.page import Page, render; print(len(render(Page('title', ''))))"
+    assert int(installation.run("-c", script)) > 1000
+
+
 def test_start_up_file_is_recorded_with_its_hash(installation: Installation) -> None:
     # pip would also record a file that the wheel's own list lacks, but without the hash; others refuse such a wheel.
     (record,) = installation.root.rglob("nnunetv2_sam3d-*.dist-info/RECORD")

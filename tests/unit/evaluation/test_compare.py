@@ -16,10 +16,8 @@ DICE = METRICS[0]
 HD95 = METRICS[2]
 
 
-def row(
-    model: str, case: int, dice: float, *, fold: int = 0, hd95: float = 1.0, ml: float = 1.0, mode="automatic"
-) -> Row:
-    return Row(model, "automatic", fold, f"case_{case}", "tumour", 2.0, Measures(dice, dice, hd95, ml, ml))
+def row(model: str, case: int, dice: float, *, fold: int = 0, hd95: float = 1.0, ml: float = 1.0) -> Row:
+    return Row(model, fold, f"case_{case}", "tumour", 2.0, Measures(dice, dice, hd95, ml, ml))
 
 
 def test_means_of_folds_and_of_cases_differ_when_folds_do() -> None:
@@ -110,14 +108,6 @@ def test_a_small_difference_is_not_called_equality() -> None:
     rows += [row("B", case, 0.5 + (0.001 if case % 2 else -0.0011) * (1 + case)) for case in range(12)]
     (found,) = compare.differences(rows, DICE)
     assert "not to say that there is none" in compare.verdict(found, DICE, 1)
-
-
-def test_modes_are_never_mixed() -> None:
-    clicked = [Row(r.model, "3 clicks", *list(vars(r).values())[2:]) for r in two_models(12, gain=-0.2)]
-    rows = two_models(12) + clicked
-    found = {entry.mode: entry.mean for entry in compare.differences(rows, DICE)}
-    assert found["automatic"] > 0 > found["3 clicks"]
-    assert {(s.mode, s.cases) for s in compare.summarise(rows, DICE)} == {("automatic", 12), ("3 clicks", 12)}
 
 
 def test_volume_groups() -> None:

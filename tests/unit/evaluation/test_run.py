@@ -5,88 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from toy_fold import SHAPE, VALIDATION, Site, save_network
 
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.run import run_protocol
-from nnunetv2_sam3d.evaluation.targets import find_target
-from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.weights.files import write_checkpoint
-
-NAME = "Dataset991_Toy"
-MODEL = "nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres"
-SHAPE = (20, 24, 18)
-PATCH = (16, 16, 16)
-VALIDATION = ["case_a", "case_b", "case_empty"]
-LABELS = {"background": 0, "organ": 1, "tumour": 2}
-
-
-@dataclass
-class Site:
-    """A trained fold 0 in nnU-Net's folders."""
-
-    model: Path
-    preprocessed: Path
-
-    @property
-    def fold(self) -> TrainedFold:
-        return TrainedFold(self.model, 0)
-
-    @property
-    def output(self) -> Path:
-        return self.model / "fold_0" / "reference_protocol_with_clicks"
-
-    def protocol(self, **options: int) -> ReferenceProtocol:
-        fold = self.fold
-        return ReferenceProtocol(find_target(LABELS), fold.labels, PATCH, (1, 3), **options)
-
-
-def save_network(network: SAM3D, file: Path) -> None:
-    metadata = {"format": 1, "network": network.config.to_dict(), "provenance": {}}
-    content = {"network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer_SAM3DFull", "sam3d": metadata}
-    write_checkpoint(content, file)
-
-
-@pytest.fixture
-def network(make_network: Callable[..., SAM3D]) -> SAM3D:
-    return make_network(num_classes=3)
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: SAM3D) -> Site:
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    site = Site(tmp_path / "results" / NAME / MODEL, tmp_path / "preprocessed" / NAME)
-    data = site.preprocessed / "nnUNetSAM3DPlans_3d_fullres"
-    data.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for case in [*VALIDATION, "case_trained"]:
-        segmentation = np.zeros((1, *SHAPE), np.int16)
-        segmentation[0, 3:9, 3:12, 3:9] = 1
-        if case != "case_empty":
-            segmentation[0, 10:16, 12:19, 5:11] = 2
-        image = rng.normal(segmentation, 1).astype(np.float32)
-        nnUNetDatasetBlosc2.save_case(image, segmentation, {"spacing": [2.0, 1.0, 1.0]}, str(data / case))
-    (site.preprocessed / "splits_final.json").write_text(json.dumps([{"train": ["case_trained"], "val": VALIDATION}]))
-    full = {
-        "data_identifier": data.name, "patch_size": PATCH, "spacing": [2.0, 1.0, 1.0], "batch_size": 1,
-        "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False],
-        "architecture": {"network_class_name": "unused", "arch_kwargs": {}, "_kw_requires_import": []},
-    }  # fmt: skip
-    plans = {"dataset_name": NAME, "plans_name": "nnUNetSAM3DPlans", "configurations": {"3d_fullres": full}}
-    (site.model / "fold_0").mkdir(parents=True)
-    (site.model / "plans.json").write_text(json.dumps(plans | {"label_manager": "LabelManager"}))
-    (site.model / "dataset.json").write_text(json.dumps({"labels": LABELS, "channel_names": {"0": "CT"}}))
-    save_network(network, site.model / "fold_0" / "checkpoint_final.pth")
-    return site
 
 
 def run(site: Site, network: SAM3D, protocol: ReferenceProtocol | None = None, **options: bool) -> dict:

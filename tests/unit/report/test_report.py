@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,9 @@ from results_tree import Tree, log_of, write_image, write_tree
 
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.evaluation.cases import Row, measure_all
-from nnunetv2_sam3d.evaluation.folds import Item, Model, collect, find_models, open_dataset
+from nnunetv2_sam3d.evaluation.folds import Model, collect, find_models, open_dataset
 from nnunetv2_sam3d.evaluation.structures import structures_of
 from nnunetv2_sam3d.experiment.comparison import SHORT_NAMES
-from nnunetv2_sam3d.report.build import Request, write_report
 from nnunetv2_sam3d.report.training import read_training
 
 TRAINERS = ["Full", "DualPath", "OriginalEval"]
@@ -179,18 +177,3 @@ def test_some_folds_are_reported_as_such(tree: Tree, tmp_path: Path) -> None:
     assert "no standard deviation over folds" in page
     assert "Only 2 cases" in page
     assert "is better on these cases" not in page
-
-
-def test_clicked_results_have_tables_of_their_own(tree: Tree, tmp_path: Path) -> None:
-    clicked = [
-        Item("DualPath", "3 clicks", number % 5, case, tree.raw / f"labelsTr/{case}.nii.gz",
-             tree.preprocessed / f"gt_segmentations/{case}.nii.gz")
-        for number, case in enumerate(tree.cases)
-    ]  # fmt: skip
-    request = Request(tree.preprocessed, ["Full", "DualPath"], SHORT_NAMES, "nnUNetSAM3DPlans")
-    page = write_report(request, tmp_path / "out", lambda line: None, clicked).read_text()
-    assert "Results with clicks: 3 clicks" in page
-    table = (tmp_path / "out" / "tables" / "pooled_3_clicks.md").read_text()
-    assert table.count("| DualPath |") == 3 and "Full" not in table
-    assert len(re.findall("1.000 ", table)) == 6  # the clicked ones are perfect, in no other table
-    assert "| 10 | 1.000" not in (tmp_path / "out" / "tables" / "pooled_automatic.md").read_text()

@@ -1,0 +1,154 @@
+"""Figures that were reached with clicks, as the test protocols leave them beside nnU-Net's automatic ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_sam3d.evaluation.compare import bootstrap_interval
+from nnunetv2_sam3d.evaluation.folds import Dataset, Model, read_json
+from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
+from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
+from nnunetv2_sam3d.weights.files import sha256
+
+SUMMARY = "summary_with_clicks.json"
+FOLDERS = (ReferenceProtocol.folder, WholeVolumeProtocol.folder)
+
+
+@dataclass(frozen=True)
+class ClickedCase:
+    """One case with one number of clicks.
+
+    Attributes:
+        model: name.
+        fold: whose validation case it is.
+        case: nnU-Net's identifier.
+        clicks: how many.
+        figures: by name, such as ``Dice`` and ``NSD 5 mm``.
+    """
+
+    model: str
+    fold: int
+    case: str
+    clicks: int
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ClickedResults:
+    """All results of one protocol with the same settings.
+
+    Attributes:
+        protocol: its name.
+        settings: everything that the figures depend on beside model, data and number of clicks.
+        cases: in the order of models, folds, cases and numbers of clicks.
+        left_out: by case, why it is in no figure.
+    """
+
+    protocol: str
+    settings: Mapping[str, Any]
+    cases: list[ClickedCase] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Names of the figures that tables and plots show: Dice, and surface Dice at the chosen tolerance."""
+        return "Dice", next(iter(self.settings["tolerances_mm"]))
+
+
+@dataclass(frozen=True)
+class ClickedSummary:
+    """One figure of one model with one number of clicks.
+
+    Attributes:
+        model: name.
+        clicks: how many.
+        figure: name.
+        mean: over the cases.
+        low: lower end of the bootstrap interval of the mean.
+        high: upper end.
+        cases: their number.
+        folds: whose cases they are.
+    """
+
+    model: str
+    clicks: int
+    figure: str
+    mean: float
+    low: float
+    high: float
+    cases: int
+    folds: tuple[int, ...]
+
+
+def collect_clicked(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> list[ClickedResults]:
+    """What the protocols have finished, from their own folders in the folds; unfinished runs have no summary yet.
+
+    Results of other settings (target, seed, crop, tolerance) are not put together.
+
+    Raises:
+        ValueError: for damaged summaries, and for those of another split or checkpoint than the fold's.
+    """
+    found: dict[str, ClickedResults] = {}
+    for folder in FOLDERS:
+        for model in models:
+            for fold in folds:
+                file = model.folder / f"fold_{fold}" / folder / SUMMARY
+                if file.is_file():
+                    summary = read_json(file)
+                    try:
+                        _check(file, summary, dataset.splits[fold]["val"])
+                        one = results_of(summary, model.name, fold)
+                    except (KeyError, TypeError, AttributeError) as error:
+                        raise ValueError(f"{file} is no summary that nnUNetv2_sam3d evaluate has written") from error
+                    key = json.dumps([one.protocol, one.settings], sort_keys=True)
+                    together = found.setdefault(key, ClickedResults(one.protocol, one.settings))
+                    together.cases.extend(one.cases)
+                    together.left_out.update(one.left_out)
+    return list(found.values())
+
+
+def results_of(summary: Mapping[str, Any], model: str, fold: int) -> ClickedResults:
+    """The content of a summary, which is of one model and fold; its means are not looked at."""
+    cases = [
+        ClickedCase(model, fold, case, int(count), figures)
+        for case, counts in summary["per_case"].items()
+        for count, figures in counts.items()
+    ]
+    settings = {key: value for key, value in summary["settings"].items() if key != "click_counts"}
+    return ClickedResults(summary["protocol"], settings, cases, dict(summary["cases_left_out"]))
+
+
+def summarise_clicked(results: ClickedResults, seed: int = 0) -> list[ClickedSummary]:
+    """Means over the cases with bootstrap intervals; in the order of models, numbers of clicks and figures."""
+    groups: dict[tuple[str, int], list[ClickedCase]] = {}
+    for entry in results.cases:
+        groups.setdefault((entry.model, entry.clicks), []).append(entry)
+    models = list(dict.fromkeys(model for model, _ in groups))
+    summaries = []
+    for model, clicks in sorted(groups, key=lambda key: (models.index(key[0]), key[1])):
+        cases = groups[model, clicks]
+        folds = tuple(sorted({entry.fold for entry in cases}))
+        for figure in cases[0].figures:
+            values = [entry.figures[figure] for entry in cases]
+            low, high = bootstrap_interval(values, seed)
+            mean = math.fsum(values) / len(values)
+            summaries.append(ClickedSummary(model, clicks, figure, mean, low, high, len(values), folds))
+    return summaries
+
+
+def _check(file: Path, summary: Mapping[str, Any], validation: Sequence[str]) -> None:
+    """Raises ValueError if a summary is not of these cases and of the checkpoint that lies beside it now."""
+    remedy = (
+        f"Run it again: nnUNetv2_sam3d evaluate {file.parents[2]} -f {file.parents[1].name[5:]} "
+        f"--protocol {summary['protocol']} --overwrite"
+    )
+    if sorted(summary["validation_cases"]) != sorted(validation):
+        raise ValueError(f"{file} is of other validation cases than the fold has in splits_final.json. {remedy}")
+    checkpoint = file.parents[1] / Path(summary["provenance"]["checkpoint"]).name
+    if checkpoint.is_file() and sha256(checkpoint) != summary["checkpoint_sha256"]:
+        raise ValueError(f"{file} is of another checkpoint than the {checkpoint.name} that is there now. {remedy}")

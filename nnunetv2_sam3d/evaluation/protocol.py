@@ -1,0 +1,83 @@
+"""What all test protocols with clicks share: their form, checks of their settings, and the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunetv2_sam3d.evaluation.surface import KITS_TOLERANCES_MM, dice, surface_dices
+from nnunetv2_sam3d.evaluation.targets import Target
+from nnunetv2_sam3d.evaluation.volumes import Volume
+
+
+class ClickProtocol(Protocol):
+    """A way to test a network with clicks."""
+
+    name: str
+    """in files and for the command line"""
+    folder: str
+    """of its results, in the fold's"""
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the figures depend on beside the model and the data."""
+
+    def predictor(self, network: Any, device: torch.device) -> Any:
+        """What ``evaluate`` asks for predictions."""
+
+    def evaluate(self, predictor: Any, volume: Volume) -> dict[str, Any]:
+        """One case: ``{"left_out": reason}``, or for each number of clicks its figures under ``"clicks"``."""
+
+
+def check_settings(
+    target: Target, labels: LabelManager, click_counts: Sequence[int], least: int, tolerance_mm: float, seed: int
+) -> None:
+    """Raises ValueError for numbers that cannot work, and for a target that the network does not know.
+
+    Args:
+        target: what is clicked on.
+        labels: what the classes of the network mean.
+        click_counts: numbers of clicks.
+        least: the smallest number that is allowed.
+        tolerance_mm: of the surface Dice.
+        seed: of the clicks.
+    """
+    target.check(labels)
+    if not click_counts or min(click_counts) < least or len(set(click_counts)) < len(click_counts):
+        hint = " (0, automatic, is for --protocol whole-volume)" if least else ""
+        raise ValueError(
+            f"the numbers of clicks must be different and at least {least}{hint}, got {list(click_counts)}"
+        )
+    if not 0 < tolerance_mm < np.inf:
+        raise ValueError(f"the tolerance must be a positive length in mm, got {tolerance_mm}")
+    if seed < 0:
+        raise ValueError(f"the seed must not be negative, got {seed}")
+
+
+def common_settings(target: Target, click_counts: Sequence[int], tolerance_mm: float, seed: int) -> dict[str, Any]:
+    """The settings that every protocol has."""
+    return {
+        "target": target.name,
+        "target_labels": list(target.labels),
+        "click_counts": list(click_counts),
+        "seed": seed,
+        "tolerances_mm": surface_tolerances_mm(tolerance_mm),
+    }
+
+
+def surface_tolerances_mm(tolerance_mm: float) -> dict[str, float]:
+    """Names of the surface figures and their tolerances: the chosen one, then KiTS's."""
+    kits = {f"NSD {mm:.2f} mm (KiTS, {region})": mm for region, mm in KITS_TOLERANCES_MM.items()}
+    return {f"NSD {tolerance_mm:g} mm": tolerance_mm, **kits}
+
+
+def figures(
+    prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float
+) -> dict[str, float]:
+    """Dice and the surface Dices of two masks (z, y, x)."""
+    tolerances_mm = surface_tolerances_mm(tolerance_mm)
+    surfaces = surface_dices(prediction, target, spacing_mm, list(tolerances_mm.values()))
+    return {"Dice": dice(prediction, target), **dict(zip(tolerances_mm, surfaces, strict=True))}

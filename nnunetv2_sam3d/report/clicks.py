@@ -1,0 +1,137 @@
+"""Results with clicks: their chapters, tables, curves and CSV; automatic figures have a column or mark of their own."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from nnunetv2_sam3d.evaluation.clicked import ClickedResults, ClickedSummary, summarise_clicked
+from nnunetv2_sam3d.evaluation.run import clicks_title, describe
+from nnunetv2_sam3d.report.page import Section
+from nnunetv2_sam3d.report.style import MODEL_LINES, MODEL_MARKERS, colour, look, new_figure, picture, save
+from nnunetv2_sam3d.report.tables import Table, csv_text, interval
+
+
+def clicked_sections(
+    clicked: Sequence[ClickedResults], models: Sequence[str], seed: int, figures: Path
+) -> list[Section]:
+    """A chapter for each protocol and settings.
+
+    Args:
+        clicked: the results.
+        models: all of the report, in their order.
+        seed: of the bootstrap.
+        figures: folder that the curves are drawn into.
+    """
+    chapters = []
+    for number, results in enumerate(clicked):
+        summaries = summarise_clicked(results, seed)
+        notes = []
+        cases = {model: {entry.case for entry in results.cases if entry.model == model} for model in models}
+        if absent := [model for model, have in cases.items() if not have]:
+            notes.append(f"Not evaluated with these clicks: {', '.join(absent)}.")
+        if len({frozenset(have) for have in cases.values() if have}) > 1:
+            notes.append("The models were evaluated on different cases: their means do not compare.")
+        texts = []
+        if results.left_out:
+            left_out = "; ".join(f"{case}: {reason}" for case, reason in results.left_out.items())
+            texts.append(f"Left out, counted in no mean: {left_out}.")
+        name = f"{results.protocol.replace('-', '_')}_{number}"
+        pictures = []
+        if any(entry.clicks == 0 for entry in summaries):
+            caption = (
+                "Mean over the cases against the number of clicks, with 95 % bootstrap interval; no click is the "
+                "automatic result, marked by a hollow symbol."
+            )
+            curves = click_curves(results, summaries, models)
+            pictures.append(picture(curves, figures, f"curves_with_clicks_{name}", caption))
+        title = f"With clicks ({results.protocol} protocol)"
+        tables = [clicked_table(results, summaries, f"with_clicks_{name}")]
+        chapters.append(Section(f"clicks-{number}", title, notes, texts, tables, pictures))
+    return chapters
+
+
+def clicked_table(results: ClickedResults, summaries: Sequence[ClickedSummary], name: str) -> Table:
+    """Dice and surface Dice by model; every number of clicks has a column of its own, and so has automatic."""
+    counts = sorted({entry.clicks for entry in summaries})
+    lines = []
+    for figure in results.shown:
+        for model in dict.fromkeys(entry.model for entry in summaries):
+            found = {entry.clicks: entry for entry in summaries if (entry.model, entry.figure) == (model, figure)}
+            first = next(iter(found.values()))
+            cells = [interval(e.mean, e.low, e.high) if (e := found.get(count)) else "-" for count in counts]
+            lines.append([figure, model, " ".join(map(str, first.folds)), str(first.cases), *cells])
+    caption = (
+        f"Results with clicks placed on the ground truth, {results.protocol} protocol: "
+        f"{results.settings['target']}, {describe(results.settings)}, seed {results.settings['seed']}; mean over the "
+        f"cases with 95 % bootstrap interval."
+    )
+    header = ["figure", "model", "folds", "cases", *map(clicks_title, counts)]
+    return Table(name, caption, header, lines, frozenset({0, 1, 2}))
+
+
+def click_curves(results: ClickedResults, summaries: Sequence[ClickedSummary], models: Sequence[str]) -> Figure:
+    """Figures against the number of clicks, all models in one panel a figure; of one model, the cases as thin lines.
+
+    Args:
+        results: of one protocol.
+        summaries: of them.
+        models: all of the report; a model keeps its colour, marker and line.
+    """
+    figure = new_figure(8.0, 3.4)
+    present = [model for model in models if any(entry.model == model for entry in summaries)]
+    counts = sorted({entry.clicks for entry in summaries})
+    for axis, name in zip(figure.subplots(1, 2, sharey=True), results.shown, strict=True):
+        for case in sorted({entry.case for entry in results.cases}) if len(present) == 1 else ():
+            course = sorted((entry.clicks, entry.figures[name]) for entry in results.cases if entry.case == case)
+            axis.plot(*zip(*course, strict=True), color="#999999", linewidth=0.6, alpha=0.7, zorder=1)
+        for rank, model in enumerate(present):
+            place = models.index(model)
+            line = [entry for entry in summaries if (entry.model, entry.figure) == (model, name)]
+            # beside each other, as intervals on one place could not be told apart
+            x = [entry.clicks + 0.12 * (rank - (len(present) - 1) / 2) for entry in line]
+            mean = [entry.mean for entry in line]
+            # NaN with one case: no bar
+            ends = [[e.mean - e.low for e in line], [e.high - e.mean for e in line]]
+            style = {"color": colour(place), "markersize": 5, "zorder": 3}
+            axis.errorbar(
+                x, mean, ends, label=model, capsize=2.5, linewidth=1.4, elinewidth=0.9, **style,
+                linestyle=MODEL_LINES[place % len(MODEL_LINES)], marker=MODEL_MARKERS[place % len(MODEL_MARKERS)],
+            )  # fmt: skip
+            if line[0].clicks == 0:
+                marker = MODEL_MARKERS[place % len(MODEL_MARKERS)]
+                axis.plot(x[:1], mean[:1], marker, markerfacecolor="white", **(style | {"zorder": 4}))
+        axis.set_xticks(counts, [str(count) if count else "auto" for count in counts])
+        axis.set_xlabel("clicks")
+        axis.set_ylabel(name)
+        axis.set_ylim(-0.03, 1.03)
+        axis.tick_params(labelleft=True)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8, frameon=False)
+    return figure
+
+
+def clicks_csv(clicked: Sequence[ClickedResults]) -> str:
+    """One line for each figure of each case with each number of clicks, model and protocol."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["protocol", "target", "seed", "model", "fold", "case", "mode", "clicks", "figure", "value"])
+    for results in clicked:
+        first = [results.protocol, csv_text(results.settings["target"]), results.settings["seed"]]
+        for entry in results.cases:
+            mode = "clicked" if entry.clicks else "automatic"
+            case = [csv_text(entry.model), entry.fold, csv_text(entry.case), mode, entry.clicks]
+            writer.writerows([*first, *case, figure, f"{value:.10g}"] for figure, value in entry.figures.items())
+    return text.getvalue()
+
+
+def write_curves(results: ClickedResults, model: str, output: Path) -> None:
+    """``clicks.csv``, ``curves.svg`` and ``curves.png`` of one model's fold."""
+    (output / "clicks.csv").write_text(clicks_csv([results]), encoding="utf-8", newline="\n")
+    if results.cases:
+        with look():
+            save(click_curves(results, summarise_clicked(results), [model]), output, "curves")
