@@ -106,11 +106,9 @@ def enlarged_conv3x3x3(x: Tensor, weight: Tensor, scale: int) -> Tensor:
             -> (B, out_channels, scale*d, scale*h, scale*w)
     """
     batch, channels, d, h, w = x.shape
-    depth, height, width = (_enlarge_and_shift(length, scale, x) for length in (d, h, w))
-    mix = (
-        weight.permute(4, 3, 2, 0, 1).reshape(-1, channels).to(x.dtype)
-    )  # (3 along W * 3 along H * 3 along D * out, C)
+    mix = weight.permute(4, 3, 2, 0, 1).reshape(-1, channels)  # (3 along W * 3 along H * 3 along D * out, C)
     y = mix @ x.transpose(0, 1).reshape(channels, -1)
+    depth, height, width = (_enlarge_and_shift(length, scale, y) for length in (d, h, w))
     y = _sum_of_products(y.view(3, 1, -1, w), width.transpose(1, 2)[:, None])
     y = _sum_of_products(height[:, None], y.view(3, -1, h, scale * w))
     y = _sum_of_products(depth[:, None], y.view(3, -1, d, scale**2 * h * w))

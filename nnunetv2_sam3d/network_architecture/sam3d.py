@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,39 +86,21 @@ class SAM3D(nn.Module):
                 return Features(tuple(self.encoder(image)), image, size)
         return Features(tuple(self.encoder(image)), image, size)
 
-    def decode(
-        self,
-        features: Features,
-        points: Tensor | None = None,
-        signs: Tensor | None = None,
-        *,
-        on_small_grid: bool = False,
-    ) -> Tensor:
-        """Prompt encoder and mask decoder: ``forward`` for an image that is encoded already.
-
-        With ``on_small_grid`` the mask decoder takes the cheaper way to the same logits, see
-        :meth:`MaskDecoder3d.on_small_grid`, for images that are decoded again and again.
-        """
+    def decode(self, features: Features, points: Tensor | None = None, signs: Tensor | None = None) -> Tensor:
+        """Prompt encoder and mask decoder: ``forward`` for an image that is encoded already."""
         points = self._checked(features.image, points, signs)
-        decoder = self.mask_decoder.on_small_grid if on_small_grid else self.mask_decoder
         if self._in_bfloat16(features.image):
             with torch.autocast("cpu", torch.bfloat16):
-                return self._logits(features, points, signs, decoder).float()
-        return self._logits(features, points, signs, decoder)
+                return self._logits(features, points, signs).float()
+        return self._logits(features, points, signs)
 
-    def _logits(
-        self,
-        features: Features,
-        points: Tensor,
-        signs: Tensor | None,
-        decoder: Callable[[list[Tensor], Tensor], Tensor],
-    ) -> Tensor:
+    def _logits(self, features: Features, points: Tensor, signs: Tensor | None) -> Tensor:
         taps, image, size = list(features.taps), features.image, features.size
         if self.prompt_encoder is not None:
             taps[-1] = self.prompt_encoder(taps[-1], points, image.shape[2:], signs)
             if self.prompt_encoder.click_maps is not None and points.shape[1]:
                 taps = self.prompt_encoder.click_maps(taps, points, image.shape[2:], signs)
-        logits = decoder(taps, image)
+        logits = self.mask_decoder(taps, image)
         return logits if image.shape[2:] == size else logits[:, :, : size[0], : size[1], : size[2]]
 
     def _in_bfloat16(self, image: Tensor) -> bool:

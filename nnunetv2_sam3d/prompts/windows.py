@@ -207,9 +207,7 @@ class WindowPredictor:
                 volume_axes = [axis + 2 for axis in axes]
                 with self._autocast():
                     features = self._window_features(window, fold, axes)
-                    logits = network.decode(
-                        features, mirrored[None].to(self.device), signs[None].to(self.device), on_small_grid=True
-                    )
+                    logits = network.decode(features, mirrored[None].to(self.device), signs[None].to(self.device))
                 logits = torch.flip(logits, volume_axes).float()
                 total = logits if total is None else total + logits
         assert total is not None

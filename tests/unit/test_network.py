@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.layers import enlarged_conv3x3x3
 from nnunetv2_sam3d.network_architecture.prompt_encoder import sample_features
 
 Make = Callable[..., SAM3D]
@@ -137,19 +138,31 @@ def test_callers_tensors_are_left_alone(make_network: Make) -> None:
     assert (image._version, points._version) == versions
 
 
-@pytest.mark.parametrize("scale", [1, 2, 4])
-@pytest.mark.parametrize(("size", "batch", "stride"), [(PATCH, 1, (4, 4, 4)), ((9, 33, 24), 3, (2, 8, 4))])
-def test_decoding_on_the_small_grid_is_the_same_function(
-    make_network: Make, scale: int, size: tuple[int, int, int], batch: int, stride: tuple[int, int, int]
-) -> None:
-    network = make_network(decoder_scale=scale, in_channels=2, num_classes=3, token_stride=stride, signed_clicks=True)
-    image, points = make_image(2, size, batch), POINTS.expand(batch, -1, -1)
-    signs = torch.tensor([1.0, -1.0, 0.0]).expand(batch, -1)
+def test_decoding_after_encoding_is_the_forward_pass(make_network: Make) -> None:
+    network = make_network(signed_clicks=True)
+    image, signs = make_image(), torch.tensor([[1.0, -1.0, 0.0]])
     with torch.no_grad():
         features = network.encode(image)
-        logits = network.decode(features, points, signs, on_small_grid=True)
-        torch.testing.assert_close(logits, network(image, points, signs), rtol=0, atol=1e-5)
-        assert logits.std() > 0.01
+        assert torch.equal(network.decode(features, POINTS, signs), network(image, POINTS, signs))
+        assert torch.equal(network.decode(features), network(image))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(1, 5, 4, 6, 8), (3, 2, 3, 5, 2)])
+def test_convolving_before_enlarging_is_the_same_function(scale: int, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    volume = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, shape[1], 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    enlarged = F.interpolate(volume, scale_factor=scale, mode="trilinear", align_corners=True)
+    expected, found = F.conv3d(enlarged, weight, padding=1), enlarged_conv3x3x3(volume, weight, scale)
+    # float32: the enlarging matrices are as exact as that
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 * expected.abs().max().item())
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), (volume, weight)),
+        torch.autograd.grad(expected.square().sum(), (volume, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 8, 8, 8), (1, 8, 8, 8), (8, 8, 8), (1, 1, 8, 8)])
