@@ -58,7 +58,8 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--continue_prediction", action="store_true",
-        help="keep what is there already, unless its clicks or the model changed since (default: predict again)",
+        help="keep segmentations that are there; of images with clicks, those of the same clicks, model and settings "
+        "(default: predict again)",
     )  # fmt: skip
     parser.add_argument(
         "--save_probabilities", action="store_true", help="write CASE.npz and CASE.pkl too, for nnUNetv2_ensemble"
@@ -97,6 +98,9 @@ def run(options: argparse.Namespace) -> int:
     )
     clicked = sum(bool(job.clicks) for job in jobs)
     say(f"{len(jobs)} images, {clicked} with clicks; model {model.name}, folds {', '.join(map(str, folds))}")
+    if options.clicks and clicked < len(jobs):
+        automatic = [job.case.name for job in jobs if not job.clicks]
+        say(f"without clicks: {', '.join(automatic[:5])}{' ...' if automatic[5:] else ''}")
     provenance = None
     if clicked:
         provenance = {

@@ -192,8 +192,10 @@ def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
         if not isinstance(found, dict) or found.get("protocol") != run["protocol"]:
             raise ValueError(f"{output} holds other files than results of this command; choose another folder (-o)")
         if not overwrite:
-            theirs, ours = found.get("settings"), run["settings"]
-            what = f"settings {theirs} instead of {ours}" if theirs != ours else "another checkpoint, data or split"
+            theirs, ours = found.get("settings") or {}, run["settings"]
+            differs = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+            changes = "; ".join(f"{key} {theirs.get(key)} instead of {ours.get(key)}" for key in differs)
+            what = f"other settings ({changes})" if changes else "another checkpoint, data or split"
             raise ValueError(
                 f"{output} holds results of {what}. Choose another folder with -o, or replace them with --overwrite."
             )

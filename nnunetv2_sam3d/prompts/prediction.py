@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.prompts.cases import Case, read_header
-from nnunetv2_sam3d.prompts.clicks import Click, ClickError
+from nnunetv2_sam3d.prompts.clicks import BACKGROUND, Click, ClickError
 from nnunetv2_sam3d.prompts.files import find_clicks, write_clicks
 from nnunetv2_sam3d.prompts.geometry import Geometry
 from nnunetv2_sam3d.prompts.only_clicked import only_clicked
@@ -91,7 +91,8 @@ def predict_jobs(
         how many images were predicted.
 
     Raises:
-        ClickError: for clicks that the model cannot take, before anything is computed.
+        ClickError: for clicks that the model cannot take, before anything is computed; after all images for clicks
+            in a part of theirs that nnU-Net cuts off.
         ValueError: if an image would be overwritten.
     """
     ending = predictor.dataset_json["file_ending"]
@@ -102,13 +103,20 @@ def predict_jobs(
             predictor.check(job.clicks)
         except ValueError as error:
             raise ClickError(f"{job.click_file}: {error}") from error
+        if only and job.clicks and all(click.sign == BACKGROUND for click in job.clicks):
+            raise ClickError(
+                f"{job.click_file} has background clicks alone for {job.case.name}: nothing would be left of it. Add a "
+                f"click in the structure"
+            )
+        if job.click_file is not None and not job.clicks:
+            say(f"Warning: {job.click_file} holds no click for {job.case.name}, which is predicted automatically")
     for doubt in dict.fromkeys(doubt for job in jobs if (doubt := predictor.doubt(job.clicks))):
         say(f"Warning: {doubt}")
     output.mkdir(parents=True, exist_ok=True)
     save_json(predictor.dataset_json, output / "dataset.json", sort_keys=False)
     save_json(predictor.plans.plans, output / "plans.json", sort_keys=False)
     suffixes = [ending, *([".npz"] if probabilities else [])]
-    predicted = 0
+    predicted, failed = 0, list[str]()
     for job in tqdm(jobs, desc="cases", disable=len(jobs) < 2):
         record = _write_record(job, output, only, provenance or {})
         try:
@@ -122,19 +130,23 @@ def predict_jobs(
                 segmentation, missed = only_clicked(segmentation, job.clicks, labels, predictor.spacing)
                 for click in missed:
                     say(f"{job.case.name}: nothing of that kind was found near {describe(click)}")
+            # they are of an earlier segmentation
+            for file in (_record(job, output), *(output / f"{job.case.name}{suffix}" for suffix in (".npz", ".pkl"))):
+                file.unlink(missing_ok=True)
             if probabilities:
                 np.savez_compressed(output / f"{job.case.name}.npz", probabilities=result[1])
                 save_pickle(predictor.properties, str(output / f"{job.case.name}.pkl"))
-            _record(job, output).unlink(missing_ok=True)  # it was of an earlier segmentation
             predictor.write(segmentation, output / (job.case.name + ending))
             if record is not None:
                 os.replace(record, _record(job, output))
             predicted += 1
-        except ClickError as error:
-            raise ClickError(f"{job.click_file}, for the case {job.case.name}: {error}") from error
+        except ClickError as error:  # known only after preprocessing; the other images are not lost for it
+            failed.append(f"{job.click_file}, for the case {job.case.name}: {error}")
         finally:
             if record is not None:
                 record.unlink(missing_ok=True)
+    if failed:
+        raise ClickError("\n".join([*failed, f"The other {len(jobs) - len(failed)} images are there."]))
     return predicted
 
 

@@ -132,8 +132,9 @@ class ClickPredictor:
         self._of_files = properties is not None
         self._clicks = []
 
-    def set_image_files(self, files: Sequence[str | Path]) -> None:
-        """The same for image files, one for each channel, read by the reader that the model was trained with."""
+    def set_image_files(self, files: str | Path | Sequence[str | Path]) -> None:
+        """The same for an image file, or one for each channel, read by the reader that the model was trained with."""
+        files = [files] if isinstance(files, str | Path) else files
         image, properties = self.plans.image_reader_writer_class().read_images([str(file) for file in files])
         self.set_image(image, properties["spacing"], properties)
 
@@ -182,6 +183,8 @@ class ClickPredictor:
 
     def check(self, clicks: Sequence[Click]) -> None:
         """Raises what :meth:`predict` would raise for such clicks in any image."""
+        if not all(isinstance(click, Click) for click in clicks):
+            raise ClickError(f"expected a list of Click, got {clicks!r:.200}")
         self.windows.check_signs([click.sign for click in clicks])
         for click in clicks:
             if click.label is not None:

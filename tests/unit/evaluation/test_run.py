@@ -90,7 +90,7 @@ def test_second_run_computes_only_what_is_missing(site: Site, network: SAM3D) ->
 def test_results_of_other_settings_or_weights_are_kept(site: Site, network: SAM3D) -> None:
     run(site, network)
     before = contents(site.output)
-    with pytest.raises(ValueError, match=r"'seed': 0.*instead of.*'seed': 1.*-o.*--overwrite"):
+    with pytest.raises(ValueError, match=r"other settings \(seed 0 instead of 1\).*-o.*--overwrite"):
         run(site, network, site.protocol(seed=1))
     with torch.no_grad():
         network.mask_decoder.seg_layers[0].weight.mul_(2)

@@ -166,6 +166,28 @@ def test_continued(model: Path, images: Path, tmp_path: Path, capsys: pytest.Cap
     assert not list(output.glob(".*"))
 
 
+def test_clicks_that_are_cut_off_cost_no_other_image(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The images have a border of zeros, which nnU-Net's preprocessing crops."""
+    table = tmp_path / "clicks.csv"
+    table.write_text("case,space,x,y,z\noblique,zyx,0,0,0\n")
+    options = ["-m", model, "-i", images, "-o", tmp_path / "o", "--clicks", table, "-f", 0, "--disable_tta"]
+    assert main(["predict", *map(str, options), "--device", "cpu"]) == 1
+    said = capsys.readouterr()
+    assert "without clicks: straight" in said.out
+    assert f"{table}, for the case oblique: " in said.err and "The other 1 images are there" in said.err
+    assert sorted(file.name for file in (tmp_path / "o").glob("*.nii.gz")) == ["straight.nii.gz"]
+
+
+def test_probabilities_are_those_of_the_segmentation(model: Path, images: Path, tmp_path: Path) -> None:
+    image, output = images / "straight_0000.nii.gz", tmp_path / "o"
+    predict(model, image, output, "-f", 0, "--disable_tta", "--save_probabilities")
+    assert (output / "straight.npz").is_file() and (output / "straight.pkl").is_file()
+    predict(model, image, output, "-f", 0, "--disable_tta")
+    assert not (output / "straight.npz").exists() and not (output / "straight.pkl").exists()
+
+
 def test_only_the_clicked_structure(model: Path, images: Path, tmp_path: Path) -> None:
     predictor = ClickPredictor(model, [0], device="cpu", mirroring=False)
     predictor.set_image_files([images / f"straight_{channel:04d}.nii.gz" for channel in range(3)])
@@ -233,6 +255,7 @@ def test_refused_before_anything_is_computed(
     assert "has no label 'bone'" in refused("oblique,zyx,9,9,9,bone,foreground")
     background = "oblique,zyx,9,9,9,tumour,background"
     assert "plan --signed-clicks" in (message := refused(background, used=no_signs)) and str(table) in message
+    assert "background clicks alone for oblique" in refused(background, "--only-clicked")
     assert "no prompt encoder" in refused("oblique,zyx,9,9,9,tumour,foreground", used=no_prompts)
     fine = "oblique,zyx,9,9,9,tumour,foreground"
     assert "fold_7" in refused(fine, "-f", 7)
@@ -277,5 +300,7 @@ def test_interface_refuses(model: Path) -> None:
         predictor.predict([Click((9.0, 9.0, 16.0), "tumour")])
     with pytest.raises(ClickError, match="there is no target 'bone'"):
         predictor.predict([Click((9.0, 9.0, 9.0), "bone")])
+    with pytest.raises(ClickError, match="expected a list of Click"):
+        predictor.predict([(9.0, 9.0, 9.0)])  # type: ignore[list-item]
     with pytest.raises(RuntimeError, match="set_image_files"):
         predictor.write(np.zeros((14, 15, 16)), "x.nii.gz")
