@@ -157,6 +157,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"  in place of other plans of that name, now {backup.name}; what was not given is at its default")
     for key, value in plan.summary.items():
         say(f"  {key}: {value}")
+    say(f"  clicks in training: {settings.clicks if settings.click_preset() else 'none'}")
     if options.gpu_memory is not None:
         peaks = ", ".join(f"{recipe} {peak / 1e9:.1f} GB" for recipe, peak in choice.peak.items())
         say(

@@ -45,6 +45,8 @@ class TrainedFold:
                 f"nnUNet_results/DATASET, with plans.json in it"
             )
         if not self.checkpoint.is_file():
+            if there := sorted(path.name for path in self.folder.glob("*.pth")):
+                raise ValueError(f"{self.checkpoint} does not exist. Checkpoints of that fold: {', '.join(there)}.")
             have = sorted(path.parent.name for path in self.model.glob(f"fold_*/{self.checkpoint_name}"))
             raise ValueError(
                 f"{self.checkpoint} does not exist: fold {self.fold} is not trained to its end. "

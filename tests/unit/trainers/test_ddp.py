@@ -27,7 +27,8 @@ RUNS += [("Full", False, "mixed"), ("Original", True, "mixed")]
 def build(kind: str, batch_dice: bool, clicks: str = "none") -> Any:
     """An initialized trainer, as `nnUNetv2_train -num_gpus` has it but for the device."""
     torch.manual_seed(5 + (distributed.get_rank() if distributed.is_initialized() else 0))
-    settings = TOY | {"clicks": clicks} | (CLICKED if clicks != "none" else {})
+    # AdamW's first step is nearly the gradient's sign, which rounding can turn; short steps keep later gradients alike
+    settings = TOY | {"clicks": clicks, "initial_lr": 1e-6} | (CLICKED if clicks != "none" else {})
     plans = deepcopy(plans_of(settings, batch_dice=batch_dice)) | {"continue_training": False}
     labels = {"background": 0, "a": 1, "b": 2}
     dataset = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
@@ -125,10 +126,9 @@ def test_two_processes_do_what_one_does(kind: str, batch_dice: bool, clicks: str
         assert set(ours) == set(theirs) == set(expected) == trained
         for name, gradient in expected.items():
             assert torch.equal(ours[name], theirs[name])
-            # AdamW's first step is nearly the gradient's sign, which rounding can turn: later gradients are looser
             error = (ours[name] - gradient).norm() / (gradient.norm() + 1e-6)
-            assert error < (1e-4 if step == 0 else 2e-2), name
+            assert error < (1e-4 if step == 0 else 1e-3), (name, step)
         losses = (first["losses"][step] + second["losses"][step]) / 2
-        assert losses == pytest.approx(joint["losses"][step], rel=1e-4 if step == 0 else 1e-2)
+        assert losses == pytest.approx(joint["losses"][step], rel=1e-4)
     assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in joint["weights"])
     assert all(gradient.isfinite().all() for gradient in joint["gradients"][0].values())
