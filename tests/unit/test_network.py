@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS, SAM3DConfig
-from nnunetv2_sam3d.network_architecture.layers import enlarged_conv3x3x3
 from nnunetv2_sam3d.network_architecture.prompt_encoder import sample_features
 
 Make = Callable[..., SAM3D]
@@ -145,24 +144,6 @@ def test_decoding_after_encoding_is_the_forward_pass(make_network: Make) -> None
         features = network.encode(image)
         assert torch.equal(network.decode(features, POINTS, signs), network(image, POINTS, signs))
         assert torch.equal(network.decode(features), network(image))
-
-
-@pytest.mark.parametrize("scale", [1, 2, 4])
-@pytest.mark.parametrize("shape", [(1, 5, 4, 6, 8), (3, 2, 3, 5, 2)])
-def test_convolving_before_enlarging_is_the_same_function(scale: int, shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    volume = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(7, shape[1], 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    enlarged = F.interpolate(volume, scale_factor=scale, mode="trilinear", align_corners=True)
-    expected, found = F.conv3d(enlarged, weight, padding=1), enlarged_conv3x3x3(volume, weight, scale)
-    # float32: the enlarging matrices are as exact as that
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 * expected.abs().max().item())
-    for one, other in zip(
-        torch.autograd.grad(found.square().sum(), (volume, weight)),
-        torch.autograd.grad(expected.square().sum(), (volume, weight)),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 8, 8, 8), (1, 8, 8, 8), (8, 8, 8), (1, 1, 8, 8)])
