@@ -21,6 +21,7 @@ _CLICK_KEYS = {"position", "label", "sign"}
 
 
 def read_own_json(path: Path, content: Any) -> ClickFile:
+    """Clicks from this package's format, already parsed; ClickError for anything that it does not describe."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ClickError(
             f'expected 3D Slicer\'s "markups" or "format": "{FORMAT}", found neither; it may be another kind of JSON'
