@@ -27,6 +27,7 @@ def add_parser(commands: Any) -> None:
         nnUNetv2_sam3d evaluate -d 48 -tr nnUNetTrainer_SAM3DOriginalEval -f 0 --protocol reference --target tumour
         nnUNetv2_sam3d evaluate -d 48 -f 0 --target 2,3 --seed 1 -o masses_seed1
         nnUNetv2_sam3d evaluate -d 51 -tr nnUNetTrainer_SAM3DFull --clicks 0 1 3 5 10
+        nnUNetv2_sam3d evaluate -d 51 -tr nnUNetTrainer_SAM3DFull --clicks 0 1 3 5 10 --only-clicked
         """,
     )
     parser.add_argument("model", type=Path, nargs="?", help="folder of a trained model (or name it by -d, -tr, -p, -c)")
@@ -63,10 +64,17 @@ def add_parser(commands: Any) -> None:
         help="of the reference protocol, in voxels (default: the patch size of the plans)",
     )
     parser.add_argument(
+        "--only-clicked",
+        action="store_true",
+        help="of whole-volume's predictions with clicks, count the structures alone that were clicked on, as predict "
+        "--only-clicked gives them; the automatic ones stay as they are",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         type=Path,
-        help="folder for the results (default: reference_protocol_with_clicks or clicks, in the fold's folder)",
+        help="folder for the results (default: reference_protocol_with_clicks, clicks or only_clicked, in the fold's "
+        "folder)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace results of other settings in that folder")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
@@ -81,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
         options.protocol = "whole-volume" if 0 in (options.clicks or ()) else "reference"
     if options.protocol == "whole-volume" and options.crop_size:
         raise ValueError("--crop-size belongs to --protocol reference; whole-volume predicts the whole volume")
+    if options.protocol == "reference" and options.only_clicked:
+        raise ValueError("--only-clicked belongs to --protocol whole-volume; reference predicts one crop")
     model = find_model(options.model, options.dataset, options.trainer, options.plans, options.configuration)
     numbers = options.folds or trained_folds(model, options.checkpoint)
     if not numbers:
@@ -112,6 +122,9 @@ def evaluate_fold(fold: Any, options: argparse.Namespace) -> None:
     device = torch.device(options.device or default_device())
     weights = read_weights(fold.checkpoint)
     protocol: ClickProtocol
+    kind = ReferenceProtocol if options.protocol == "reference" else WholeVolumeProtocol
+    folder = WholeVolumeProtocol.only_clicked_folder if options.only_clicked else kind.folder
+    output = options.output or fold.folder / folder
     if options.protocol == "reference":
         crop_size = tuple(options.crop_size or fold.configuration.patch_size)
         protocol = ReferenceProtocol(target, fold.labels, crop_size, counts, options.tolerance, options.seed)
@@ -128,8 +141,9 @@ def evaluate_fold(fold: Any, options: argparse.Namespace) -> None:
             options.tolerance,
             options.seed,
             weights.mirror_axes,
+            options.only_clicked,
+            output,
         )
-    output = options.output or fold.folder / protocol.folder
     network.to(device).eval()
     summary = run_protocol(fold, protocol, network, device, output=output, overwrite=options.overwrite)
     if options.protocol == "whole-volume":

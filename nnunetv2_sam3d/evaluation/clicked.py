@@ -16,7 +16,7 @@ from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.weights.files import sha256
 
 SUMMARY = "summary_with_clicks.json"
-FOLDERS = (ReferenceProtocol.folder, WholeVolumeProtocol.folder)
+FOLDERS = (ReferenceProtocol.folder, WholeVolumeProtocol.folder, WholeVolumeProtocol.only_clicked_folder)
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,13 @@ def collect_clicked(dataset: Dataset, models: Sequence[Model], folds: Sequence[i
                     together.cases.extend(one.cases)
                     together.left_out.update(one.left_out)
     return list(found.values())
+
+
+def click_folder(model: Model, fold: int, results: ClickedResults) -> Path:
+    """Where the whole-volume protocol has left such results of a fold."""
+    only = results.settings.get("only_clicked")
+    name = WholeVolumeProtocol.only_clicked_folder if only else WholeVolumeProtocol.folder
+    return model.folder / f"fold_{fold}" / name
 
 
 def results_of(summary: Mapping[str, Any], model: str, fold: int) -> ClickedResults:

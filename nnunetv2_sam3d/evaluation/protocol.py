@@ -32,6 +32,11 @@ class ClickProtocol(Protocol):
         """One case: ``{"left_out": reason}``, or for each number of clicks its figures under ``"clicks"``."""
 
 
+def clicks_title(count: int) -> str:
+    """The name of a column."""
+    return f"{count} click{'s' if count > 1 else ''}" if count else "automatic"
+
+
 def check_settings(
     target: Target, labels: LabelManager, click_counts: Sequence[int], least: int, tolerance_mm: float, seed: int
 ) -> None:

@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.evaluation.clicked import SUMMARY, results_of, summarise_clicked
-from nnunetv2_sam3d.evaluation.protocol import ClickProtocol
+from nnunetv2_sam3d.evaluation.kept import MASKS, PLACED
+from nnunetv2_sam3d.evaluation.protocol import ClickProtocol, clicks_title
 from nnunetv2_sam3d.evaluation.tables import markdown_table
 from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.weights.files import sha256
 
 TABLE = "summary_with_clicks.md"
-DRAWN = ("clicks.csv", "curves.svg", "curves.png")  # what the command makes of the summary
+DRAWN = ("figures.csv", "curves.svg", "curves.png")  # what the command makes of the summary
 NOTE = (
     "What was reached with clicks was reached with clicks placed on the ground truth. It may not stand in one column "
     "with figures of automatic segmentation, such as those in nnU-Net's validation/summary.json."
@@ -142,6 +143,8 @@ def describe(settings: Mapping[str, Any]) -> str:
     if "crop_size" in settings:
         return f"one crop of {'x'.join(map(str, settings['crop_size']))} voxels around random clicks"
     kind = "signed clicks" if settings["signed_clicks"] else "foreground clicks"
+    if settings.get("only_clicked"):
+        kind += ", with clicks only what was clicked on"
     return f"the whole volume, {kind}, the first in the target's middle, later ones in that of the largest error"
 
 
@@ -159,11 +162,6 @@ def provenance(fold: TrainedFold, device: torch.device) -> dict[str, Any]:
             **{name: version(name) for name in ("nnunetv2", "torch", "numpy", "surface-distance")},
         },
     }
-
-
-def clicks_title(count: int) -> str:
-    """The name of a column."""
-    return f"{count} click{'s' if count > 1 else ''}" if count else "automatic"
 
 
 def read_json(file: Path) -> Any:
@@ -199,7 +197,8 @@ def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
             raise ValueError(
                 f"{output} holds results of {what}. Choose another folder with -o, or replace them with --overwrite."
             )
-        shutil.rmtree(output / "cases", ignore_errors=True)
+        for name in ("cases", MASKS, PLACED):
+            shutil.rmtree(output / name, ignore_errors=True)
         for name in (SUMMARY, TABLE, *DRAWN):
             (output / name).unlink(missing_ok=True)
     write_json(note, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,11 +12,15 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.evaluation.clicks import click_generator, random_target_voxels
+from nnunetv2_sam3d.evaluation.kept import keep_clicks, keep_mask
 from nnunetv2_sam3d.evaluation.protocol import check_settings, common_settings, figures
 from nnunetv2_sam3d.evaluation.targets import Target
 from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.evaluation.volumes import Volume
 from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.prompts.clicks import Click
+from nnunetv2_sam3d.prompts.geometry import PreprocessedGrid
+from nnunetv2_sam3d.prompts.only_clicked import only_clicked
 from nnunetv2_sam3d.prompts.sampling import correcting_click
 from nnunetv2_sam3d.prompts.windows import WindowPredictor
 
@@ -69,6 +74,9 @@ class WholeVolumeProtocol:
         tolerance_mm: of the surface Dice.
         seed: of random clicks.
         mirror_axes: that nnU-Net mirrors in prediction, as the checkpoint says.
+        only_clicked: whether a prediction with clicks is what :func:`~nnunetv2_sam3d.prompts.only_clicked.only_clicked`
+            leaves of it: the structures that were clicked on, as promptable networks without automatic mode give them.
+        keep: folder for the masks and for the clicks as 3D Slicer reads them; without one they are not kept.
 
     Raises:
         ValueError: for numbers that cannot work, and for a target that the network does not know.
@@ -81,9 +89,12 @@ class WholeVolumeProtocol:
     tolerance_mm: float = 5.0
     seed: int = 0
     mirror_axes: Sequence[int] | None = None
+    only_clicked: bool = False
+    keep: Path | None = None
 
     name = "whole-volume"
     folder = "clicks"
+    only_clicked_folder = "only_clicked"
 
     def __post_init__(self) -> None:
         check_settings(self.target, self.fold.labels, self.click_counts, 0, self.tolerance_mm, self.seed)
@@ -91,9 +102,9 @@ class WholeVolumeProtocol:
     def settings(self) -> dict[str, Any]:
         """Everything that the figures depend on beside the model and the data."""
         counts = sorted(self.click_counts)
-        return common_settings(self.target, counts, self.tolerance_mm, self.seed) | {
-            "signed_clicks": self.signed_clicks
-        }
+        settings = common_settings(self.target, counts, self.tolerance_mm, self.seed)
+        settings["signed_clicks"] = self.signed_clicks
+        return settings | ({"only_clicked": True} if self.only_clicked else {})
 
     def predictor(self, network: SAM3D, device: torch.device) -> WindowPredictor:
         """nnU-Net's sliding window with its mirroring, and prompted windows."""
@@ -126,21 +137,39 @@ class WholeVolumeProtocol:
                 clicks.append(self._next_click(shown, target, clicks, volume))
             logits = _logits(predictor, clicks)
             shown = self.target.mask(np.asarray(labels.convert_logits_to_segmentation(logits)))
+            if self.only_clicked and clicks:
+                shown = _clicked(shown, [Click(c.point_zyx, sign=c.sign) for c in clicks], volume.spacing_mm)
             if labels.has_ignore_label:
                 shown &= volume.segmentation != labels.ignore_label
             if count in self.click_counts:
-                prediction = self.target.mask(self.fold.original_segmentation(logits, volume.properties))
+                segmentation = self.fold.original_segmentation(logits, volume.properties)
+                prediction = self.target.mask(segmentation)
+                if self.only_clicked and clicks:
+                    prediction = _clicked(prediction, self._in_image(volume, clicks), spacing_mm)
+                    segmentation = np.where(prediction, segmentation, 0)
+                if self.keep:
+                    keep_mask(self.keep, self.fold, volume, count, segmentation)
                 if labels.has_ignore_label:
                     prediction &= annotation != labels.ignore_label
                 found[str(count)] = {
                     "figures": figures(prediction, original_target, spacing_mm, self.tolerance_mm),
                     "predicted_voxels": int(prediction.sum()),
                 }
+        if self.keep:
+            keep_clicks(self.keep, self.fold, volume, self._in_image(volume, clicks))
         return {
             "target_voxels": int(original_target.sum()),
             "clicks": found,
             "placed": [click._asdict() for click in clicks],
         }
+
+    def _in_image(self, volume: Volume, clicks: Sequence[PlacedClick]) -> list[Click]:
+        """In voxels of the original image."""
+        forward = self.fold.plans.transpose_forward
+        grid = PreprocessedGrid.from_properties(volume.properties, forward, volume.segmentation.shape)
+        label = self.target.name if self.target.name in self.fold.dataset_json["labels"] else None
+        places = grid.to_image([click.point_zyx for click in clicks])
+        return [Click(tuple(place), label, click.sign) for place, click in zip(places, clicks, strict=True)]
 
     def _next_click(
         self, shown: np.ndarray, target: np.ndarray, clicks: Sequence[PlacedClick], volume: Volume
@@ -157,6 +186,12 @@ class WholeVolumeProtocol:
         generator = click_generator(self.seed, volume.case, len(clicks) + 1)
         z, y, x = random_target_voxels(target, 1, generator)[0].tolist()
         return PlacedClick((z, y, x), 1, "random")
+
+
+def _clicked(mask: np.ndarray, clicks: Sequence[Click], spacing_mm: Sequence[float]) -> np.ndarray:
+    """Of a mask of the target, what the clicks are on."""
+    unlabelled = [Click(click.zyx, sign=click.sign) for click in clicks]  # there is but one structure in the mask
+    return only_clicked(mask.astype(np.uint8), unlabelled, {}, spacing_mm)[0].astype(bool)
 
 
 def _logits(predictor: Predictor, clicks: Sequence[PlacedClick]) -> Tensor:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.prompts.clicks import ClickError, finite_position
+from nnunetv2_sam3d.prompts.clicks import BACKGROUND, Click, ClickError, finite_position
 from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, check_count
+from nnunetv2_sam3d.prompts.geometry import Geometry
 
 # vtkMRMLStorageNode's enumeration, which old files have instead of names.
 _COORDINATE_SYSTEMS = {"LPS": "LPS", "RAS": "RAS", "0": "RAS", "1": "LPS"}
 _FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
+_SCHEMA = (
+    "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
+    "markups-schema-v1.0.3.json#"
+)
 _DEFINED = "2"  # vtkMRMLMarkupsNode's PositionDefined; the others are undefined, preview, missing
 
 
@@ -92,6 +100,33 @@ def read_fcsv(path: Path, text: str) -> ClickFile:
             raise ClickError(f"point {number} ({row[11]}): x, y, z are {row[1:4]}, expected finite numbers") from error
         clicks.append(FileClick(number, position, space, names=(row[11], row[12] if len(row) > 12 else "")))
     return ClickFile(path, tuple(clicks))
+
+
+def write_markups(file: Path, clicks: Sequence[Click], geometry: Geometry) -> None:
+    """Writes ``.mrk.json``, so that :func:`read_markups` gives the clicks back and 3D Slicer shows them.
+
+    Args:
+        file: replaced if it exists.
+        clicks: in their order; label and sign become the points' names, as ``tumour-1`` and ``-tumour-2``.
+        geometry: of their image.
+
+    Raises:
+        ClickError: for an image without patient coordinates.
+    """
+    positions = geometry.from_zyx([click.zyx for click in clicks], "LPS").tolist()
+    points = [
+        {
+            "id": str(number),
+            "label": f"{'-' if click.sign == BACKGROUND else ''}{'F' if click.label is None else click.label}-{number}",
+            "position": position,
+            "positionStatus": "defined",
+        }
+        for number, (click, position) in enumerate(zip(clicks, positions, strict=True), 1)
+    ]
+    markup = {"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "controlPoints": points}
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps({"@schema": _SCHEMA, "markups": [markup]}, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, file)
 
 
 def _coordinate_system(value: object) -> str:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults, ClickedSummary, summarise_clicked
-from nnunetv2_sam3d.evaluation.run import clicks_title, describe
-from nnunetv2_sam3d.report.page import Section
+from nnunetv2_sam3d.evaluation.protocol import clicks_title
+from nnunetv2_sam3d.evaluation.run import describe
+from nnunetv2_sam3d.report.page import Picture, Section
 from nnunetv2_sam3d.report.style import MODEL_LINES, MODEL_MARKERS, colour, look, new_figure, picture, save
 from nnunetv2_sam3d.report.tables import Table, csv_text, interval
 
 
 def clicked_sections(
-    clicked: Sequence[ClickedResults], models: Sequence[str], seed: int, figures: Path
+    clicked: Sequence[ClickedResults],
+    models: Sequence[str],
+    seed: int,
+    figures: Path,
+    draw_cases: Callable[[ClickedResults, str], list[Picture]],
 ) -> list[Section]:
     """A chapter for each protocol and settings.
 
@@ -26,6 +31,7 @@ def clicked_sections(
         models: all of the report, in their order.
         seed: of the bootstrap.
         figures: folder that the curves are drawn into.
+        draw_cases: pictures of cases, for results and the name that their files get.
     """
     chapters = []
     for number, results in enumerate(clicked):
@@ -49,6 +55,7 @@ def clicked_sections(
             )
             curves = click_curves(results, summaries, models)
             pictures.append(picture(curves, figures, f"curves_with_clicks_{name}", caption))
+            pictures += draw_cases(results, name)
         title = f"With clicks ({results.protocol} protocol)"
         tables = [clicked_table(results, summaries, f"with_clicks_{name}")]
         chapters.append(Section(f"clicks-{number}", title, notes, texts, tables, pictures))
@@ -130,8 +137,8 @@ def clicks_csv(clicked: Sequence[ClickedResults]) -> str:
 
 
 def write_curves(results: ClickedResults, model: str, output: Path) -> None:
-    """``clicks.csv``, ``curves.svg`` and ``curves.png`` of one model's fold."""
-    (output / "clicks.csv").write_text(clicks_csv([results]), encoding="utf-8", newline="\n")
+    """``figures.csv``, ``curves.svg`` and ``curves.png`` of one model's fold."""
+    (output / "figures.csv").write_text(clicks_csv([results]), encoding="utf-8", newline="\n")
     if results.cases:
         with look():
             save(click_curves(results, summarise_clicked(results), [model]), output, "curves")

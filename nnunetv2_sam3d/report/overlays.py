@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -22,6 +23,8 @@ from nnunetv2_sam3d.report.style import REFERENCE_COLOUR, new_figure, short
 
 PLANES = ("axial", "coronal", "sagittal")
 MARGIN_MM = 25.0
+NEAR_PLANE_MM = 4.0  # a click so near to a plane is in it
+CLICK_LOOK: dict[str, Any] = {"color": "#D55E00", "markeredgecolor": "black", "linestyle": "none"}
 EXCESS_COLOUR, MISSED_COLOUR = "#E69F00", "#56B4E9"
 OUTLINE = [Stroke(linewidth=2.2, foreground="black"), Normal()]  # keeps lines visible on white and black
 
@@ -36,6 +39,7 @@ class View:
         image: grey values, or ``None`` if the image is not there.
         reference: labels.
         predictions: labels by model.
+        points: clicks, (N, 3) as (z, y, x) in voxels of the arrays.
     """
 
     case: str
@@ -43,6 +47,7 @@ class View:
     image: np.ndarray | None
     reference: np.ndarray
     predictions: Mapping[str, np.ndarray]
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
 
 
 def choose_cases(rows: Sequence[Row], structure: str) -> dict[str, str]:
@@ -55,7 +60,12 @@ def choose_cases(rows: Sequence[Row], structure: str) -> dict[str, str]:
     for row in rows:
         if row.structure == structure and row.measures.reference_ml:
             scores.setdefault(row.case, []).append(row.measures.dice)
-    ranked = sorted(scores, key=lambda case: (sum(scores[case]) / len(scores[case]), case))
+    return worst_median_best({case: sum(values) / len(values) for case, values in scores.items()})
+
+
+def worst_median_best(scores: Mapping[str, float]) -> dict[str, str]:
+    """Cases by what they are; fewer than three if there are fewer."""
+    ranked = sorted(scores, key=lambda case: (scores[case], case))
     if not ranked:
         return {}
     chosen = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
@@ -63,7 +73,13 @@ def choose_cases(rows: Sequence[Row], structure: str) -> dict[str, str]:
     return {title: case for case, title in reversed(first.items())}
 
 
-def load_view(items: Sequence[Item], image_file: Path | None, structure: Structure, labels: Sequence[int]) -> View:
+def load_view(
+    items: Sequence[Item],
+    image_file: Path | None,
+    structure: Structure,
+    labels: Sequence[int],
+    points_lps: Sequence[Sequence[float]] = (),
+) -> View:
     """Reads one case of all models and crops it around a structure in any of its masks, with a margin.
 
     Args:
@@ -71,6 +87,7 @@ def load_view(items: Sequence[Item], image_file: Path | None, structure: Structu
         image_file: first channel; ``None`` or absent for masks on a plain ground.
         structure: what the view is about.
         labels: values that masks may hold.
+        points_lps: clicks, (x, y, z) in mm of the patient.
     """
     reference_image = _oriented(read_mask(items[0].reference))
     spacing_mm = reference_image.GetSpacing()[::-1]
@@ -91,11 +108,17 @@ def load_view(items: Sequence[Item], image_file: Path | None, structure: Structu
         image,
         reference[box].copy(),
         {model: prediction[box].copy() for model, prediction in predictions.items()},
+        _voxels(reference_image, points_lps) - [side.start for side in box],
     )
 
 
 def draw_overlays(
-    view: View, structure: Structure, title: str, window: tuple[float, float] | None, dice: Mapping[str, float]
+    view: View,
+    structure: Structure,
+    title: str,
+    window: tuple[float, float] | None,
+    dice: Mapping[str, float],
+    signs: Mapping[str, Sequence[int]] | None = None,
 ) -> Figure:
     """Planes in columns; first row the image with the annotation, then contour and errors of each model.
 
@@ -105,14 +128,19 @@ def draw_overlays(
         title: above the figure.
         window: grey values of black and white; by default the middle 98 %.
         dice: of each model, for the row titles.
+        signs: of the clicks that each model had, the first of ``view.points``; planes go through the first click. A
+            click that lies in another plane is drawn pale where it would be seen through the image.
     """
     reference = structure.mask(view.reference)
     cuts = _cuts(reference if reference.any() else structure.mask(next(iter(view.predictions.values()))))
+    if len(view.points):
+        cuts = [(axis, int(np.rint(view.points[0, axis]))) for axis in range(3)]
     image = np.zeros(view.reference.shape, np.float32) if view.image is None else view.image
     low, high = window or (float(np.percentile(image, 1)), float(np.percentile(image, 99)))
     masks = {name: structure.mask(labels) for name, labels in view.predictions.items()}
     box = _box(reference, view.spacing_mm)
     image, reference = image[box], reference[box]
+    points = view.points - [side.start for side in box]
     masks = {name: mask[box] for name, mask in masks.items()}
     cuts = [(axis, index - box[axis].start) for axis, index in cuts]
     depth_mm, height_mm, width_mm = (size * step for size, step in zip(image.shape, view.spacing_mm, strict=True))
@@ -133,6 +161,8 @@ def draw_overlays(
                 _tint(panel, truth & ~found, MISSED_COLOUR, extent)
                 _contour(panel, truth, REFERENCE_COLOUR, "dashed", extent)
                 _contour(panel, found, "white", "solid", extent)
+                had = (signs or {}).get(name, ())
+                _mark(panel, points[: len(had)], had, plane, index, view.spacing_mm, extent)
             else:
                 _contour(panel, truth, REFERENCE_COLOUR, "dashed", extent)
             panel.set(xticks=[], yticks=[], facecolor="black")
@@ -144,15 +174,19 @@ def draw_overlays(
         label = short(name) if mask is None else f"{short(name)}\nDice {dice[name]:.3f}"
         grid[row][0].set_ylabel(label, fontsize=9)
     figure.suptitle(title, fontsize=10)
+    handles: list[Line2D | Patch] = [
+        Line2D([], [], color=REFERENCE_COLOUR, linestyle="--", path_effects=OUTLINE, label="annotation"),
+        Line2D([], [], color="white", path_effects=OUTLINE, label="model"),
+        Patch(color=EXCESS_COLOUR, label="too much"),
+        Patch(color=MISSED_COLOUR, label="missed"),
+    ]
+    if signs:
+        for marker, sign in (("P", "click"), ("X", "background click")):
+            handles.append(Line2D([], [], marker=marker, label=sign, **CLICK_LOOK))
     figure.legend(
-        handles=[
-            Line2D([], [], color=REFERENCE_COLOUR, linestyle="--", path_effects=OUTLINE, label="annotation"),
-            Line2D([], [], color="white", path_effects=OUTLINE, label="model"),
-            Patch(color=EXCESS_COLOUR, label="too much"),
-            Patch(color=MISSED_COLOUR, label="missed"),
-        ],
+        handles=handles,
         loc="outside lower center",
-        ncols=4,
+        ncols=len(handles),
         fontsize=8,
         frameon=False,
     )
@@ -184,6 +218,33 @@ def _cut(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
     """A slice with the patient's front or head up."""
     slice_ = np.take(volume, index, axis)
     return slice_ if axis == 0 else slice_[::-1]
+
+
+def _voxels(image: sitk.Image, points_lps: Sequence[Sequence[float]]) -> np.ndarray:
+    """Places in the patient -> (N, 3), (z, y, x) in voxels."""
+    places = [image.TransformPhysicalPointToContinuousIndex(point)[::-1] for point in points_lps]
+    return np.array(places, float).reshape(-1, 3)
+
+
+def _mark(
+    panel: Axes,
+    points: np.ndarray,
+    signs: Sequence[int],
+    plane: int,
+    index: int,
+    spacing_mm: Sequence[float],
+    extent: tuple[float, float, float, float],
+) -> None:
+    """Clicks: a plus on the structure, a cross beside it."""
+    down, across = (axis for axis in range(3) if axis != plane)
+    for point, sign in zip(points, signs, strict=True):
+        x = (point[across] + 0.5) * spacing_mm[across]
+        y = (point[down] + 0.5) * spacing_mm[down]
+        here = abs(point[plane] - index) * spacing_mm[plane] <= NEAR_PLANE_MM
+        panel.plot(
+            x, extent[3] - y if plane == 0 else y, "P" if sign > 0 else "X", alpha=1.0 if here else 0.35, markersize=7,
+            markeredgewidth=0.8, scalex=False, scaley=False, **CLICK_LOOK,
+        )  # fmt: skip
 
 
 def _tint(panel: Axes, area: np.ndarray, name: str, extent: tuple[float, float, float, float]) -> None:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_sam3d.evaluation.clicked import ClickedResults
 from nnunetv2_sam3d.evaluation.compare import ALPHA, FEW_CASES, METRICS, RESAMPLES
 from nnunetv2_sam3d.evaluation.folds import Dataset
 from nnunetv2_sam3d.report import clicks, contents, plots
+from nnunetv2_sam3d.report.click_pictures import click_pictures
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import choose_cases, draw_overlays, load_view
-from nnunetv2_sam3d.report.page import Scene, Section
+from nnunetv2_sam3d.report.page import Picture, Scene, Section
 from nnunetv2_sam3d.report.style import picture
 
 if TYPE_CHECKING:
@@ -48,10 +50,15 @@ def all_sections(
     results: Results, figures: Path, view_cases: Sequence[str] | None, progress: Callable[..., Any]
 ) -> list[Section]:
     """Draws all figures into a folder and puts the chapters together."""
+
+    def draw_clicked(clicked: ClickedResults, name: str) -> list[Picture]:
+        images, window = _images(results.dataset), _window(results.dataset)
+        return click_pictures(clicked, results.models, results.dataset, images, results.labels, window, figures, name)
+
     chapters = [
         _reading(results),
         _results(results, figures),
-        *clicks.clicked_sections(results.clicked, results.names, results.seed, figures),
+        *clicks.clicked_sections(results.clicked, results.names, results.seed, figures, draw_clicked),
         _training(results, figures),
     ]
     chapters += _cases(results, figures, view_cases, progress)
@@ -141,7 +148,7 @@ def _cases(
     viewed = list(view_cases) if view_cases is not None else list(chosen.values())
     titles = {case: title for title, case in chosen.items()}
     images = _images(results.dataset)
-    window = CT_WINDOW_HU if str(results.dataset.json["channel_names"].get("0", "")).lower() == "ct" else None
+    window = _window(results.dataset)
     pictures, scenes = [], []
     for case in progress(list(dict.fromkeys([*chosen.values(), *viewed])), "draw", unit="case"):
         items = [item for item in results.items if item.case == case]
@@ -167,6 +174,11 @@ def _cases(
         coarse = "Surfaces are smoothed and coarser than the masks: for looking, not for measuring. Boxes choose."
         found.append(Section("surfaces", "In three dimensions", texts=[coarse], scenes=scenes))
     return found
+
+
+def _window(dataset: Dataset) -> tuple[float, float] | None:
+    """Grey values of black and white, where the modality has some that everybody uses."""
+    return CT_WINDOW_HU if str(dataset.json["channel_names"].get("0", "")).lower() == "ct" else None
 
 
 def _images(dataset: Dataset) -> dict[str, Path]:

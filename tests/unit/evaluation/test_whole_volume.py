@@ -78,8 +78,13 @@ def evaluate(
         labels=labels,
         annotation=lambda case: (segmentation, list(SPACING_MM)),
         original_segmentation=lambda logits, properties: logits.argmax(0).numpy(),
+        plans=SimpleNamespace(transpose_forward=[0, 1, 2]),
+        dataset_json={"labels": LABELS},
     )
-    volume = Volume("case_07", np.zeros((1, *SHAPE), np.float32), segmentation, SPACING_MM)
+    uncropped = {
+        "bbox_used_for_cropping": [[0, size] for size in SHAPE], "shape_after_cropping_and_before_resampling": SHAPE,
+    }  # fmt: skip
+    volume = Volume("case_07", np.zeros((1, *SHAPE), np.float32), segmentation, SPACING_MM, uncropped)
     return WholeVolumeProtocol(TUMOUR, fold, click_counts=counts, **options).evaluate(predictor, volume)
 
 
@@ -173,6 +178,18 @@ def test_ignored_voxels_are_no_prediction_and_no_error() -> None:
     result = evaluate(target, Painter(boxes(BIG, BLOB)), (0, 2), ignored=boxes(BLOB), signed_clicks=True)
     assert result["clicks"]["0"]["predicted_voxels"] == boxes(BIG).sum()
     assert [click["sign"] for click in result["placed"]] == [1, 1]
+
+
+def test_only_what_was_clicked_on_counts() -> None:
+    """The blob beside the target is in the automatic result, and out of it with clicks, which go to what is left."""
+    target = boxes(BIG, SMALL)
+    result = evaluate(target, Painter(boxes(BIG, BLOB)), (0, 1, 2), only_clicked=True, signed_clicks=True)
+    found = {count: entry["figures"]["Dice"] for count, entry in result["clicks"].items()}
+    assert found["0"] == pytest.approx(dice(boxes(BIG, BLOB), target))
+    assert found["1"] == pytest.approx(dice(boxes(BIG), target))  # it was there already
+    second = result["placed"][1]
+    assert second["sign"] == 1 and boxes(SMALL)[tuple(second["point_zyx"])]
+    assert found["2"] == pytest.approx(dice(painted(boxes(BIG), [second["point_zyx"]], [1], RADIUS), target))
 
 
 def test_regions() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, load_summary_json
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
@@ -22,6 +23,9 @@ from nnunetv2_sam3d.evaluation.run import run_protocol
 from nnunetv2_sam3d.evaluation.targets import find_target
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.prompts.files import read_clicks
+from nnunetv2_sam3d.prompts.geometry import PreprocessedGrid
+from nnunetv2_sam3d.prompts.placing import clicks_for_case, clicks_in_grid
 
 COUNTS = (0, 1, 3)
 
@@ -110,6 +114,30 @@ def test_second_run_predicts_only_what_is_missing(site: Site, network: SAM3D, ou
     assert (output / "cases" / "case_b.json").stat().st_mtime_ns == kept
 
 
+def test_masks_and_clicks_can_be_opened_elsewhere(site: Site, output: Path, make_network: Callable[..., SAM3D]) -> None:
+    """The masks lie on the original image's grid, and the clicks of the file are those of the record."""
+    save_network(make_network(num_classes=3, signed_clicks=True), site.fold.checkpoint)
+    assert main(["evaluate", str(site.model), "--device", "cpu", "--clicks", "0", "4", "--target", "organ"]) == 0
+    fold, volume = site.fold, next(site.fold.volumes(["case_a"]))
+    record = json.loads((output / "cases" / "case_a.json").read_text())
+    for name, count in (("automatic", "0"), ("4_clicks", "4")):
+        mask = sitk.ReadImage(output / "masks" / name / "case_a.nii.gz")
+        annotation = sitk.ReadImage(site.preprocessed / "gt_segmentations" / "case_a.nii.gz")
+        assert (mask.GetSize(), mask.GetSpacing()) == (annotation.GetSize(), annotation.GetSpacing())
+        found = sitk.GetArrayFromImage(mask) == LABELS["organ"]
+        assert found.sum() == record["clicks"][count]["predicted_voxels"]
+    size = annotation.GetSize()[::-1]
+    clicks = clicks_for_case(
+        read_clicks(output / "placed" / "case_a.mrk.json"), "case_a", volume.properties, size, LABELS
+    )
+    grid = PreprocessedGrid.from_properties(volume.properties, fold.plans.transpose_forward, volume.segmentation.shape)
+    np.testing.assert_allclose(
+        clicks_in_grid(clicks, grid), [click["point_zyx"] for click in record["placed"]], atol=1e-4
+    )
+    assert [click.sign for click in clicks] == [click["sign"] for click in record["placed"]]
+    assert {click.label for click in clicks} == {"organ"}
+
+
 def test_the_command_chooses_the_protocol_and_draws(
     site: Site, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,8 +147,9 @@ def test_the_command_chooses_the_protocol_and_draws(
     assert "Protocol whole-volume" in printed and "foreground clicks" in printed
     assert "seed 0" in printed and not site.output.exists()
     names = {"run.json", "cases", "summary_with_clicks.json", "summary_with_clicks.md"}
-    assert {file.name for file in output.iterdir()} == names | {"clicks.csv", "curves.svg", "curves.png"}
-    with open(output / "clicks.csv", newline="") as file:
+    names |= {"figures.csv", "curves.svg", "curves.png", "masks", "placed"}
+    assert {file.name for file in output.iterdir()} == names
+    with open(output / "figures.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["mode"], row["clicks"]) for row in rows} == {("automatic", "0"), ("clicked", "1")}
     assert {row["case"] for row in rows} == set(VALIDATION[:2])

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from results_tree import Tree
+import SimpleITK as sitk
+from matplotlib.image import imread
+from results_tree import Tree, labels_of, write_image
 
 from nnunetv2_sam3d.evaluation.clicked import SUMMARY, collect_clicked, summarise_clicked
 from nnunetv2_sam3d.evaluation.folds import find_models, open_dataset
+from nnunetv2_sam3d.evaluation.kept import clicks_file, mask_file
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.experiment.comparison import SHORT_NAMES
@@ -116,6 +119,34 @@ def test_curves_of_all_models_start_at_automatic(tree: Tree, tmp_path: Path) -> 
         modes = {(row["protocol"], row["mode"], row["clicks"]) for row in csv.DictReader(file)}
     assert ("whole-volume", "automatic", "0") in modes
     assert {mode for _, mode, clicks in modes if clicks != "0"} == {"clicked"}
+
+
+def test_cases_are_drawn_with_their_clicks(tree: Tree, tmp_path: Path) -> None:
+    """From the masks and the clicks that the protocol keeps; models without them have no pictures."""
+    summary = write_clicked(tree, "nnUNetTrainer_SAM3DDualPath", 1, 0.05, (0, 1, 3, 10))
+    write_clicked(tree, "nnUNetTrainer_SAM3DFull", 1, 0.05, (0, 1, 3, 10))
+    folder, case = summary.parent, "case_006"
+    for count, shift in ((0, 6), (1, 3), (3, 1), (10, 0)):
+        write_image(np.roll(labels_of(6), shift, axis=2), mask_file(folder, count, case, ".nii.gz"))
+    truth = sitk.ReadImage(tree.preprocessed / "gt_segmentations" / f"{case}.nii.gz")
+    points = [{"label": f"tumour-{n}", "position": truth.TransformIndexToPhysicalPoint(voxel)}
+              for n, voxel in enumerate([(12, 13, 8), (14, 15, 9), (2, 2, 2)])]  # fmt: skip
+    markups = {"markups": [{"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": points}]}
+    for file, content in (
+        (clicks_file(folder, case), markups),
+        (folder / "cases" / f"{case}.json", {"placed": [{"sign": 1}, {"sign": 1}, {"sign": -1}]}),
+    ):
+        file.parent.mkdir()
+        file.write_text(json.dumps(content))
+    page, _ = write(tree, tmp_path / "out")
+    assert "DualPath, worst case with 1 click: case_006" in page and "Full, worst" not in page
+    (drawn,) = (tmp_path / "out" / "figures").glob("clicks_*.png")
+    pixels = imread(drawn)[..., :3].reshape(-1, 3)
+    orange = np.abs(pixels - np.array([0xD5, 0x5E, 0]) / 255).max(1) < 0.02
+    assert orange.sum() > 100
+    svg = drawn.with_suffix(".svg").read_text()
+    assert all(f"<!-- {name} -->" in svg for name in ("automatic", "1 click", "3 clicks"))
+    assert "<!-- 10 clicks -->" not in svg
 
 
 def collected(tree: Tree) -> list:
