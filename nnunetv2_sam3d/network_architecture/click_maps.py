@@ -12,6 +12,7 @@ from nnunetv2_sam3d.network_architecture.layers import channels_first
 
 SIGMAS = (1.0, 2.0, 4.0)  # tokens
 SIGNS = (1, -1)
+GAIN = 8.0  # AdamW moves all weights at one pace; these begin at zero and have far to go
 
 
 class ClickMaps3d(nn.Module):
@@ -39,7 +40,7 @@ class ClickMaps3d(nn.Module):
         self, taps: Sequence[Tensor], points: Tensor, image_size: Sequence[int], signs: Tensor | None = None
     ) -> list[Tensor]:
         maps = click_maps(points, image_size, taps[0].shape[2:], signs)
-        added = channels_first(self.to_taps(maps)).chunk(TAPS, 1)
+        added = channels_first(self.to_taps(GAIN * maps)).chunk(TAPS, 1)
         return [tap + more.to(tap.dtype) for tap, more in zip(taps, added, strict=True)]
 
 

@@ -12,6 +12,7 @@ from nnunetv2_sam3d.prompts.presets import ClickTraining
 from nnunetv2_sam3d.prompts.sampling import correcting_click, random_points, target_points
 from nnunetv2_sam3d.prompts.targets import ClickTarget
 
+CENTRE_SHARE = 0.5  # of the samples with any number of clicks: the first one is in the middle, where users click
 # With signed clicks:
 BACKGROUND_SHARE = 0.25  # of a sample's clicks after the first
 BORDER_SHARE = 0.5  # of the background clicks, those near the target
@@ -120,6 +121,8 @@ class SimulatedClicks:
         if self.signed:
             background = generator.binomial(count - 1, BACKGROUND_SHARE) if mask.any() else count
         foreground = target_points(mask, count - background, generator)
+        if training.fewer and len(foreground) and generator.random() < CENTRE_SHARE:
+            foreground[0], _ = correcting_click(np.zeros_like(mask), mask) or (foreground[0], 1)
         anywhere = random_points(mask.shape, training.random_points, generator)
         points = [foreground, anywhere, background_points(mask, outside, background, generator)]
         signs = np.repeat([1, 1, -1], [len(part) for part in points])
