@@ -32,6 +32,7 @@ from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
 from nnunetv2_sam3d.trainers.start import Run, Start, outputs_of, take_over_pretrained_weights
+from nnunetv2_sam3d.trainers.threads import keep_thread_limit
 from nnunetv2_sam3d.weights.files import write_checkpoint
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, Weights, read_weights
 from nnunetv2_sam3d.weights.transfer import SEG_LAYERS, check_same_network
@@ -72,6 +73,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             target = click_target(dataset_json["labels"], labels, settings.click_targets)
             clicks = SimulatedClicks(training, target, settings.signed_clicks, seed_of(fold))
         super().__init__(plans, configuration, fold, dataset_json, device)
+        keep_thread_limit(device)
         self.settings = settings
         self.clicks = None if clicks is None else ClickSteps(clicks, self.local_rank)
         self.initial_lr = settings.initial_lr
