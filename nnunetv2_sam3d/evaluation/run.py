@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def run_protocol(
     output: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Runs what is missing and writes summary and tables.
+    """Runs what is missing and writes summary and tables; results with further numbers of clicks stay as they are.
 
     Args:
         fold: the trained fold; its validation cases are evaluated.
@@ -72,6 +73,8 @@ def run_protocol(
         "data": fold.configuration.data_identifier,
         "spacing_mm": list(fold.configuration.spacing),
     }
+    if (more := _with_more_clicks(output, run)) is not None:
+        run, protocol = more, replace(protocol, click_counts=tuple(more["settings"]["click_counts"]))  # type: ignore[type-var]
     _claim(output, run, overwrite)
     files = {case: output / "cases" / f"{case}.json" for case in cases}
     missing = [case for case in cases if read_json(files[case]) is None]
@@ -178,6 +181,17 @@ def write_json(file: Path, content: Any) -> None:
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(json.dumps(content, indent=1))
     os.replace(partial, file)
+
+
+def _with_more_clicks(output: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The run of the folder if it is this one with further numbers of clicks: it has all that is asked."""
+    found = read_json(output / "run.json")
+    try:
+        counts = found["settings"]["click_counts"]
+        same = found == {**run, "settings": {**run["settings"], "click_counts": counts}}
+        return found if same and set(counts) > set(run["settings"]["click_counts"]) else None
+    except (KeyError, TypeError):
+        return None
 
 
 def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:

@@ -114,6 +114,17 @@ def test_second_run_predicts_only_what_is_missing(site: Site, network: SAM3D, ou
     assert (output / "cases" / "case_b.json").stat().st_mtime_ns == kept
 
 
+def test_fewer_clicks_than_there_are_cost_nothing(site: Site, network: SAM3D, output: Path) -> None:
+    before = run(site, network)
+    kept = (output / "cases" / "case_a.json").stat().st_mtime_ns
+    protocol = WholeVolumeProtocol(find_target(LABELS, "tumour"), site.fold, click_counts=(0, 1))
+    assert run_protocol(site.fold, protocol, network, torch.device("cpu"), output=output) == before
+    assert (output / "cases" / "case_a.json").stat().st_mtime_ns == kept
+    more = WholeVolumeProtocol(find_target(LABELS, "tumour"), site.fold, click_counts=(0, 1, 3, 5))
+    with pytest.raises(ValueError, match=r"click_counts \[0, 1, 3\] instead of \[0, 1, 3, 5\]"):
+        run_protocol(site.fold, more, network, torch.device("cpu"), output=output)
+
+
 def test_masks_and_clicks_can_be_opened_elsewhere(site: Site, output: Path, make_network: Callable[..., SAM3D]) -> None:
     """The masks lie on the original image's grid, and the clicks of the file are those of the record."""
     save_network(make_network(num_classes=3, signed_clicks=True), site.fold.checkpoint)
