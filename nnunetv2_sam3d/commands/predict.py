@@ -58,8 +58,8 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--continue_prediction", action="store_true",
-        help="keep segmentations that are there; of images with clicks, those of the same clicks, model and settings "
-        "(default: predict again)",
+        help="keep the segmentations that this command made with the same clicks, model and settings, and "
+        "predict the others (default: predict all again)",
     )  # fmt: skip
     parser.add_argument(
         "--save_probabilities", action="store_true", help="write CASE.npz and CASE.pkl too, for nnUNetv2_ensemble"
@@ -74,7 +74,6 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.prompts.cases import find_cases
     from nnunetv2_sam3d.prompts.prediction import plan_jobs, predict_jobs
     from nnunetv2_sam3d.prompts.predictor import ClickPredictor
-    from nnunetv2_sam3d.weights.files import sha256
 
     if options.only_clicked and not options.clicks:
         raise ValueError("--only-clicked needs --clicks")
@@ -101,13 +100,6 @@ def run(options: argparse.Namespace) -> int:
     if options.clicks and clicked < len(jobs):
         automatic = [job.case.name for job in jobs if not job.clicks]
         say(f"without clicks: {', '.join(automatic[:5])}{' ...' if automatic[5:] else ''}")
-    provenance = None
-    if clicked:
-        provenance = {
-            "checkpoints": {str(file): sha256(file) for file in predictor.checkpoints},
-            "mirroring": not options.disable_tta,
-            "step_size": options.step_size,
-        }
     predicted = predict_jobs(
         predictor,
         jobs,
@@ -115,7 +107,6 @@ def run(options: argparse.Namespace) -> int:
         only=options.only_clicked,
         probabilities=options.save_probabilities,
         keep_existing=options.continue_prediction,
-        provenance=provenance,
         say=say,
     )
     kept = f", {len(jobs) - predicted} were there" if predicted < len(jobs) else ""

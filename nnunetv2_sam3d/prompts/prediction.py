@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from nnunetv2_sam3d.prompts.geometry import Geometry
 from nnunetv2_sam3d.prompts.only_clicked import only_clicked
 from nnunetv2_sam3d.prompts.placing import clicks_for_case
 from nnunetv2_sam3d.prompts.predictor import ClickPredictor, describe
+from nnunetv2_sam3d.prompts.records import Records, settings_of, with_clicks
 from nnunetv2_sam3d.weights.files import sha256
 
 
@@ -72,7 +72,6 @@ def predict_jobs(
     only: bool = False,
     probabilities: bool = False,
     keep_existing: bool = False,
-    provenance: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
     """Writes ``CASE.nii.gz`` as nnU-Net does, and for images with clicks ``CASE_clicks.json``.
@@ -83,8 +82,7 @@ def predict_jobs(
         output: folder, made if it does not exist.
         only: write the clicked structures alone, for images with clicks.
         probabilities: write ``CASE.npz`` and ``CASE.pkl`` as well, as nnU-Net does for ensembles.
-        keep_existing: leave what was predicted with the same model and the same clicks.
-        provenance: noted beside the clicks.
+        keep_existing: leave what was made with the same clicks, model and settings.
         say: takes sentences for the user.
 
     Returns:
@@ -115,36 +113,39 @@ def predict_jobs(
     output.mkdir(parents=True, exist_ok=True)
     save_json(predictor.dataset_json, output / "dataset.json", sort_keys=False)
     save_json(predictor.plans.plans, output / "plans.json", sort_keys=False)
-    suffixes = [ending, *([".npz"] if probabilities else [])]
+    settings, records = settings_of(predictor), Records(output)
     predicted, failed = 0, list[str]()
     for job in tqdm(jobs, desc="cases", disable=len(jobs) < 2):
-        record = _write_record(job, output, only, provenance or {})
-        try:
-            if keep_existing and _is_done(job, record, output, suffixes):
+        name = job.case.name
+        made_with = with_clicks(settings, job.clicks, only)
+        if keep_existing and (output / (name + ending)).is_file():
+            difference = records.difference(name, made_with)
+            if difference is None and _all_there(job, output, probabilities):
                 continue
+            say(f"{name} is predicted again: {difference or 'some of its files are absent'}")
+        try:
             predictor.set_image_files(job.case.files)
             result = predictor.segmentation(predictor.logits(job.clicks), probabilities)
-            segmentation = result[0] if probabilities else result
-            if only and job.clicks:
-                labels = predictor.dataset_json["labels"]
-                segmentation, missed = only_clicked(segmentation, job.clicks, labels, predictor.spacing)
-                for click in missed:
-                    say(f"{job.case.name}: nothing of that kind was found near {describe(click)}")
-            # they are of an earlier segmentation
-            for file in (_record(job, output), *(output / f"{job.case.name}{suffix}" for suffix in (".npz", ".pkl"))):
-                file.unlink(missing_ok=True)
-            if probabilities:
-                np.savez_compressed(output / f"{job.case.name}.npz", probabilities=result[1])
-                save_pickle(predictor.properties, str(output / f"{job.case.name}.pkl"))
-            predictor.write(segmentation, output / (job.case.name + ending))
-            if record is not None:
-                os.replace(record, _record(job, output))
-            predicted += 1
         except ClickError as error:  # known only after preprocessing; the other images are not lost for it
-            failed.append(f"{job.click_file}, for the case {job.case.name}: {error}")
-        finally:
-            if record is not None:
-                record.unlink(missing_ok=True)
+            failed.append(f"{job.click_file}, for the case {name}: {error}")
+            continue
+        segmentation = result[0] if probabilities else result
+        if only and job.clicks:
+            labels = predictor.dataset_json["labels"]
+            segmentation, missed = only_clicked(segmentation, job.clicks, labels, predictor.spacing)
+            for click in missed:
+                say(f"{name}: nothing of that kind was found near {describe(click)}")
+        records.begin(name)
+        # they are of an earlier segmentation
+        for file in (_record(job, output), *(output / f"{name}{suffix}" for suffix in (".npz", ".pkl"))):
+            file.unlink(missing_ok=True)
+        if probabilities:
+            np.savez_compressed(output / f"{name}.npz", probabilities=result[1])
+            save_pickle(predictor.properties, str(output / f"{name}.pkl"))
+        predictor.write(segmentation, output / (name + ending))
+        _write_record(job, output, predictor.checkpoints, made_with)
+        records.done(name, made_with)
+        predicted += 1
     if failed:
         raise ClickError("\n".join([*failed, f"The other {len(jobs) - len(failed)} images are there."]))
     return predicted
@@ -154,25 +155,25 @@ def _record(job: Job, output: Path) -> Path:
     return output / f"{job.case.name}_clicks.json"
 
 
-def _write_record(job: Job, output: Path, only: bool, provenance: Mapping[str, Any]) -> Path | None:
-    """The clicks under a hidden name, which they lose when the segmentation is there."""
+def _write_record(job: Job, output: Path, checkpoints: Sequence[Path], made_with: Mapping[str, Any]) -> None:
     if job.click_file is None or job.geometry is None:
-        return None
-    file = output / f".{_record(job, output).name}"
+        return
+    # the clicks themselves are in the file
+    settings = {key: value for key, value in made_with.items() if key != "clicks"}
+    settings["checkpoints"] = dict(zip(map(str, checkpoints), made_with["checkpoints"], strict=True))
     source = {"file": str(job.click_file.absolute()), "sha256": sha256(job.click_file)}
     write_clicks(
-        file,
+        _record(job, output),
         job.clicks,
         job.geometry,
         space="LPS" if "LPS" in job.geometry.spaces() else "zyx",
         image=job.case.files[0].name,
-        provenance={"clicks": source, "only_clicked": only, "nnunetv2_sam3d": __version__, **provenance},
+        provenance={"clicks": source, "nnunetv2_sam3d": __version__, **settings},
     )
-    return file
 
 
-def _is_done(job: Job, record: Path | None, output: Path, suffixes: Sequence[str]) -> bool:
-    """Whether the segmentation is there and was made with these clicks."""
-    old = _record(job, output)
-    same = not old.exists() if record is None else old.is_file() and old.read_bytes() == record.read_bytes()
-    return same and all((output / (job.case.name + suffix)).is_file() for suffix in suffixes)
+def _all_there(job: Job, output: Path, probabilities: bool) -> bool:
+    """Whether what is written beside the segmentation is there as well."""
+    suffixes = (".npz", ".pkl") if probabilities else ()
+    files = [output / f"{job.case.name}{suffix}" for suffix in suffixes]
+    return all(file.is_file() for file in [*files, *([] if job.click_file is None else [_record(job, output)])])

@@ -85,6 +85,7 @@ class ClickPredictor:
             cache_bytes=cache_bytes,
             progress=progress,
         )
+        self.mirroring, self.tile_step_size = mirroring, tile_step_size
         self._clicks: list[Click] = []
         self._of_files = False
         self.spacing: list[float] = []  # of the image, mm, (z, y, x)

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from blobs import GEOMETRIES, Blobs, centres, write_blobs
-from model_kit import LABELS, PATCH, REGIONS, SETTINGS, stock_prediction, write_model
-from slicer_files import markups
+from blobs import GEOMETRIES, centres, write_blobs
+from model_kit import LABELS, PATCH, REGIONS, SETTINGS, fiducials, predict, read, stock_prediction, write_model
 
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture import SAM3D
@@ -22,41 +21,6 @@ from nnunetv2_sam3d.prompts.placing import clicks_for_case
 from nnunetv2_sam3d.prompts.predictor import ClickPredictor
 
 Make = Callable[..., SAM3D]
-
-
-@pytest.fixture
-def networks(make_network: Make) -> list[SAM3D]:
-    sizes = {"num_classes": 3, "in_channels": 3, "signed_clicks": True, **SETTINGS["network"]}
-    return [make_network(seed, **sizes) for seed in (0, 1)]
-
-
-@pytest.fixture
-def model(networks: list[SAM3D], tmp_path: Path) -> Path:
-    return write_model(tmp_path, networks, mirror_axes=(1,))
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "imagesTs"
-    folder.mkdir()
-    write_blobs(folder, "straight", case="straight")
-    write_blobs(folder, "oblique sagittal", case="oblique")
-    return folder
-
-
-def read(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-
-
-def predict(model: Path, images: Path, output: Path, *more: object) -> None:
-    arguments = ["predict", "-m", model, "-i", images, "-o", output, "--device", "cpu", *more]
-    assert main([str(argument) for argument in arguments]) == 0
-
-
-def fiducials(file: Path, blobs: Blobs, numbers: list[int], name: str = "tumour") -> Path:
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(markups([(f"{name}-{n}", blobs.lps[n].tolist()) for n in numbers])))
-    return file
 
 
 def test_without_clicks_it_is_nnunetv2_predict(model: Path, images: Path, tmp_path: Path) -> None:
@@ -139,31 +103,6 @@ def test_clicks_files_and_records(model: Path, images: Path, tmp_path: Path) -> 
     assert predictor.clicks == tuple(clicks)
     predictor.reset()
     assert np.array_equal(predictor.refine([]), pairs["oblique"][1])
-
-
-def test_continued(model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output, blobs = tmp_path / "out", write_blobs(tmp_path, "straight", case="copy")
-    clicks = fiducials(tmp_path / "clicks" / "straight.mrk.json", blobs, [0])
-    options = ("--clicks", clicks.parent, "-f", 0, "--disable_tta", "--continue_prediction")
-
-    def predicted() -> set[str]:
-        before = {file: file.stat().st_mtime_ns for file in output.glob("*.nii.gz")}
-        predict(model, images, output, *options)
-        return {file.name[:-7] for file in output.glob("*.nii.gz") if file.stat().st_mtime_ns != before.get(file)}
-
-    assert predicted() == {"straight", "oblique"}
-    assert predicted() == set() and "0 segmentations written" in capsys.readouterr().out
-    (output / "oblique.nii.gz").unlink()
-    assert predicted() == {"oblique"}
-    fiducials(clicks, blobs, [0, 1])
-    assert predicted() == {"straight"}  # other clicks
-    assert len(json.loads((output / "straight_clicks.json").read_text())["clicks"]) == 2
-    write_blobs(tmp_path, "oblique sagittal", case="copy")
-    clicks.rename(clicks.with_name("oblique.mrk.json"))
-    with pytest.raises(AssertionError):  # the clicks of one image given to another: nothing is lost
-        predicted()
-    assert {file.name for file in output.glob("straight*")} == {"straight.nii.gz", "straight_clicks.json"}
-    assert not list(output.glob(".*"))
 
 
 def test_clicks_that_are_cut_off_cost_no_other_image(
