@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     first = [TrainedFold(model, fold, options.checkpoint) for fold in folds][0]
     cases = find_cases(options.input, first.dataset_json)
     reader = first.plans.image_reader_writer_class()
-    jobs = plan_jobs(cases, options.clicks, reader, first.dataset_json["labels"])
+    jobs = plan_jobs(cases, options.clicks, reader, first.dataset_json["labels"], options.output)
     predictor = ClickPredictor(
         model,
         folds,

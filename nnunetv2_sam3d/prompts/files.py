@@ -17,10 +17,10 @@ from nnunetv2_sam3d.prompts.own_json import read_own_json, write_clicks
 from nnunetv2_sam3d.prompts.slicer import read_fcsv, read_markups
 from nnunetv2_sam3d.prompts.tables import read_table
 
-__all__ = ["SUFFIXES", "find_clicks", "read_clicks", "write_clicks"]
+__all__ = ["RECORD_SUFFIX", "SUFFIXES", "find_clicks", "read_clicks", "write_clicks"]
 
-# The first is what predictions leave beside their segmentations.
-SUFFIXES = ("_clicks.json", ".mrk.json", ".json", ".fcsv", ".csv")
+RECORD_SUFFIX = "_clicks.json"  # of what predictions leave beside their segmentations
+SUFFIXES = (RECORD_SUFFIX, ".mrk.json", ".json", ".fcsv", ".csv")
 MAX_BYTES = 8 << 20
 # What nnU-Net puts into folders of predictions.
 _NNUNET_FILES = {"dataset.json", "plans.json", "predict_from_raw_data_args.json"}
@@ -51,20 +51,25 @@ def read_clicks(file: str | os.PathLike[str]) -> ClickFile:
         raise ClickError(f"{path}: {error}") from error
 
 
-def find_clicks(path: str | os.PathLike[str], cases: Iterable[str]) -> dict[str, ClickFile]:
+def find_clicks(
+    path: str | os.PathLike[str], cases: Iterable[str], output: str | os.PathLike[str] | None = None
+) -> dict[str, ClickFile]:
     """The clicks of each case; cases without clicks are left out.
+
+    In a folder, what a prediction left there gives way to another file of that case.
 
     Args:
         path: a folder with ``CASE.mrk.json``, ``CASE.json``, ``CASE.fcsv`` or ``CASE.csv``, a table with a column
             ``case``, or a file of the only case or of the case that it is named after.
         cases: names of all cases.
+        output: folder for segmentations; what earlier predictions left in it is no input, unless it is ``path`` itself.
 
     Raises:
         ClickError: for files that cannot be read or fit no case, and for two files of one case.
     """
     path, cases = Path(path), list(cases)
     if path.is_dir():
-        return _find_in_folder(path, cases)
+        return _find_in_folder(path, cases, output is not None and path.resolve() == Path(output).resolve())
     content = read_clicks(path)
     if content.has_cases:
         grouped: dict[str, list[FileClick]] = {}
@@ -83,29 +88,35 @@ def find_clicks(path: str | os.PathLike[str], cases: Iterable[str]) -> dict[str,
     return {case: content}
 
 
-def _find_in_folder(folder: Path, cases: list[str]) -> dict[str, ClickFile]:
-    found: dict[str, Path] = {}
+def _find_in_folder(folder: Path, cases: list[str], is_output: bool) -> dict[str, ClickFile]:
+    found: dict[str, ClickFile] = {}
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or file.name in _NNUNET_FILES:
             continue
         if not file.is_file() or not file.name.lower().endswith(SUFFIXES):
             continue
+        content = read_clicks(file)
+        if is_output and content.of_prediction:
+            continue
         case = _stem(file)
         _check_case(str(file), case, cases)
-        if case in found:
-            raise ClickError(f"{found[case]} and {file} are both of the case {case}: keep one of them")
-        found[case] = file
+        if case in found and found[case].of_prediction == content.of_prediction:
+            raise ClickError(f"{found[case].file} and {file} are both of the case {case}: keep one of them")
+        if case not in found or found[case].of_prediction:
+            found[case] = content
     if not found:
-        raise ClickError(f"{folder} holds no clicks; name their files after the cases: CASE + {', '.join(SUFFIXES)}")
-    contents = {case: read_clicks(file) for case, file in found.items()}
-    for case, content in contents.items():
+        raise ClickError(
+            f"{folder} holds no clicks{' but those of earlier predictions' if is_output else ''}; name their files "
+            f"after the cases: CASE + {', '.join(SUFFIXES)}"
+        )
+    for case, content in found.items():
         for click in content.clicks:
             if click.case not in (None, case):
                 raise ClickError(
                     f"{content.file}: {click} is of the case {click.case}, but the file is named after {case}: give a "
                     "table of several cases by itself, not in a folder"
                 )
-    return contents
+    return found
 
 
 def _stem(file: Path) -> str:

@@ -14,9 +14,10 @@ from tqdm import tqdm
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.prompts.cases import Case, read_header
 from nnunetv2_sam3d.prompts.clicks import BACKGROUND, Click, ClickError
-from nnunetv2_sam3d.prompts.files import find_clicks, write_clicks
+from nnunetv2_sam3d.prompts.files import RECORD_SUFFIX, find_clicks, write_clicks
 from nnunetv2_sam3d.prompts.geometry import Geometry
 from nnunetv2_sam3d.prompts.only_clicked import only_clicked
+from nnunetv2_sam3d.prompts.own_json import PREDICTED_BY
 from nnunetv2_sam3d.prompts.placing import clicks_for_case
 from nnunetv2_sam3d.prompts.predictor import ClickPredictor, describe
 from nnunetv2_sam3d.prompts.records import Records, settings_of, with_clicks
@@ -40,7 +41,9 @@ class Job:
     geometry: Geometry | None = None
 
 
-def plan_jobs(cases: Sequence[Case], clicks: Path | None, reader: Any, labels: Mapping[str, Any]) -> list[Job]:
+def plan_jobs(
+    cases: Sequence[Case], clicks: Path | None, reader: Any, labels: Mapping[str, Any], output: Path | None = None
+) -> list[Job]:
     """Reads all clicks and holds them against the images' headers, before anything is computed.
 
     Args:
@@ -48,17 +51,24 @@ def plan_jobs(cases: Sequence[Case], clicks: Path | None, reader: Any, labels: M
         clicks: a file of clicks or a folder of them, see :func:`~nnunetv2_sam3d.prompts.files.find_clicks`.
         reader: nnU-Net's, of the plans.
         labels: ``labels`` of ``dataset.json``.
+        output: where the segmentations will be written.
 
     Raises:
-        ClickError: for clicks that are not of these images, outside of them, or of unknown labels.
+        ClickError: for clicks that are not of these images, outside of them, or of unknown labels, and for a file that
+            the prediction would replace.
     """
-    files = {} if clicks is None else find_clicks(clicks, [case.name for case in cases])
+    files = {} if clicks is None else find_clicks(clicks, [case.name for case in cases], output)
     jobs = []
     for case in cases:
         if case.name not in files:
             jobs.append(Job(case))
             continue
         file, (properties, shape) = files[case.name], read_header(case, reader)
+        if output is not None and not file.of_prediction and _same(file.file, _record(case, output)):
+            raise ClickError(
+                f"{file.file} has the name under which the clicks that were used are written: rename it, for instance "
+                f"{case.name}.json, or choose another folder for the segmentations"
+            )
         placed = clicks_for_case(file, case.name, properties, shape, labels)
         jobs.append(Job(case, tuple(placed), file.file, Geometry.from_properties(properties, shape)))
     return jobs
@@ -95,7 +105,7 @@ def predict_jobs(
     """
     ending = predictor.dataset_json["file_ending"]
     for job in jobs:
-        if any(file.resolve() == (output / (job.case.name + ending)).resolve() for file in job.case.files):
+        if any(_same(file, output / (job.case.name + ending)) for file in job.case.files):
             raise ValueError(f"the segmentation of {job.case.files[0]} would replace the image: choose another folder")
         try:
             predictor.check(job.clicks)
@@ -123,6 +133,8 @@ def predict_jobs(
             if difference is None and _all_there(job, output, probabilities):
                 continue
             say(f"{name} is predicted again: {difference or 'some of its files are absent'}")
+        if job.clicks:
+            say(f"{name}: clicks at voxels (i, j, k) {_listed(job)}")
         try:
             predictor.set_image_files(job.case.files)
             result = predictor.segmentation(predictor.logits(job.clicks), probabilities)
@@ -137,7 +149,7 @@ def predict_jobs(
                 say(f"{name}: nothing of that kind was found near {describe(click)}")
         records.begin(name)
         # they are of an earlier segmentation
-        for file in (_record(job, output), *(output / f"{name}{suffix}" for suffix in (".npz", ".pkl"))):
+        for file in (_record(job.case, output), *(output / f"{name}{suffix}" for suffix in (".npz", ".pkl"))):
             file.unlink(missing_ok=True)
         if probabilities:
             np.savez_compressed(output / f"{name}.npz", probabilities=result[1])
@@ -151,8 +163,12 @@ def predict_jobs(
     return predicted
 
 
-def _record(job: Job, output: Path) -> Path:
-    return output / f"{job.case.name}_clicks.json"
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _record(case: Case, output: Path) -> Path:
+    return output / (case.name + RECORD_SUFFIX)
 
 
 def _write_record(job: Job, output: Path, checkpoints: Sequence[Path], made_with: Mapping[str, Any]) -> None:
@@ -163,17 +179,34 @@ def _write_record(job: Job, output: Path, checkpoints: Sequence[Path], made_with
     settings["checkpoints"] = dict(zip(map(str, checkpoints), made_with["checkpoints"], strict=True))
     source = {"file": str(job.click_file.absolute()), "sha256": sha256(job.click_file)}
     write_clicks(
-        _record(job, output),
+        _record(job.case, output),
         job.clicks,
         job.geometry,
         space="LPS" if "LPS" in job.geometry.spaces() else "zyx",
         image=job.case.files[0].name,
-        provenance={"clicks": source, "nnunetv2_sam3d": __version__, **settings},
+        provenance={"clicks": source, "voxels_ijk": _voxels(job), PREDICTED_BY: __version__, **settings},
     )
+
+
+def _voxels(job: Job) -> list[list[int]]:
+    """The voxels of the file that the clicks are in, as viewers count them."""
+    assert job.geometry is not None  # every job with clicks has it
+    places = np.reshape([click.zyx for click in job.clicks], (-1, 3))
+    inside = np.clip(np.rint(places), 0, np.array(job.geometry.shape) - 1)  # a click may lie on the outer surface
+    return np.rint(job.geometry.from_zyx(inside, "ijk")).astype(int).tolist()
+
+
+def _listed(job: Job, most: int = 10) -> str:
+    """For sentences: place, label and sign of the clicks."""
+    listed = [
+        f"{tuple(voxel)} {'not ' if click.sign == BACKGROUND else ''}{click.label or 'no label'}"
+        for click, voxel in zip(job.clicks[:most], _voxels(job), strict=False)
+    ]
+    return ", ".join(listed) + (f" and {len(job.clicks) - most} more" if len(job.clicks) > most else "")
 
 
 def _all_there(job: Job, output: Path, probabilities: bool) -> bool:
     """Whether what is written beside the segmentation is there as well."""
     suffixes = (".npz", ".pkl") if probabilities else ()
     files = [output / f"{job.case.name}{suffix}" for suffix in suffixes]
-    return all(file.is_file() for file in [*files, *([] if job.click_file is None else [_record(job, output)])])
+    return all(file.is_file() for file in [*files, *([] if job.click_file is None else [_record(job.case, output)])])

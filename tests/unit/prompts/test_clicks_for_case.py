@@ -155,6 +155,23 @@ def test_a_folder(tmp_path: Path) -> None:
     assert {case: len(file.clicks) for case, file in found.items()} == {"a": 1, "b.v2": 1, "c": 2, "d": 0}
 
 
+def test_what_predictions_left_in_a_folder(tmp_path: Path) -> None:
+    record = _own(tmp_path, [], "a_clicks.json", provenance={"nnunetv2_sam3d": "1.0"})
+    assert find_clicks(tmp_path, ["a"], tmp_path / "out")["a"].file == record
+    assert find_clicks(record, ["a"], tmp_path)["a"].file == record
+    for name in ("a.csv", "a.mrk.json"):  # before and after it in the alphabet
+        (tmp_path / name).write_text("i,j,k\n1,2,3" if name == "a.csv" else mrk_json(markups([("F-1", (1, 2, 3))])))
+        assert find_clicks(tmp_path, ["a"])["a"].file == find_clicks(tmp_path, ["a"], tmp_path)["a"].file
+        assert find_clicks(tmp_path, ["a"])["a"].file.name == name
+        (tmp_path / name).unlink()
+    with pytest.raises(ClickError, match="holds no clicks but those of earlier predictions"):
+        find_clicks(tmp_path, ["a"], tmp_path)
+    _own(tmp_path, [], "a_clicks.json")
+    _own(tmp_path, [], "a.json")
+    with pytest.raises(ClickError, match="both of the case a: keep one"):
+        find_clicks(tmp_path, ["a"])
+
+
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ClickError, match=f"{tmp_path} holds no clicks"):
         find_clicks(tmp_path, ["tumour_01"])

@@ -10,6 +10,8 @@ import pytest
 from blobs import write_blobs
 from model_kit import fiducials, predict
 
+from nnunetv2_sam3d.cli import main
+
 QUICK = ("-f", 0, "--disable_tta")
 
 
@@ -64,3 +66,31 @@ def test_what_is_kept(model: Path, images: Path, tmp_path: Path, capsys: pytest.
     (output / "predict_sam3d.jsonl").write_text('{"case": "straight", "che')
     assert again("straight,zyx,9,9,9,tumour", used=moved, more=other) == {"straight", "oblique"}
     assert "oblique is predicted again: nothing says what made it" in capsys.readouterr().out
+
+
+def test_images_clicks_and_results_in_one_folder(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blobs = write_blobs(tmp_path, "straight", case="copy")
+    file = fiducials(images / "straight.mrk.json", blobs, [0])
+    assert predicted(model, images, images, "--clicks", images, *QUICK) == {"straight", "oblique"}
+    assert predicted(model, images, images, "--clicks", images, *QUICK) == set()
+    fiducials(file, blobs, [0, 1])
+    assert predicted(model, images, images, "--clicks", images, *QUICK) == {"straight"}
+    # given to another prediction, the user's own file counts; without it, the clicks of the first one
+    assert "voxels (i, j, k) (7, 8, 6) tumour, (17, 9, 11) tumour\n" in capsys.readouterr().out
+    fiducials(file, blobs, [2])
+    straight = images / "straight_0000.nii.gz"
+    predict(model, straight, tmp_path / "o", "--clicks", images, *QUICK)
+    assert "voxels (i, j, k) (10, 15, 9) tumour\n" in capsys.readouterr().out
+    record = json.loads((tmp_path / "o" / "straight_clicks.json").read_text())
+    assert record["provenance"]["voxels_ijk"] == [[10, 15, 9]]
+    file.unlink()
+    arguments = ["predict", "-m", model, "-i", straight, "--clicks", images, "-o"]
+    assert main([*map(str, arguments), str(images)]) == 1
+    assert "holds no clicks but those of earlier predictions" in capsys.readouterr().err
+    own = {"format": "nnunetv2_sam3d clicks", "version": 1, "space": "ijk", "clicks": []}
+    (images / "straight_clicks.json").write_text(json.dumps(own))
+    assert main([*map(str, arguments), str(images)]) == 1
+    assert "straight_clicks.json has the name under which" in capsys.readouterr().err
+    assert json.loads((images / "straight_clicks.json").read_text()) == own
