@@ -25,6 +25,11 @@ class Case:
     files: tuple[Path, ...]
 
 
+def case_name(file: Path, ending: str) -> str:
+    """The name of an image file without the number of its channel and its ending."""
+    return re.sub(r"_\d{4}$", "", file.name.removesuffix(ending))
+
+
 def find_cases(paths: Sequence[Path], dataset_json: Mapping[str, Any]) -> list[Case]:
     """The images in folders, or that files belong to.
 

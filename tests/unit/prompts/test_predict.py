@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from blobs import GEOMETRIES, centres, write_blobs
 from model_kit import LABELS, PATCH, REGIONS, SETTINGS, fiducials, predict, read, stock_prediction, write_model
+from slicer_files import markups
 
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture import SAM3D
@@ -207,6 +210,42 @@ def test_refused_before_anything_is_computed(
     assert "both called oblique" in refused(fine, "-i", images, other)
     (images / "oblique_0001.nii.gz").unlink()
     assert "absent: " in (message := refused(fine)) and "oblique_0001.nii.gz" in message
+
+
+def test_the_documented_way_from_files_to_files(
+    make_network: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "clicks.md").read_text(encoding="utf-8")
+    arrays, files = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1:]
+    sizes = {"num_classes": 3, "in_channels": 1, "signed_clicks": True, **SETTINGS["network"]}
+    model = write_model(tmp_path, [make_network(**sizes)], mirror_axes=None)
+    image = sitk.GetImageFromArray(np.random.default_rng(0).normal(100, 9, (18, 22, 26)).astype(np.float32))
+    image.SetOrigin((-60.0, -80.0, 100.0))
+    (tmp_path / "imagesTs").mkdir()
+    sitk.WriteImage(image, str(tmp_path / "imagesTs" / "case_007_0000.nii.gz"))
+    positions = [("tumour-1", (-53.4, -73.3, 112.25))]
+    (tmp_path / "case_007.mrk.json").write_text(json.dumps(markups(positions)))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(arrays.split("predictor.set_image")[0].replace('"MODEL"', repr(str(model))), names)
+    exec(files, names)
+    predictor, clicks = names["predictor"], names["clicks"]
+    assert [(click.label, click.sign) for click in clicks] == [("tumour", 1), ("tumour", -1)]
+    assert np.allclose([click.zyx for click in clicks], [(12.25, 6.7, 6.6), (12.25, 10, 10)])
+    written = sitk.ReadImage("case_007.nii.gz")
+    assert written.GetOrigin() == image.GetOrigin() and written.GetSize() == image.GetSize()
+
+    Path("clicks.csv").write_text("case,i,j,k\ncase_008,1,2,3\ncase_007,4,5,6\n")
+    assert predictor.clicks_from_file("clicks.csv") == predictor.clicks_at([(4, 5, 6)], "ijk")
+    assert predictor.clicks_at(np.array([[53.4, 73.3, 112.25]]), "ras", "tumour") == clicks[:1]
+    with pytest.raises(ClickError, match=r"positions, for the case case_007: click 1 .* LPS lies outside.*Read as RAS"):
+        predictor.clicks_at([(53.4, 73.3, 112.25)], "LPS")
+    predictor.set_image(sitk.GetArrayFromImage(image), (1, 1, 1))
+    assert predictor.clicks_at([(1, 2, 3)], "ijk") == [Click((3, 2, 1))]
+    with pytest.raises(ClickError, match="give voxels"):
+        predictor.clicks_at([(1, 2, 3)], "LPS")
+    with pytest.raises(RuntimeError, match="set_image_files"):
+        predictor.clicks_from_file("clicks.csv")
 
 
 def test_doubts(model: Path, tmp_path: Path) -> None:
