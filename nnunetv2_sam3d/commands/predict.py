@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--clicks", type=Path, metavar="FILE_OR_FOLDER",
         help="clicks of one image, a table of many, or a folder of files named after the images: 3D Slicer's .mrk.json"
-        ", .fcsv, .csv, or this package's JSON",
+        ", .fcsv, .csv, .tsv, or this package's JSON",
     )  # fmt: skip
     parser.add_argument(
         "--only-clicked",

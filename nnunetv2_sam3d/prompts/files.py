@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,17 +18,17 @@ from nnunetv2_sam3d.prompts.own_json import read_own_json, write_clicks
 from nnunetv2_sam3d.prompts.slicer import read_fcsv, read_markups
 from nnunetv2_sam3d.prompts.tables import read_table
 
-__all__ = ["RECORD_SUFFIX", "SUFFIXES", "find_clicks", "read_clicks", "write_clicks"]
+__all__ = ["RECORD_SUFFIX", "SUFFIXES", "case_of", "find_clicks", "read_clicks", "write_clicks"]
 
 RECORD_SUFFIX = "_clicks.json"  # of what predictions leave beside their segmentations
-SUFFIXES = (RECORD_SUFFIX, ".mrk.json", ".json", ".fcsv", ".csv")
+SUFFIXES = (RECORD_SUFFIX, ".mrk.json", ".json", ".fcsv", ".csv", ".tsv")
 MAX_BYTES = 8 << 20
 # What nnU-Net puts into folders of predictions.
 _NNUNET_FILES = {"dataset.json", "plans.json", "predict_from_raw_data_args.json"}
 
 
 def read_clicks(file: str | os.PathLike[str]) -> ClickFile:
-    """Reads a file of clicks: this package's JSON, a table (``.csv``), or 3D Slicer's ``.mrk.json`` and ``.fcsv``.
+    """Reads a file of clicks: our JSON, a table (``.csv``, ``.tsv``), or 3D Slicer's ``.mrk.json`` and ``.fcsv``.
 
     Raises:
         ClickError: for a file that is absent, damaged, or something else; it names the file and what helps.
@@ -37,7 +38,7 @@ def read_clicks(file: str | os.PathLike[str]) -> ClickFile:
         text = _read_text(path)
         if path.name.lower().endswith(".fcsv"):
             return read_fcsv(path, text)
-        if path.name.lower().endswith(".csv"):
+        if path.name.lower().endswith((".csv", ".tsv")):
             return read_table(path, text)
         if path.name.lower().endswith(".json"):
             content = _parse_json(text)
@@ -59,8 +60,9 @@ def find_clicks(
     In a folder, what a prediction left there gives way to another file of that case.
 
     Args:
-        path: a folder with ``CASE.mrk.json``, ``CASE.json``, ``CASE.fcsv`` or ``CASE.csv``, a table with a column
-            ``case``, or a file of the only case or of the case that it is named after.
+        path: a folder with ``CASE.mrk.json``, ``CASE.json``, ``CASE.fcsv``, ``CASE.csv`` or ``CASE.tsv`` (or the same
+            with ``CASE_0000``), a table with a column ``case``, or a file of the only case or of the case that it is
+            named after.
         cases: names of all cases.
         output: folder for segmentations; what earlier predictions left in it is no input, unless it is ``path`` itself.
 
@@ -79,10 +81,10 @@ def find_clicks(
         for case in grouped:
             _check_case(f"{path}: {grouped[case][0]}", case, cases)
         return {case: replace(content, clicks=tuple(clicks)) for case, clicks in grouped.items()}
-    case = cases[0] if len(cases) == 1 else _stem(path)
+    case = cases[0] if len(cases) == 1 else case_of(path, cases)
     if case not in cases:
         raise ClickError(
-            f"{path} is of one case, but there are {len(cases)} cases, and none is called {_stem(path)!r}. Name it "
+            f"{path} is of one case, but there are {len(cases)} cases, and none is called {case!r}. Name it "
             "after its case, give a folder of such files, or a table with a column case"
         )
     return {case: content}
@@ -98,7 +100,7 @@ def _find_in_folder(folder: Path, cases: list[str], is_output: bool) -> dict[str
         content = read_clicks(file)
         if is_output and content.of_prediction:
             continue
-        case = _stem(file)
+        case = case_of(file, cases)
         _check_case(str(file), case, cases)
         if case in found and found[case].of_prediction == content.of_prediction:
             raise ClickError(f"{found[case].file} and {file} are both of the case {case}: keep one of them")
@@ -119,10 +121,12 @@ def _find_in_folder(folder: Path, cases: list[str], is_output: bool) -> dict[str
     return found
 
 
-def _stem(file: Path) -> str:
-    """The name without the suffix, of which Slicer's has two parts."""
+def case_of(file: Path, cases: Sequence[str]) -> str:
+    """The case that a file is named after, also with the number of the image's channel behind it."""
     suffix = next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), "")
-    return file.name[: len(file.name) - len(suffix)]
+    name = file.name[: len(file.name) - len(suffix)]
+    without_channel = re.sub(r"_\d{4}$", "", name)
+    return without_channel if name not in cases and without_channel in cases else name
 
 
 def _check_case(where: str, case: str, cases: list[str]) -> None:

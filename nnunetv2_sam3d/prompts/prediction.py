@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.prompts.cases import Case, read_header
 from nnunetv2_sam3d.prompts.clicks import BACKGROUND, Click, ClickError
-from nnunetv2_sam3d.prompts.files import RECORD_SUFFIX, find_clicks, write_clicks
+from nnunetv2_sam3d.prompts.files import RECORD_SUFFIX, case_of, find_clicks, write_clicks
 from nnunetv2_sam3d.prompts.geometry import Geometry
 from nnunetv2_sam3d.prompts.only_clicked import only_clicked
 from nnunetv2_sam3d.prompts.own_json import PREDICTED_BY
@@ -118,6 +119,8 @@ def predict_jobs(
             )
         if job.click_file is not None and not job.clicks:
             say(f"Warning: {job.click_file} holds no click for {job.case.name}, which is predicted automatically")
+        if other := _other_case(job):
+            say(f"Warning: {job.click_file} is named after {other}, but its clicks are used for {job.case.name}")
     for doubt in dict.fromkeys(doubt for job in jobs if (doubt := predictor.doubt(job.clicks))):
         say(f"Warning: {doubt}")
     output.mkdir(parents=True, exist_ok=True)
@@ -161,6 +164,19 @@ def predict_jobs(
     if failed:
         raise ClickError("\n".join([*failed, f"The other {len(jobs) - len(failed)} images are there."]))
     return predicted
+
+
+def _other_case(job: Job) -> str | None:
+    """The case that the file of clicks is named after, if that is another one: a file of one image may have any name.
+
+    It is where there is such an image, or the names differ in their numbers alone.
+    """
+    if job.click_file is None:
+        return None
+    own, named, image = job.case.name, case_of(job.click_file, [job.case.name]), job.case.files[0]
+    alike = re.sub(r"\d+", "0", named) == re.sub(r"\d+", "0", own)
+    there = image.with_name(named + image.name.removeprefix(own)).is_file()
+    return named if named != own and (alike or there) else None
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -202,6 +202,14 @@ def test_one_file(tmp_path: Path) -> None:
         find_clicks(tmp_path / "absent", ["a"])
 
 
+def test_files_named_after_the_image_of_a_channel(tmp_path: Path) -> None:
+    file = _own(tmp_path, [], "a_0000.json")
+    assert list(find_clicks(tmp_path, ["a", "b"])) == list(find_clicks(file, ["a", "b"])) == ["a"]
+    assert list(find_clicks(tmp_path, ["a_0000", "a"])) == ["a_0000"]
+    with pytest.raises(ClickError, match="no case 'a_0000'"):
+        find_clicks(tmp_path, ["b"])
+
+
 def test_a_table_of_many_cases(tmp_path: Path) -> None:
     file = tmp_path / "clicks.csv"
     file.write_text("case,i,j,k,label\na,1,2,3,tumour\nb,4,5,6,\na,7,8,9,tumour\n")

@@ -82,7 +82,11 @@ def test_images_clicks_and_results_in_one_folder(
     fiducials(file, blobs, [2])
     straight = images / "straight_0000.nii.gz"
     predict(model, straight, tmp_path / "o", "--clicks", images, *QUICK)
-    assert "voxels (i, j, k) (10, 15, 9) tumour\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "voxels (i, j, k) (10, 15, 9) tumour\n" in said and "Warning" not in said
+    of_another = shutil.copy(file, tmp_path / "oblique.mrk.json")
+    predict(model, straight, tmp_path / "o", "--clicks", of_another, *QUICK, "--continue_prediction")
+    assert f"{of_another} is named after oblique, but its clicks are used for straight" in capsys.readouterr().out
     record = json.loads((tmp_path / "o" / "straight_clicks.json").read_text())
     assert record["provenance"]["voxels_ijk"] == [[10, 15, 9]]
     file.unlink()
