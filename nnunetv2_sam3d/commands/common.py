@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from textwrap import dedent
 from typing import Any
 
@@ -23,6 +24,34 @@ def add_command(commands: Any, name: str, summary: str, examples: str) -> argpar
         epilog="examples:\n" + dedent(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that name a trained model as nnU-Net's own commands do, and where it runs."""
+    parser.add_argument("-d", "--dataset", help="data set name or number")
+    parser.add_argument("-tr", "--trainer", default="nnUNetTrainer_SAM3DDualPath", help="default: %(default)s")
+    parser.add_argument("-p", "--plans", default="nnUNetSAM3DPlans", help="default: %(default)s")
+    parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
+    parser.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="default: all that are trained")
+    parser.add_argument(
+        "-chk", "--checkpoint", default="checkpoint_final.pth", metavar="NAME", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "-device", "--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu"
+    )
+
+
+def folds_of(values: Sequence[str] | None) -> list[int | str]:
+    """Numbers of folds, or ``all``, as they were given; ValueError for anything else, and for one twice."""
+    folds: list[int | str] = []
+    for value in values or ():
+        if value != "all" and not value.isdecimal():
+            raise ValueError(f"-f takes numbers of folds or all, got {value!r}")
+        fold = value if value == "all" else int(value)
+        if fold in folds:
+            raise ValueError(f"-f names fold {fold} twice; name each fold once")
+        folds.append(fold)
+    return folds
 
 
 def add_class_map(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.commands.common import add_command, add_model_options, folds_of, say
 
 
 def add_parser(commands: Any) -> None:
@@ -19,6 +19,7 @@ def add_parser(commands: Any) -> None:
         "are checked against the images first.",
         """\
         nnUNetv2_sam3d predict -m nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres -i imagesTs -o masks
+        nnUNetv2_sam3d predict -d 220 -tr nnUNetTrainer_SAM3DFull -f 0 1 -i imagesTs -o masks
         nnUNetv2_sam3d predict -m MODEL -i case_007_0000.nii.gz -o masks --clicks case_007.mrk.json
         nnUNetv2_sam3d predict -m MODEL -i imagesTs -o tumours --clicks clicks_folder --only-clicked
         nnUNetv2_sam3d predict -m MODEL -i imagesTs -o masks --clicks clicks.csv --continue_prediction
@@ -31,14 +32,10 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the segmentations")
     parser.add_argument(
-        "-m", "--model", type=Path, required=True, help="folder of a trained model, TRAINER__PLANS__CONFIGURATION"
-    )
-    parser.add_argument(
-        "-f", "--folds", nargs="+", metavar="FOLD", help="folds that are averaged (default: all that are trained)"
-    )
-    parser.add_argument(
-        "-chk", "--checkpoint", default="checkpoint_final.pth", metavar="NAME", help="default: %(default)s"
-    )
+        "-m", "--model", type=Path,
+        help="folder of a trained model, TRAINER__PLANS__CONFIGURATION (or name it by -d, -tr, -p, -c)",
+    )  # fmt: skip
+    add_model_options(parser)
     parser.add_argument(
         "--clicks", type=Path, metavar="FILE_OR_FOLDER",
         help="clicks of one image, a table of many, or a folder of files named after the images: 3D Slicer's .mrk.json"
@@ -64,13 +61,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--save_probabilities", action="store_true", help="write CASE.npz and CASE.pkl too, for nnUNetv2_ensemble"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Checks all clicks, then predicts one image after the other."""
-    from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, trained_folds
+    from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, find_model, trained_folds
     from nnunetv2_sam3d.prompts.cases import find_cases
     from nnunetv2_sam3d.prompts.prediction import plan_jobs, predict_jobs
     from nnunetv2_sam3d.prompts.predictor import ClickPredictor
@@ -79,9 +75,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--only-clicked needs --clicks")
     if not 0 < options.step_size <= 1:
         raise ValueError(f"--step-size must be above 0 and at most 1, got {options.step_size}")
-    model = options.model.absolute()
-    folds = [fold if fold == "all" else _number(fold) for fold in options.folds or ()]
-    folds = folds or trained_folds(model, options.checkpoint) or [0]
+    model = find_model(options.model, options.dataset, options.trainer, options.plans, options.configuration)
+    folds = folds_of(options.folds) or trained_folds(model, options.checkpoint) or [0]
     first = [TrainedFold(model, fold, options.checkpoint) for fold in folds][0]
     cases = find_cases(options.input, first.dataset_json)
     reader = first.plans.image_reader_writer_class()
@@ -112,9 +107,3 @@ def run(options: argparse.Namespace) -> int:
     kept = f", {len(jobs) - predicted} were there" if predicted < len(jobs) else ""
     say(f"{predicted} segmentations written to {options.output}{kept}")
     return 0
-
-
-def _number(fold: str) -> int:
-    if not fold.isdigit():
-        raise ValueError(f"-f takes numbers of folds or all, got {fold!r}")
-    return int(fold)

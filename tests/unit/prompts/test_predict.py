@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,17 @@ def test_probabilities_are_those_of_the_segmentation(model: Path, images: Path, 
     assert not (output / "straight.npz").exists() and not (output / "straight.pkl").exists()
 
 
+def test_a_model_by_nnunets_names(model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    shutil.copytree(model, tmp_path / "results" / "Dataset991_Toy" / model.name)
+    image, options = images / "straight_0000.nii.gz", ["-f", "0", "--disable_tta", "-device", "cpu"]
+    arguments = ["predict", "-d", "991", "-tr", "nnUNetTrainer_SAM3DFull", "-i", str(image), "-o", str(tmp_path / "o")]
+    assert main([*arguments, *options]) == 0
+    predict(model, image, tmp_path / "by_folder", *options[:3])
+    assert np.array_equal(*(read(tmp_path / folder / "straight.nii.gz") for folder in ("o", "by_folder")))
+
+
 def test_only_the_clicked_structure(model: Path, images: Path, tmp_path: Path) -> None:
     predictor = ClickPredictor(model, [0], device="cpu", mirroring=False)
     predictor.set_image_files([images / f"straight_{channel:04d}.nii.gz" for channel in range(3)])
@@ -202,6 +214,8 @@ def test_refused_before_anything_is_computed(
     fine = "oblique,zyx,9,9,9,tumour,foreground"
     assert "fold_7" in refused(fine, "-f", 7)
     assert "takes numbers of folds" in refused(fine, "-f", "x")
+    assert "names fold 0 twice" in refused(fine, "-f", 0, 0)
+    assert "give either the folder of a trained model or a data set" in refused(fine, "-d", 991)
     assert "no folder of a trained model" in refused(fine, used=images)
     assert "does not exist; give an image" in refused(fine, given=tmp_path / "absent")
     other = tmp_path / "other"
