@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
@@ -52,6 +53,29 @@ def folds_of(values: Sequence[str] | None) -> list[int | str]:
             raise ValueError(f"-f names fold {fold} twice; name each fold once")
         folds.append(fold)
     return folds
+
+
+def choose_device(asked: str | None = None) -> str:
+    """The device that was asked for, by default ``cuda`` if there is one, else ``cpu``; ValueError if it is absent."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(asked or "cpu", True):
+        why = " (it was installed without CUDA)" if asked == "cuda" and not torch.backends.cuda.is_built() else ""
+        others = ", ".join(["cpu", *(name for name, is_there in there.items() if is_there)])
+        raise ValueError(
+            f"--device {asked}: PyTorch {torch.__version__} finds no such device{why}. Choose one of: {others}"
+        )
+    return asked or ("cuda" if there["cuda"] else "cpu")
+
+
+def check_output_folder(folder: Path | None) -> None:
+    """ValueError for what cannot be a folder, before time is spent."""
+    for path in [] if folder is None else [folder, *folder.absolute().parents]:
+        if path.exists():
+            if not path.is_dir():
+                raise ValueError(f"-o {folder}: {path} is a file; give a folder, which is made if it does not exist")
+            return
 
 
 def add_class_map(parser: argparse.ArgumentParser) -> None:

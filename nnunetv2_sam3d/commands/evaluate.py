@@ -6,8 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, add_model_options, folds_of, say
-from nnunetv2_sam3d.commands.experiment import default_device
+from nnunetv2_sam3d.commands.common import (
+    add_command,
+    add_model_options,
+    check_output_folder,
+    choose_device,
+    folds_of,
+    say,
+)
 
 CLICK_COUNTS = {"reference": (1, 3, 10), "whole-volume": (0, 1, 3, 5, 10)}
 
@@ -75,6 +81,8 @@ def run(options: argparse.Namespace) -> int:
         options.protocol = "whole-volume" if 0 in (options.clicks or ()) else "reference"
     if options.protocol == "whole-volume" and options.crop_size:
         raise ValueError("--crop-size belongs to --protocol reference; whole-volume predicts the whole volume")
+    check_output_folder(options.output)
+    options.device = choose_device(options.device)
     model = find_model(options.model, options.dataset, options.trainer, options.plans, options.configuration)
     numbers = folds_of(options.folds) or trained_folds(model, options.checkpoint)
     if not numbers:
@@ -103,7 +111,7 @@ def evaluate_fold(fold: Any, options: argparse.Namespace) -> None:
 
     target = find_target(fold.dataset_json["labels"], options.target)
     counts = tuple(options.clicks or CLICK_COUNTS[options.protocol])
-    device = torch.device(options.device or default_device())
+    device = torch.device(options.device)
     weights = read_weights(fold.checkpoint)
     protocol: ClickProtocol
     if options.protocol == "reference":

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, add_model_options, folds_of, say
+from nnunetv2_sam3d.commands.common import (
+    add_command,
+    add_model_options,
+    check_output_folder,
+    choose_device,
+    folds_of,
+    say,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -75,6 +82,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--only-clicked needs --clicks")
     if not 0 < options.step_size <= 1:
         raise ValueError(f"--step-size must be above 0 and at most 1, got {options.step_size}")
+    check_output_folder(options.output)
+    device = choose_device(options.device)
     model = find_model(options.model, options.dataset, options.trainer, options.plans, options.configuration)
     folds = folds_of(options.folds) or trained_folds(model, options.checkpoint) or [0]
     first = [TrainedFold(model, fold, options.checkpoint) for fold in folds][0]
@@ -85,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         model,
         folds,
         options.checkpoint,
-        device=options.device,
+        device=device,
         mirroring=not options.disable_tta,
         tile_step_size=options.step_size,
         progress=True,

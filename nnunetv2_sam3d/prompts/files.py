@@ -79,7 +79,11 @@ def find_clicks(
             assert click.case is not None  # the reader wants all or none
             grouped.setdefault(click.case, []).append(click)
         for case in grouped:
-            _check_case(f"{path}: {grouped[case][0]}", case, cases)
+            if case not in cases:
+                raise ClickError(
+                    f"{path}: {grouped[case][0]}: {_unknown(case, cases)}. Correct the name, or remove the lines of "
+                    "images that are not predicted"
+                )
         return {case: replace(content, clicks=tuple(clicks)) for case, clicks in grouped.items()}
     case = cases[0] if len(cases) == 1 else case_of(path, cases)
     if case not in cases:
@@ -92,6 +96,7 @@ def find_clicks(
 
 def _find_in_folder(folder: Path, cases: list[str], is_output: bool) -> dict[str, ClickFile]:
     found: dict[str, ClickFile] = {}
+    strangers: list[tuple[Path, str]] = []
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or file.name in _NNUNET_FILES:
             continue
@@ -101,11 +106,13 @@ def _find_in_folder(folder: Path, cases: list[str], is_output: bool) -> dict[str
         if is_output and content.of_prediction:
             continue
         case = case_of(file, cases)
-        _check_case(str(file), case, cases)
-        if case in found and found[case].of_prediction == content.of_prediction:
+        if case not in cases:
+            strangers.append((file, case))
+        elif case in found and found[case].of_prediction == content.of_prediction:
             raise ClickError(f"{found[case].file} and {file} are both of the case {case}: keep one of them")
-        if case not in found or found[case].of_prediction:
+        elif case not in found or found[case].of_prediction:
             found[case] = content
+    _refuse(folder, strangers, found, cases)
     if not found:
         raise ClickError(
             f"{folder} holds no clicks{' but those of earlier predictions' if is_output else ''}; name their files "
@@ -129,13 +136,30 @@ def case_of(file: Path, cases: Sequence[str]) -> str:
     return without_channel if name not in cases and without_channel in cases else name
 
 
-def _check_case(where: str, case: str, cases: list[str]) -> None:
-    if case not in cases:
-        near = get_close_matches(case, cases, n=3) or sorted(cases)[:3]
+def _refuse(folder: Path, strangers: list[tuple[Path, str]], found: dict[str, ClickFile], cases: list[str]) -> None:
+    """ClickError for files in a folder that are of no case."""
+    if not strangers:
+        return
+    file, stranger = strangers[0]
+    if len(cases) == 1 and found:
         raise ClickError(
-            f"{where}: there is no case {case!r} among the {len(cases)} images; similar names: {', '.join(near)}. Name "
-            "it after its image, without the channel (_0000) and the file ending"
+            f"{folder} holds clicks of other images than {cases[0]}, for instance {file.name}. Give the file of that "
+            f"image itself: --clicks {found[cases[0]].file}"
         )
+    elsewhere = (
+        "of a single image, --clicks takes the file itself, of any name"
+        if len(cases) == 1
+        else "clicks of images that are not predicted belong into another folder"
+    )
+    raise ClickError(
+        f"{file}: {_unknown(stranger, cases)}. Name it after its image, without the channel (_0000) and the file "
+        f"ending; {elsewhere}"
+    )
+
+
+def _unknown(case: str, cases: list[str]) -> str:
+    near = get_close_matches(case, cases, n=3) or sorted(cases)[:3]
+    return f"there is no case {case!r} among the {len(cases)} images; similar names: {', '.join(near)}"
 
 
 def _read_text(path: Path) -> str:

@@ -13,7 +13,7 @@ from batchgenerators.utilities.file_and_folder_operations import save_json, save
 from tqdm import tqdm
 
 from nnunetv2_sam3d import __version__
-from nnunetv2_sam3d.prompts.cases import Case, read_header
+from nnunetv2_sam3d.prompts.cases import Case, ImageError, read_header
 from nnunetv2_sam3d.prompts.clicks import BACKGROUND, Click, ClickError
 from nnunetv2_sam3d.prompts.files import RECORD_SUFFIX, case_of, find_clicks, write_clicks
 from nnunetv2_sam3d.prompts.geometry import Geometry
@@ -102,6 +102,7 @@ def predict_jobs(
     Raises:
         ClickError: for clicks that the model cannot take, before anything is computed; after all images for clicks
             in a part of theirs that nnU-Net cuts off.
+        ImageError: for images that cannot be read, after all the others.
         ValueError: if an image would be overwritten.
     """
     ending = predictor.dataset_json["file_ending"]
@@ -127,7 +128,7 @@ def predict_jobs(
     save_json(predictor.dataset_json, output / "dataset.json", sort_keys=False)
     save_json(predictor.plans.plans, output / "plans.json", sort_keys=False)
     settings, records = settings_of(predictor), Records(output)
-    predicted, failed = 0, list[str]()
+    predicted, failed = 0, list[ValueError]()
     for job in tqdm(jobs, desc="cases", disable=len(jobs) < 2):
         name = job.case.name
         made_with = with_clicks(settings, job.clicks, only)
@@ -141,8 +142,12 @@ def predict_jobs(
         try:
             predictor.set_image_files(job.case.files)
             result = predictor.segmentation(predictor.logits(job.clicks), probabilities)
-        except ClickError as error:  # known only after preprocessing; the other images are not lost for it
-            failed.append(f"{job.click_file}, for the case {name}: {error}")
+        # known only now; the other images are not lost for it
+        except ImageError as error:
+            failed.append(error)
+            continue
+        except ClickError as error:
+            failed.append(ClickError(f"{job.click_file}, for the case {name}: {error}"))
             continue
         segmentation = result[0] if probabilities else result
         if only and job.clicks:
@@ -162,7 +167,8 @@ def predict_jobs(
         records.done(name, made_with)
         predicted += 1
     if failed:
-        raise ClickError("\n".join([*failed, f"The other {len(jobs) - len(failed)} images are there."]))
+        others = [f"The other {len(jobs) - len(failed)} images are there."] if len(jobs) > len(failed) else []
+        raise type(failed[0])("\n".join([*map(str, failed), *others]))
     return predicted
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnunetv2_sam3d.evaluation.targets import find_target
 from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, trained_folds
-from nnunetv2_sam3d.prompts.cases import case_name
+from nnunetv2_sam3d.prompts.cases import case_name, read_image
 from nnunetv2_sam3d.prompts.clicks import FOREGROUND, Click, ClickError, finite_position
 from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, parse_space
 from nnunetv2_sam3d.prompts.files import read_clicks
@@ -138,9 +138,13 @@ class ClickPredictor:
         self._clicks = []
 
     def set_image_files(self, files: str | Path | Sequence[str | Path]) -> None:
-        """The same for an image file, or one for each channel, read by the reader that the model was trained with."""
+        """The same for an image file, or one for each channel, read by the reader that the model was trained with.
+
+        Raises:
+            ImageError: for files that cannot be read.
+        """
         files = [files] if isinstance(files, str | Path) else files
-        image, properties = self.plans.image_reader_writer_class().read_images([str(file) for file in files])
+        image, properties = read_image([Path(file) for file in files], self.plans.image_reader_writer_class())
         self.set_image(image, properties["spacing"], properties)
         self._case = case_name(Path(files[0]), self.dataset_json["file_ending"])
 

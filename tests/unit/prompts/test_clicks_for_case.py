@@ -178,6 +178,16 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     file = _own(tmp_path, [], "tumor_1.json")
     with pytest.raises(ClickError, match=f"^{file}: there is no case 'tumor_1' among the 2 images; .*tumour_01"):
         find_clicks(tmp_path, ["tumour_01", "kidney"])
+    _own(tmp_path, [], "kidney.json")
+    with pytest.raises(ClickError, match="belong into another folder"):
+        find_clicks(tmp_path, ["tumour_01", "kidney"])
+    with pytest.raises(
+        ClickError, match=f"holds clicks of other images than kidney.*: --clicks {tmp_path}/kidney.json"
+    ):
+        find_clicks(tmp_path, ["kidney"])
+    with pytest.raises(ClickError, match="--clicks takes the file itself, of any name"):
+        find_clicks(tmp_path, ["tumour_01"])
+    (tmp_path / "kidney.json").unlink()
     _own(tmp_path, [], "tumor_1.mrk.json")
     with pytest.raises(ClickError, match="both of the case tumor_1: keep one"):
         find_clicks(tmp_path, ["tumor_1"])

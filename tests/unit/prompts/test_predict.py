@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -12,12 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from blobs import GEOMETRIES, centres, write_blobs
 from model_kit import LABELS, PATCH, REGIONS, SETTINGS, fiducials, predict, read, stock_prediction, write_model
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from slicer_files import markups
 
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.prompts.cases import ImageError, read_image
 from nnunetv2_sam3d.prompts.clicks import Click, ClickError
 from nnunetv2_sam3d.prompts.files import read_clicks
 from nnunetv2_sam3d.prompts.only_clicked import only_clicked
@@ -123,6 +128,37 @@ def test_clicks_that_are_cut_off_cost_no_other_image(
     assert sorted(file.name for file in (tmp_path / "o").glob("*.nii.gz")) == ["straight.nii.gz"]
 
 
+def test_a_damaged_image_costs_no_other(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = images / "oblique_0001.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    options = ["-m", model, "-i", images, "-o", tmp_path / "o", "-f", 0, "--disable_tta", "--device", "cpu"]
+    assert main(["predict", *map(str, options)]) == 1
+    said = capsys.readouterr().err
+    assert f"{damaged}" in said and "it is damaged" in said and "The other 1 images are there" in said
+    assert sorted(file.name for file in (tmp_path / "o").glob("*.nii.gz")) == ["straight.nii.gz"]
+    (images / "oblique_0000.nii.gz").write_bytes(b"no image")
+    (table := tmp_path / "clicks.csv").write_text("case,space,x,y,z\noblique,zyx,9,9,9\n")
+    assert main(["predict", *map(str, options), "--clicks", str(table)]) == 1  # before anything is computed
+    assert capsys.readouterr().err.startswith(
+        f"nnUNetv2_sam3d predict: {images / 'oblique_0000.nii.gz'} cannot be read"
+    )
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
+def test_images_that_cannot_be_read(reader: type, images: Path) -> None:
+    file = images / "straight_0000.nii.gz"
+    whole = file.read_bytes()
+    assert read_image([file], reader())[0].shape == (1, 18, 22, 26)
+    for content in (b"", b"no image", gzip.compress(b"no image"), whole[:100], whole[: len(whole) // 2], whole[:-1]):
+        file.write_bytes(content)
+        with pytest.raises(ImageError, match=rf"^{file} cannot be read \([^\n]+\): it is damaged"):
+            read_image([file], reader())
+    with pytest.raises(ImageError, match="absent.nii.gz does not exist"):
+        read_image([images / "absent.nii.gz"], reader())
+
+
 def test_probabilities_are_those_of_the_segmentation(model: Path, images: Path, tmp_path: Path) -> None:
     image, output = images / "straight_0000.nii.gz", tmp_path / "o"
     predict(model, image, output, "-f", 0, "--disable_tta", "--save_probabilities")
@@ -214,6 +250,11 @@ def test_refused_before_anything_is_computed(
     fine = "oblique,zyx,9,9,9,tumour,foreground"
     assert "fold_7" in refused(fine, "-f", 7)
     assert "takes numbers of folds" in refused(fine, "-f", "x")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = refused(fine, "--device", "cuda")
+    assert "--device cuda: PyTorch" in message and "finds no such device" in message and "one of: cpu" in message
+    assert "clicks.csv is a file; give a folder" in refused(fine, "-o", table)
+    assert "clicks.csv is a file; give a folder" in refused(fine, "-o", table / "below")
     assert "names fold 0 twice" in refused(fine, "-f", 0, 0)
     assert "give either the folder of a trained model or a data set" in refused(fine, "-d", 991)
     assert "no folder of a trained model" in refused(fine, used=images)
