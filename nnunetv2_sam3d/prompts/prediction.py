@@ -156,9 +156,10 @@ def predict_jobs(
             for click in missed:
                 say(f"{name}: nothing of that kind was found near {describe(click)}")
         records.begin(name)
-        # they are of an earlier segmentation
-        for file in (_record(job.case, output), *(output / f"{name}{suffix}" for suffix in (".npz", ".pkl"))):
-            file.unlink(missing_ok=True)
+        # They are of an earlier segmentation. A record is replaced where there are clicks, as it may be their file.
+        stale = (".npz", ".pkl", *((RECORD_SUFFIX,) if job.click_file is None else ()))
+        for suffix in stale:
+            (output / f"{name}{suffix}").unlink(missing_ok=True)
         if probabilities:
             np.savez_compressed(output / f"{name}.npz", probabilities=result[1])
             save_pickle(predictor.properties, str(output / f"{name}.pkl"))

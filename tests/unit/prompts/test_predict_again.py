@@ -98,3 +98,13 @@ def test_images_clicks_and_results_in_one_folder(
     assert main([*map(str, arguments), str(images)]) == 1
     assert "straight_clicks.json has the name under which" in capsys.readouterr().err
     assert json.loads((images / "straight_clicks.json").read_text()) == own
+
+
+def test_a_record_given_as_clicks_in_its_own_folder(model: Path, images: Path, tmp_path: Path) -> None:
+    image, output = images / "straight_0000.nii.gz", tmp_path / "o"
+    (table := tmp_path / "straight.csv").write_text("i,j,k\n9,9,9\n")
+    predict(model, image, output, "--clicks", table, *QUICK)
+    record = output / "straight_clicks.json"
+    clicks = json.loads(record.read_text())["clicks"]
+    predict(model, image, output, "--clicks", record, *QUICK)
+    assert json.loads(record.read_text())["clicks"] == clicks
