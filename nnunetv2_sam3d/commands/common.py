@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
@@ -23,6 +25,57 @@ def add_command(commands: Any, name: str, summary: str, examples: str) -> argpar
         epilog="examples:\n" + dedent(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that name a trained model as nnU-Net's own commands do, and where it runs."""
+    parser.add_argument("-d", "--dataset", help="data set name or number")
+    parser.add_argument("-tr", "--trainer", default="nnUNetTrainer_SAM3DDualPath", help="default: %(default)s")
+    parser.add_argument("-p", "--plans", default="nnUNetSAM3DPlans", help="default: %(default)s")
+    parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
+    parser.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="default: all that are trained")
+    parser.add_argument(
+        "-chk", "--checkpoint", default="checkpoint_final.pth", metavar="NAME", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "-device", "--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu"
+    )
+
+
+def folds_of(values: Sequence[str] | None) -> list[int | str]:
+    """Numbers of folds, or ``all``, as they were given; ValueError for anything else, and for one twice."""
+    folds: list[int | str] = []
+    for value in values or ():
+        if value != "all" and not value.isdecimal():
+            raise ValueError(f"-f takes numbers of folds or all, got {value!r}")
+        fold = value if value == "all" else int(value)
+        if fold in folds:
+            raise ValueError(f"-f names fold {fold} twice; name each fold once")
+        folds.append(fold)
+    return folds
+
+
+def choose_device(asked: str | None = None) -> str:
+    """The device that was asked for, by default ``cuda`` if there is one, else ``cpu``; ValueError if it is absent."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(asked or "cpu", True):
+        why = " (it was installed without CUDA)" if asked == "cuda" and not torch.backends.cuda.is_built() else ""
+        others = ", ".join(["cpu", *(name for name, is_there in there.items() if is_there)])
+        raise ValueError(
+            f"--device {asked}: PyTorch {torch.__version__} finds no such device{why}. Choose one of: {others}"
+        )
+    return asked or ("cuda" if there["cuda"] else "cpu")
+
+
+def check_output_folder(folder: Path | None) -> None:
+    """ValueError for what cannot be a folder, before time is spent."""
+    for path in [] if folder is None else [folder, *folder.absolute().parents]:
+        if path.exists():
+            if not path.is_dir():
+                raise ValueError(f"-o {folder}: {path} is a file; give a folder, which is made if it does not exist")
+            return
 
 
 def add_class_map(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, say
-from nnunetv2_sam3d.commands.experiment import default_device, default_processes
+from nnunetv2_sam3d.commands.common import add_command, choose_device, say
+from nnunetv2_sam3d.commands.experiment import default_processes
 
 
 def add_parser(commands: Any) -> None:
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.planning import dataset_folder
 
     check_paths()
-    devices = parse_devices(options.devices or [default_device()], options.num_gpus)
+    devices = parse_devices(options.devices or [choose_device()], options.num_gpus)
     models = parse_models(dataset_folder(options.dataset).name, options.trainers, options.plans, options.configuration)
     splits = splits_of(models[0])
     pretrained = options.pretrained_weights

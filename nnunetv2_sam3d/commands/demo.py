@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, say
-from nnunetv2_sam3d.commands.experiment import default_device, default_processes
+from nnunetv2_sam3d.commands.common import add_command, choose_device, say
+from nnunetv2_sam3d.commands.experiment import default_processes
 
 PATHS = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
 DATASET = 990
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
             trainers=ordered(["Full", "DualPath", "OriginalEval"]),
             fold=0,
             settings=settings,
-            device=options.device or default_device(),
+            device=choose_device(options.device),
             patch_size=(32, 64, 64),
             batch_size=1,
             spacing_mm=(4.0, 4.0, 4.0),

@@ -6,8 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, say
-from nnunetv2_sam3d.commands.experiment import default_device
+from nnunetv2_sam3d.commands.common import (
+    add_command,
+    add_model_options,
+    check_output_folder,
+    choose_device,
+    folds_of,
+    say,
+)
 
 CLICK_COUNTS = {"reference": (1, 3, 10), "whole-volume": (0, 1, 3, 5, 10)}
 
@@ -31,12 +37,7 @@ def add_parser(commands: Any) -> None:
         """,
     )
     parser.add_argument("model", type=Path, nargs="?", help="folder of a trained model (or name it by -d, -tr, -p, -c)")
-    parser.add_argument("-d", "--dataset", help="data set name or number")
-    parser.add_argument("-tr", "--trainer", default="nnUNetTrainer_SAM3DDualPath", help="default: %(default)s")
-    parser.add_argument("-p", "--plans", default="nnUNetSAM3DPlans", help="default: %(default)s")
-    parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
-    parser.add_argument("-f", "--folds", type=int, nargs="+", metavar="FOLD", help="default: all that are trained")
-    parser.add_argument("--checkpoint", default="checkpoint_final.pth", metavar="NAME", help="default: %(default)s")
+    add_model_options(parser)
     parser.add_argument(
         "--protocol",
         choices=tuple(CLICK_COUNTS),
@@ -77,7 +78,6 @@ def add_parser(commands: Any) -> None:
         "folder)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace results of other settings in that folder")
-    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     parser.set_defaults(run=run)
 
 
@@ -91,8 +91,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--crop-size belongs to --protocol reference; whole-volume predicts the whole volume")
     if options.protocol == "reference" and options.only_clicked:
         raise ValueError("--only-clicked belongs to --protocol whole-volume; reference predicts one crop")
+    check_output_folder(options.output)
+    options.device = choose_device(options.device)
     model = find_model(options.model, options.dataset, options.trainer, options.plans, options.configuration)
-    numbers = options.folds or trained_folds(model, options.checkpoint)
+    numbers = folds_of(options.folds) or trained_folds(model, options.checkpoint)
     if not numbers:
         raise ValueError(f"{model} has no fold with a {options.checkpoint}. Train the model first: nnUNetv2_train")
     if options.output and len(numbers) > 1:
@@ -119,7 +121,7 @@ def evaluate_fold(fold: Any, options: argparse.Namespace) -> None:
 
     target = find_target(fold.dataset_json["labels"], options.target)
     counts = tuple(options.clicks or CLICK_COUNTS[options.protocol])
-    device = torch.device(options.device or default_device())
+    device = torch.device(options.device)
     weights = read_weights(fold.checkpoint)
     protocol: ClickProtocol
     kind = ReferenceProtocol if options.protocol == "reference" else WholeVolumeProtocol

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.commands.common import add_command, choose_device, say
 from nnunetv2_sam3d.commands.plan import add_network_options, settings_from
 
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
             trainers=ordered(options.trainers),
             fold=options.fold,
             settings=settings_from(options),
-            device=options.device or default_device(),
+            device=choose_device(options.device),
             patch_size=options.patch_size,
             batch_size=options.batch_size,
             spacing_mm=options.spacing,
@@ -60,13 +60,6 @@ def run(options: argparse.Namespace) -> int:
         say,
     )
     return 0
-
-
-def default_device() -> str:
-    """``cuda`` if there is one, else ``cpu``."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def default_processes() -> int:

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.commands.common import (
+    add_command,
+    add_model_options,
+    check_output_folder,
+    choose_device,
+    folds_of,
+    say,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -19,6 +26,7 @@ def add_parser(commands: Any) -> None:
         "are checked against the images first.",
         """\
         nnUNetv2_sam3d predict -m nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres -i imagesTs -o masks
+        nnUNetv2_sam3d predict -d 220 -tr nnUNetTrainer_SAM3DFull -f 0 1 -i imagesTs -o masks
         nnUNetv2_sam3d predict -m MODEL -i case_007_0000.nii.gz -o masks --clicks case_007.mrk.json
         nnUNetv2_sam3d predict -m MODEL -i imagesTs -o tumours --clicks clicks_folder --only-clicked
         nnUNetv2_sam3d predict -m MODEL -i imagesTs -o masks --clicks clicks.csv --continue_prediction
@@ -31,18 +39,14 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the segmentations")
     parser.add_argument(
-        "-m", "--model", type=Path, required=True, help="folder of a trained model, TRAINER__PLANS__CONFIGURATION"
-    )
-    parser.add_argument(
-        "-f", "--folds", nargs="+", metavar="FOLD", help="folds that are averaged (default: all that are trained)"
-    )
-    parser.add_argument(
-        "-chk", "--checkpoint", default="checkpoint_final.pth", metavar="NAME", help="default: %(default)s"
-    )
+        "-m", "--model", type=Path,
+        help="folder of a trained model, TRAINER__PLANS__CONFIGURATION (or name it by -d, -tr, -p, -c)",
+    )  # fmt: skip
+    add_model_options(parser)
     parser.add_argument(
         "--clicks", type=Path, metavar="FILE_OR_FOLDER",
         help="clicks of one image, a table of many, or a folder of files named after the images: 3D Slicer's .mrk.json"
-        ", .fcsv, .csv, or this package's JSON",
+        ", .fcsv, .csv, .tsv, or this package's JSON",
     )  # fmt: skip
     parser.add_argument(
         "--only-clicked",
@@ -58,40 +62,39 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--continue_prediction", action="store_true",
-        help="keep segmentations that are there; of images with clicks, those of the same clicks, model and settings "
-        "(default: predict again)",
+        help="keep the segmentations that this command made with the same clicks, model and settings, and "
+        "predict the others (default: predict all again)",
     )  # fmt: skip
     parser.add_argument(
         "--save_probabilities", action="store_true", help="write CASE.npz and CASE.pkl too, for nnUNetv2_ensemble"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Checks all clicks, then predicts one image after the other."""
-    from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, trained_folds
+    from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, find_model, trained_folds
     from nnunetv2_sam3d.prompts.cases import find_cases
     from nnunetv2_sam3d.prompts.prediction import plan_jobs, predict_jobs
     from nnunetv2_sam3d.prompts.predictor import ClickPredictor
-    from nnunetv2_sam3d.weights.files import sha256
 
     if options.only_clicked and not options.clicks:
         raise ValueError("--only-clicked needs --clicks")
     if not 0 < options.step_size <= 1:
         raise ValueError(f"--step-size must be above 0 and at most 1, got {options.step_size}")
-    model = options.model.absolute()
-    folds = [fold if fold == "all" else _number(fold) for fold in options.folds or ()]
-    folds = folds or trained_folds(model, options.checkpoint) or [0]
+    check_output_folder(options.output)
+    device = choose_device(options.device)
+    model = find_model(options.model, options.dataset, options.trainer, options.plans, options.configuration)
+    folds = folds_of(options.folds) or trained_folds(model, options.checkpoint) or [0]
     first = [TrainedFold(model, fold, options.checkpoint) for fold in folds][0]
     cases = find_cases(options.input, first.dataset_json)
     reader = first.plans.image_reader_writer_class()
-    jobs = plan_jobs(cases, options.clicks, reader, first.dataset_json["labels"])
+    jobs = plan_jobs(cases, options.clicks, reader, first.dataset_json["labels"], options.output)
     predictor = ClickPredictor(
         model,
         folds,
         options.checkpoint,
-        device=options.device,
+        device=device,
         mirroring=not options.disable_tta,
         tile_step_size=options.step_size,
         progress=True,
@@ -101,13 +104,6 @@ def run(options: argparse.Namespace) -> int:
     if options.clicks and clicked < len(jobs):
         automatic = [job.case.name for job in jobs if not job.clicks]
         say(f"without clicks: {', '.join(automatic[:5])}{' ...' if automatic[5:] else ''}")
-    provenance = None
-    if clicked:
-        provenance = {
-            "checkpoints": {str(file): sha256(file) for file in predictor.checkpoints},
-            "mirroring": not options.disable_tta,
-            "step_size": options.step_size,
-        }
     predicted = predict_jobs(
         predictor,
         jobs,
@@ -115,15 +111,8 @@ def run(options: argparse.Namespace) -> int:
         only=options.only_clicked,
         probabilities=options.save_probabilities,
         keep_existing=options.continue_prediction,
-        provenance=provenance,
         say=say,
     )
     kept = f", {len(jobs) - predicted} were there" if predicted < len(jobs) else ""
     say(f"{predicted} segmentations written to {options.output}{kept}")
     return 0
-
-
-def _number(fold: str) -> int:
-    if not fold.isdigit():
-        raise ValueError(f"-f takes numbers of folds or all, got {fold!r}")
-    return int(fold)

@@ -139,14 +139,23 @@ def find_model(model: Path | None, dataset: str | None, trainer: str, plans: str
     """The model folder: as given, or by the names that nnU-Net makes it of.
 
     Raises:
-        ValueError: if neither or both are given.
+        ValueError: if neither or both are given, or the data set has no model of these names, with those that it has.
     """
     if (model is None) == (dataset is None):
         raise ValueError("give either the folder of a trained model or a data set (-d, with -tr, -p and -c)")
     if model is not None:
         return model.absolute()
     name = maybe_convert_to_dataset_name(int(str(dataset)) if str(dataset).isdigit() else str(dataset))
-    return Path(str(nnUNet_results.require())) / name / f"{trainer}__{plans}__{configuration}"
+    folder = Path(str(nnUNet_results.require())) / name / f"{trainer}__{plans}__{configuration}"
+    if not folder.is_dir():
+        there = sorted(path.name for path in folder.parent.glob("*__*__*") if path.is_dir())
+        advice = (
+            f"Choose a model of that data set with -tr, -p and -c (TRAINER__PLANS__CONFIGURATION): {', '.join(there)}"
+            if there
+            else f"{name} has no trained model: nnUNetv2_train {name} {configuration} FOLD -tr {trainer} -p {plans}"
+        )
+        raise ValueError(f"{folder} does not exist. {advice}")
+    return folder
 
 
 def trained_folds(model: Path, checkpoint_name: str) -> list[int]:

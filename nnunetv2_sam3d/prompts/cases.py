@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+_CHUNK = 1 << 20
+
+
+class ImageError(ValueError):
+    """An image cannot be read; names its files, the reason, and what helps."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,11 @@ class Case:
 
     name: str
     files: tuple[Path, ...]
+
+
+def case_name(file: Path, ending: str) -> str:
+    """The name of an image file without the number of its channel and its ending."""
+    return re.sub(r"_\d{4}$", "", file.name.removesuffix(ending))
 
 
 def find_cases(paths: Sequence[Path], dataset_json: Mapping[str, Any]) -> list[Case]:
@@ -76,16 +90,50 @@ def _add(found: dict[str, tuple[Path, ...]], name: str, files: tuple[Path, ...])
         )
 
 
+def read_image(files: Sequence[Path], reader: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """What nnU-Net's reader returns: the image (C, z, y, x) and its properties.
+
+    Raises:
+        ImageError: for files that are absent, damaged, cut off, or of no image.
+    """
+    with _damage_named(files):
+        for file in files:
+            if file.name.endswith(".gz"):
+                with gzip.open(file) as content:  # of a file that is cut off, ITK reads the rest as if it were there
+                    while content.read(_CHUNK):
+                        pass
+        return reader.read_images([str(file) for file in files])
+
+
 def read_header(case: Case, reader: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
     """What nnU-Net's reader returns beside an image, and the image's shape (z, y, x).
 
     Only the header is read where nnU-Net's reader is ``SimpleITKIO``; with the others the image.
+
+    Raises:
+        ImageError: as :func:`read_image`, as far as it is read.
     """
     if type(reader) is not SimpleITKIO:
-        image, properties = reader.read_images([str(file) for file in case.files])
+        image, properties = read_image(case.files, reader)
         return properties, image.shape[1:]
     header = sitk.ImageFileReader()
     header.SetFileName(str(case.files[0]))
-    header.ReadImageInformation()
+    with _damage_named(case.files[:1]):
+        header.ReadImageInformation()
     geometry = {"spacing": header.GetSpacing(), "origin": header.GetOrigin(), "direction": header.GetDirection()}
     return {"sitk_stuff": geometry}, header.GetSize()[2::-1]
+
+
+@contextmanager
+def _damage_named(files: Sequence[Path]) -> Iterator[None]:
+    for file in files:
+        if not file.is_file():
+            raise ImageError(f"{file} does not exist; give an image")
+    try:
+        yield
+    except Exception as error:  # the readers let through what their libraries raise, which have no class in common
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].removeprefix("sitk::ERROR: ")
+        raise ImageError(
+            f"{', '.join(map(str, files))} cannot be read ({reason}): it is damaged, or no image of the kind that its "
+            "ending says. Copy or export it again, or leave it out"
+        ) from error

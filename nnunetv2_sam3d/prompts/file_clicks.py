@@ -52,12 +52,14 @@ class ClickFile:
         clicks: in their order.
         image: name of the image file that the clicks were made on, if the file says so.
         geometry: some of ``image_size``, ``spacing``, ``origin`` and ``direction`` of that image, as ITK has them.
+        of_prediction: whether a prediction left it beside its segmentation.
     """
 
     file: Path
     clicks: tuple[FileClick, ...]
     image: str | None = None
     geometry: Mapping[str, list[float]] = field(default_factory=dict)
+    of_prediction: bool = False
 
     @property
     def has_cases(self) -> bool:

@@ -17,6 +17,8 @@ FORMAT = "nnunetv2_sam3d clicks"
 VERSION = 1
 _GEOMETRY = {"image_size": 3, "spacing": 3, "origin": 3, "direction": 9}
 _KEYS = {"format", "version", "space", "image", "clicks", "provenance", *_GEOMETRY}
+# Among the provenance of what predictions leave beside their segmentations: the version of this package.
+PREDICTED_BY = "nnunetv2_sam3d"
 _CLICK_KEYS = {"position", "label", "sign"}
 
 
@@ -50,7 +52,7 @@ def read_own_json(path: Path, content: Any) -> ClickFile:
             clicks.append(_json_click(number, item, space))
         except ClickError as error:
             raise ClickError(f"click {number}: {error}") from error
-    return ClickFile(path, tuple(clicks), image, geometry)
+    return ClickFile(path, tuple(clicks), image, geometry, PREDICTED_BY in content.get("provenance", {}))
 
 
 def _json_click(number: int, item: Any, space: str) -> FileClick:

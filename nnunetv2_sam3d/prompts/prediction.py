@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,15 @@ from batchgenerators.utilities.file_and_folder_operations import save_json, save
 from tqdm import tqdm
 
 from nnunetv2_sam3d import __version__
-from nnunetv2_sam3d.prompts.cases import Case, read_header
+from nnunetv2_sam3d.prompts.cases import Case, ImageError, read_header
 from nnunetv2_sam3d.prompts.clicks import BACKGROUND, Click, ClickError
-from nnunetv2_sam3d.prompts.files import find_clicks, write_clicks
+from nnunetv2_sam3d.prompts.files import RECORD_SUFFIX, case_of, find_clicks, write_clicks
 from nnunetv2_sam3d.prompts.geometry import Geometry
 from nnunetv2_sam3d.prompts.only_clicked import only_clicked
+from nnunetv2_sam3d.prompts.own_json import PREDICTED_BY
 from nnunetv2_sam3d.prompts.placing import clicks_for_case
 from nnunetv2_sam3d.prompts.predictor import ClickPredictor, describe
+from nnunetv2_sam3d.prompts.records import Records, settings_of, with_clicks
 from nnunetv2_sam3d.weights.files import sha256
 
 
@@ -40,7 +42,9 @@ class Job:
     geometry: Geometry | None = None
 
 
-def plan_jobs(cases: Sequence[Case], clicks: Path | None, reader: Any, labels: Mapping[str, Any]) -> list[Job]:
+def plan_jobs(
+    cases: Sequence[Case], clicks: Path | None, reader: Any, labels: Mapping[str, Any], output: Path | None = None
+) -> list[Job]:
     """Reads all clicks and holds them against the images' headers, before anything is computed.
 
     Args:
@@ -48,17 +52,24 @@ def plan_jobs(cases: Sequence[Case], clicks: Path | None, reader: Any, labels: M
         clicks: a file of clicks or a folder of them, see :func:`~nnunetv2_sam3d.prompts.files.find_clicks`.
         reader: nnU-Net's, of the plans.
         labels: ``labels`` of ``dataset.json``.
+        output: where the segmentations will be written.
 
     Raises:
-        ClickError: for clicks that are not of these images, outside of them, or of unknown labels.
+        ClickError: for clicks that are not of these images, outside of them, or of unknown labels, and for a file that
+            the prediction would replace.
     """
-    files = {} if clicks is None else find_clicks(clicks, [case.name for case in cases])
+    files = {} if clicks is None else find_clicks(clicks, [case.name for case in cases], output)
     jobs = []
     for case in cases:
         if case.name not in files:
             jobs.append(Job(case))
             continue
         file, (properties, shape) = files[case.name], read_header(case, reader)
+        if output is not None and not file.of_prediction and _same(file.file, _record(case, output)):
+            raise ClickError(
+                f"{file.file} has the name under which the clicks that were used are written: rename it, for instance "
+                f"{case.name}.json, or choose another folder for the segmentations"
+            )
         placed = clicks_for_case(file, case.name, properties, shape, labels)
         jobs.append(Job(case, tuple(placed), file.file, Geometry.from_properties(properties, shape)))
     return jobs
@@ -72,7 +83,6 @@ def predict_jobs(
     only: bool = False,
     probabilities: bool = False,
     keep_existing: bool = False,
-    provenance: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
     """Writes ``CASE.nii.gz`` as nnU-Net does, and for images with clicks ``CASE_clicks.json``.
@@ -83,8 +93,7 @@ def predict_jobs(
         output: folder, made if it does not exist.
         only: write the clicked structures alone, for images with clicks.
         probabilities: write ``CASE.npz`` and ``CASE.pkl`` as well, as nnU-Net does for ensembles.
-        keep_existing: leave what was predicted with the same model and the same clicks.
-        provenance: noted beside the clicks.
+        keep_existing: leave what was made with the same clicks, model and settings.
         say: takes sentences for the user.
 
     Returns:
@@ -93,11 +102,12 @@ def predict_jobs(
     Raises:
         ClickError: for clicks that the model cannot take, before anything is computed; after all images for clicks
             in a part of theirs that nnU-Net cuts off.
+        ImageError: for images that cannot be read, after all the others.
         ValueError: if an image would be overwritten.
     """
     ending = predictor.dataset_json["file_ending"]
     for job in jobs:
-        if any(file.resolve() == (output / (job.case.name + ending)).resolve() for file in job.case.files):
+        if any(_same(file, output / (job.case.name + ending)) for file in job.case.files):
             raise ValueError(f"the segmentation of {job.case.files[0]} would replace the image: choose another folder")
         try:
             predictor.check(job.clicks)
@@ -110,69 +120,116 @@ def predict_jobs(
             )
         if job.click_file is not None and not job.clicks:
             say(f"Warning: {job.click_file} holds no click for {job.case.name}, which is predicted automatically")
+        if other := _other_case(job):
+            say(f"Warning: {job.click_file} is named after {other}, but its clicks are used for {job.case.name}")
     for doubt in dict.fromkeys(doubt for job in jobs if (doubt := predictor.doubt(job.clicks))):
         say(f"Warning: {doubt}")
     output.mkdir(parents=True, exist_ok=True)
     save_json(predictor.dataset_json, output / "dataset.json", sort_keys=False)
     save_json(predictor.plans.plans, output / "plans.json", sort_keys=False)
-    suffixes = [ending, *([".npz"] if probabilities else [])]
-    predicted, failed = 0, list[str]()
+    settings, records = settings_of(predictor), Records(output)
+    predicted, failed = 0, list[ValueError]()
     for job in tqdm(jobs, desc="cases", disable=len(jobs) < 2):
-        record = _write_record(job, output, only, provenance or {})
-        try:
-            if keep_existing and _is_done(job, record, output, suffixes):
+        name = job.case.name
+        made_with = with_clicks(settings, job.clicks, only)
+        if keep_existing and (output / (name + ending)).is_file():
+            difference = records.difference(name, made_with)
+            if difference is None and _all_there(job, output, probabilities):
                 continue
+            say(f"{name} is predicted again: {difference or 'some of its files are absent'}")
+        if job.clicks:
+            say(f"{name}: clicks at voxels (i, j, k) {_listed(job)}")
+        try:
             predictor.set_image_files(job.case.files)
             result = predictor.segmentation(predictor.logits(job.clicks), probabilities)
-            segmentation = result[0] if probabilities else result
-            if only and job.clicks:
-                labels = predictor.dataset_json["labels"]
-                segmentation, missed = only_clicked(segmentation, job.clicks, labels, predictor.spacing)
-                for click in missed:
-                    say(f"{job.case.name}: nothing of that kind was found near {describe(click)}")
-            # they are of an earlier segmentation
-            for file in (_record(job, output), *(output / f"{job.case.name}{suffix}" for suffix in (".npz", ".pkl"))):
-                file.unlink(missing_ok=True)
-            if probabilities:
-                np.savez_compressed(output / f"{job.case.name}.npz", probabilities=result[1])
-                save_pickle(predictor.properties, str(output / f"{job.case.name}.pkl"))
-            predictor.write(segmentation, output / (job.case.name + ending))
-            if record is not None:
-                os.replace(record, _record(job, output))
-            predicted += 1
-        except ClickError as error:  # known only after preprocessing; the other images are not lost for it
-            failed.append(f"{job.click_file}, for the case {job.case.name}: {error}")
-        finally:
-            if record is not None:
-                record.unlink(missing_ok=True)
+        # known only now; the other images are not lost for it
+        except ImageError as error:
+            failed.append(error)
+            continue
+        except ClickError as error:
+            failed.append(ClickError(f"{job.click_file}, for the case {name}: {error}"))
+            continue
+        segmentation = result[0] if probabilities else result
+        if only and job.clicks:
+            labels = predictor.dataset_json["labels"]
+            segmentation, missed = only_clicked(segmentation, job.clicks, labels, predictor.spacing)
+            for click in missed:
+                say(f"{name}: nothing of that kind was found near {describe(click)}")
+        records.begin(name)
+        # They are of an earlier segmentation. A record is replaced where there are clicks, as it may be their file.
+        stale = (".npz", ".pkl", *((RECORD_SUFFIX,) if job.click_file is None else ()))
+        for suffix in stale:
+            (output / f"{name}{suffix}").unlink(missing_ok=True)
+        if probabilities:
+            np.savez_compressed(output / f"{name}.npz", probabilities=result[1])
+            save_pickle(predictor.properties, str(output / f"{name}.pkl"))
+        predictor.write(segmentation, output / (name + ending))
+        _write_record(job, output, predictor.checkpoints, made_with)
+        records.done(name, made_with)
+        predicted += 1
     if failed:
-        raise ClickError("\n".join([*failed, f"The other {len(jobs) - len(failed)} images are there."]))
+        others = [f"The other {len(jobs) - len(failed)} images are there."] if len(jobs) > len(failed) else []
+        raise type(failed[0])("\n".join([*map(str, failed), *others]))
     return predicted
 
 
-def _record(job: Job, output: Path) -> Path:
-    return output / f"{job.case.name}_clicks.json"
+def _other_case(job: Job) -> str | None:
+    """The case that the file of clicks is named after, if that is another one: a file of one image may have any name.
 
-
-def _write_record(job: Job, output: Path, only: bool, provenance: Mapping[str, Any]) -> Path | None:
-    """The clicks under a hidden name, which they lose when the segmentation is there."""
-    if job.click_file is None or job.geometry is None:
+    It is where there is such an image, or the names differ in their numbers alone.
+    """
+    if job.click_file is None:
         return None
-    file = output / f".{_record(job, output).name}"
+    own, named, image = job.case.name, case_of(job.click_file, [job.case.name]), job.case.files[0]
+    alike = re.sub(r"\d+", "0", named) == re.sub(r"\d+", "0", own)
+    there = image.with_name(named + image.name.removeprefix(own)).is_file()
+    return named if named != own and (alike or there) else None
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _record(case: Case, output: Path) -> Path:
+    return output / (case.name + RECORD_SUFFIX)
+
+
+def _write_record(job: Job, output: Path, checkpoints: Sequence[Path], made_with: Mapping[str, Any]) -> None:
+    if job.click_file is None or job.geometry is None:
+        return
+    # the clicks themselves are in the file
+    settings = {key: value for key, value in made_with.items() if key != "clicks"}
+    settings["checkpoints"] = dict(zip(map(str, checkpoints), made_with["checkpoints"], strict=True))
     source = {"file": str(job.click_file.absolute()), "sha256": sha256(job.click_file)}
     write_clicks(
-        file,
+        _record(job.case, output),
         job.clicks,
         job.geometry,
         space="LPS" if "LPS" in job.geometry.spaces() else "zyx",
         image=job.case.files[0].name,
-        provenance={"clicks": source, "only_clicked": only, "nnunetv2_sam3d": __version__, **provenance},
+        provenance={"clicks": source, "voxels_ijk": _voxels(job), PREDICTED_BY: __version__, **settings},
     )
-    return file
 
 
-def _is_done(job: Job, record: Path | None, output: Path, suffixes: Sequence[str]) -> bool:
-    """Whether the segmentation is there and was made with these clicks."""
-    old = _record(job, output)
-    same = not old.exists() if record is None else old.is_file() and old.read_bytes() == record.read_bytes()
-    return same and all((output / (job.case.name + suffix)).is_file() for suffix in suffixes)
+def _voxels(job: Job) -> list[list[int]]:
+    """The voxels of the file that the clicks are in, as viewers count them."""
+    assert job.geometry is not None  # every job with clicks has it
+    places = np.reshape([click.zyx for click in job.clicks], (-1, 3))
+    inside = np.clip(np.rint(places), 0, np.array(job.geometry.shape) - 1)  # a click may lie on the outer surface
+    return np.rint(job.geometry.from_zyx(inside, "ijk")).astype(int).tolist()
+
+
+def _listed(job: Job, most: int = 10) -> str:
+    """For sentences: place, label and sign of the clicks."""
+    listed = [
+        f"{tuple(voxel)} {'not ' if click.sign == BACKGROUND else ''}{click.label or 'no label'}"
+        for click, voxel in zip(job.clicks[:most], _voxels(job), strict=False)
+    ]
+    return ", ".join(listed) + (f" and {len(job.clicks) - most} more" if len(job.clicks) > most else "")
+
+
+def _all_there(job: Job, output: Path, probabilities: bool) -> bool:
+    """Whether what is written beside the segmentation is there as well."""
+    suffixes = (".npz", ".pkl") if probabilities else ()
+    files = [output / f"{job.case.name}{suffix}" for suffix in suffixes]
+    return all(file.is_file() for file in [*files, *([] if job.click_file is None else [_record(job.case, output)])])

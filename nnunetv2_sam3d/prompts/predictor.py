@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from nnunetv2_sam3d.evaluation.targets import find_target
 from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, trained_folds
-from nnunetv2_sam3d.prompts.clicks import Click, ClickError
+from nnunetv2_sam3d.prompts.cases import case_name, read_image
+from nnunetv2_sam3d.prompts.clicks import FOREGROUND, Click, ClickError, finite_position
+from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, parse_space
+from nnunetv2_sam3d.prompts.files import read_clicks
 from nnunetv2_sam3d.prompts.geometry import PreprocessedGrid
 from nnunetv2_sam3d.prompts.only_clicked import only_clicked
-from nnunetv2_sam3d.prompts.placing import clicks_in_grid
+from nnunetv2_sam3d.prompts.placing import clicks_for_case, clicks_in_grid
 from nnunetv2_sam3d.prompts.targets import click_target
 from nnunetv2_sam3d.prompts.windows import CACHE_BYTES, WindowPredictor
 from nnunetv2_sam3d.settings import Settings
@@ -85,6 +89,7 @@ class ClickPredictor:
             cache_bytes=cache_bytes,
             progress=progress,
         )
+        self.mirroring, self.tile_step_size = mirroring, tile_step_size
         self._clicks: list[Click] = []
         self._of_files = False
         self.spacing: list[float] = []  # of the image, mm, (z, y, x)
@@ -129,14 +134,61 @@ class ClickPredictor:
         )
         self._grid = PreprocessedGrid.from_properties(self.properties, self.plans.transpose_forward, data.shape[1:])
         self.windows.set_image(torch.from_numpy(data))
-        self._of_files = properties is not None
+        self._of_files, self._case = properties is not None, "image"
         self._clicks = []
 
     def set_image_files(self, files: str | Path | Sequence[str | Path]) -> None:
-        """The same for an image file, or one for each channel, read by the reader that the model was trained with."""
+        """The same for an image file, or one for each channel, read by the reader that the model was trained with.
+
+        Raises:
+            ImageError: for files that cannot be read.
+        """
         files = [files] if isinstance(files, str | Path) else files
-        image, properties = self.plans.image_reader_writer_class().read_images([str(file) for file in files])
+        image, properties = read_image([Path(file) for file in files], self.plans.image_reader_writer_class())
         self.set_image(image, properties["spacing"], properties)
+        self._case = case_name(Path(files[0]), self.dataset_json["file_ending"])
+
+    def clicks_from_file(self, file: str | Path) -> list[Click]:
+        """The clicks of a file for this image, which came from files itself; of a table, its lines for this case.
+
+        Args:
+            file: in any format of :func:`~nnunetv2_sam3d.prompts.files.read_clicks`.
+
+        Raises:
+            ClickError: for clicks of another image, outside the image, or of labels that the model does not have.
+        """
+        if not self._of_files:
+            raise RuntimeError("the image came without its file's geometry; set it with set_image_files()")
+        content = read_clicks(file)
+        return self._placed(replace(content, clicks=tuple(c for c in content.clicks if c.case in (None, self._case))))
+
+    def clicks_at(
+        self,
+        positions: Sequence[Sequence[float]] | np.ndarray,
+        space: str,
+        label: str | int | None = None,
+        sign: int = FOREGROUND,
+    ) -> list[Click]:
+        """Clicks at positions in this image.
+
+        Args:
+            positions: (N, 3); millimetres in images that came from files, or voxels.
+            space: ``LPS``, ``RAS``, ``ijk`` or ``zyx``, see :data:`~nnunetv2_sam3d.prompts.geometry.SPACES`.
+            label: of all of them, in ``dataset.json``.
+            sign: 1 if they are in the structure, -1 if they are outside it.
+
+        Raises:
+            ClickError: as :meth:`clicks_from_file`.
+        """
+        space = parse_space(space)
+        listed = [finite_position(position) for position in np.asarray(positions, float).tolist()]
+        clicks = (FileClick(number, place, space, label, sign) for number, place in enumerate(listed, 1))
+        return self._placed(ClickFile(Path("positions"), tuple(clicks)))
+
+    def _placed(self, content: ClickFile) -> list[Click]:
+        if not self.properties:
+            raise RuntimeError("an image must be set before clicks can be placed in it")
+        return clicks_for_case(content, self._case, self.properties, self._shape, self.dataset_json["labels"])
 
     def predict(self, clicks: Sequence[Click] = (), *, only: bool = False) -> np.ndarray:
         """The segmentation with these clicks and no earlier ones.

@@ -143,7 +143,17 @@ def test_the_command(site: Site, network: SAM3D, tmp_path: Path, capsys: pytest.
     ("arguments", "message"),
     [
         ([], "give either the folder"),
-        (["-d", "991", "-tr", "nnUNetTrainer_Nobody"], "Train the model first"),
+        (
+            ["-d", "991"],
+            "SAM3DDualPath__nnUNetSAM3DPlans__3d_fullres does not exist. Choose a model of that data set with",
+        ),
+        (["-d", "991", "-tr", "nnUNetTrainer_Nobody"], ": nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres\n"),
+        (
+            ["-d", "991", "-tr", "nnUNetTrainer_SAM3DFull", "-chk", "checkpoint_best.pth"],
+            "no fold with a checkpoint_best",
+        ),
+        (["-d", "991", "-tr", "nnUNetTrainer_SAM3DFull", "-f", "0", "0"], "-f names fold 0 twice"),
+        (["-d", "991", "-tr", "nnUNetTrainer_SAM3DFull", "-f", "x"], "-f takes numbers of folds or all, got 'x'"),
         (["-d", "991", "-tr", "nnUNetTrainer_SAM3DFull", "-f", "1"], "Folds with that file: fold_0"),
         (["-d", "991", "-tr", "nnUNetTrainer_SAM3DFull", "--target", "spleen"], "no target 'spleen'"),
     ],

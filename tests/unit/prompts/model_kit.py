@@ -1,4 +1,4 @@
-"""A model folder as nnU-Net's training leaves it, with networks that were never trained."""
+"""A model folder as nnU-Net's training leaves it, with networks that were never trained, and predictions with it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
+from blobs import Blobs
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from slicer_files import markups
 
+from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.weights.files import write_checkpoint
 
@@ -82,3 +86,21 @@ def stock_prediction(model: Path, folds: Sequence[int], images: Path, output: Pa
     stock = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=mirroring)
     stock.initialize_from_trained_model_folder(str(model), tuple(folds), "checkpoint_final.pth")
     stock.predict_from_files_sequential(str(images), str(output), save_probabilities=True)
+
+
+def read(path: Path) -> np.ndarray:
+    """A segmentation, (z, y, x)."""
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def predict(model: Path, images: Path, output: Path, *more: object) -> None:
+    """The command, which must succeed."""
+    arguments = ["predict", "-m", model, "-i", images, "-o", output, "--device", "cpu", *more]
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def fiducials(file: Path, blobs: Blobs, numbers: list[int], name: str = "tumour") -> Path:
+    """Points on some of the blobs, as 3D Slicer saves them."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(markups([(f"{name}-{n}", blobs.lps[n].tolist()) for n in numbers])))
+    return file

@@ -76,6 +76,20 @@ def test_the_documentation_shows_such_files(
     assert capsys.readouterr().out.strip() == code[1].strip().rpartition("# ")[2]
 
 
+@pytest.mark.parametrize("space", ["lps", " Ras", "IJK", "ZYX ", "LPSS", "l p s", "", 1])
+def test_schema_and_reader_agree(space: Any, schema: Any, tmp_path: Path) -> None:
+    signs = {"Background": True, " FOREGROUND": True, "+1": True, "1": True, -1: True, "fore": False, "+-1": False,
+             "11": False, "": False, 2: False, None: False}  # fmt: skip
+    for sign, known in signs.items():
+        content = EXAMPLE | {"space": space, "clicks": [{"position": [1, 2, 3], "sign": sign}]}
+        for read in (schema, lambda content: read_clicks(_write(tmp_path, json.dumps(content)))):
+            if known and space in ("lps", " Ras", "IJK", "ZYX "):
+                read(content)
+            else:
+                with pytest.raises((ClickError, fastjsonschema.JsonSchemaException)):
+                    read(content)
+
+
 def _click(**changes: object) -> dict:
     return {"clicks": [EXAMPLE["clicks"][0], {**EXAMPLE["clicks"][1], **changes}]}
 
@@ -150,7 +164,7 @@ def test_damaged_files(content: bytes, message: str, tmp_path: Path) -> None:
 def test_absent_files_and_other_suffixes(tmp_path: Path) -> None:
     with pytest.raises(ClickError, match="no such file"):
         read_clicks(tmp_path / "case.json")
-    with pytest.raises(ClickError, match=r"\.mrk\.json, \.json, \.fcsv, \.csv"):
+    with pytest.raises(ClickError, match=r"\.mrk\.json, \.json, \.fcsv, \.csv, \.tsv"):
         read_clicks(_write(tmp_path, "1 2 3", "case.txt"))
 
 
@@ -218,6 +232,11 @@ TABLES = {
 def test_tables(text: str, tmp_path: Path) -> None:
     found = read_clicks(_write(tmp_path, text, "case.csv")).clicks
     assert [(click.position, click.space) for click in found] == TABLES[text]
+
+
+def test_a_table_of_tabs(tmp_path: Path) -> None:
+    text = "case\tspace\tx\ty\tz\na\tlps\t1\t2\t3\n"
+    assert [c.position for c in read_clicks(_write(tmp_path, text, "any.tsv")).clicks] == [(1, 2, 3)]
 
 
 def test_tables_that_slicer_exports_name_points_as_its_other_files_do(tmp_path: Path) -> None:

@@ -155,12 +155,39 @@ def test_a_folder(tmp_path: Path) -> None:
     assert {case: len(file.clicks) for case, file in found.items()} == {"a": 1, "b.v2": 1, "c": 2, "d": 0}
 
 
+def test_what_predictions_left_in_a_folder(tmp_path: Path) -> None:
+    record = _own(tmp_path, [], "a_clicks.json", provenance={"nnunetv2_sam3d": "1.0"})
+    assert find_clicks(tmp_path, ["a"], tmp_path / "out")["a"].file == record
+    assert find_clicks(record, ["a"], tmp_path)["a"].file == record
+    for name in ("a.csv", "a.mrk.json"):  # before and after it in the alphabet
+        (tmp_path / name).write_text("i,j,k\n1,2,3" if name == "a.csv" else mrk_json(markups([("F-1", (1, 2, 3))])))
+        assert find_clicks(tmp_path, ["a"])["a"].file == find_clicks(tmp_path, ["a"], tmp_path)["a"].file
+        assert find_clicks(tmp_path, ["a"])["a"].file.name == name
+        (tmp_path / name).unlink()
+    with pytest.raises(ClickError, match="holds no clicks but those of earlier predictions"):
+        find_clicks(tmp_path, ["a"], tmp_path)
+    _own(tmp_path, [], "a_clicks.json")
+    _own(tmp_path, [], "a.json")
+    with pytest.raises(ClickError, match="both of the case a: keep one"):
+        find_clicks(tmp_path, ["a"])
+
+
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ClickError, match=f"{tmp_path} holds no clicks"):
         find_clicks(tmp_path, ["tumour_01"])
     file = _own(tmp_path, [], "tumor_1.json")
     with pytest.raises(ClickError, match=f"^{file}: there is no case 'tumor_1' among the 2 images; .*tumour_01"):
         find_clicks(tmp_path, ["tumour_01", "kidney"])
+    _own(tmp_path, [], "kidney.json")
+    with pytest.raises(ClickError, match="belong into another folder"):
+        find_clicks(tmp_path, ["tumour_01", "kidney"])
+    with pytest.raises(
+        ClickError, match=f"holds clicks of other images than kidney.*: --clicks {tmp_path}/kidney.json"
+    ):
+        find_clicks(tmp_path, ["kidney"])
+    with pytest.raises(ClickError, match="--clicks takes the file itself, of any name"):
+        find_clicks(tmp_path, ["tumour_01"])
+    (tmp_path / "kidney.json").unlink()
     _own(tmp_path, [], "tumor_1.mrk.json")
     with pytest.raises(ClickError, match="both of the case tumor_1: keep one"):
         find_clicks(tmp_path, ["tumor_1"])
@@ -183,6 +210,14 @@ def test_one_file(tmp_path: Path) -> None:
         find_clicks(file, ["a", "b"])
     with pytest.raises(ClickError, match="no such file"):
         find_clicks(tmp_path / "absent", ["a"])
+
+
+def test_files_named_after_the_image_of_a_channel(tmp_path: Path) -> None:
+    file = _own(tmp_path, [], "a_0000.json")
+    assert list(find_clicks(tmp_path, ["a", "b"])) == list(find_clicks(file, ["a", "b"])) == ["a"]
+    assert list(find_clicks(tmp_path, ["a_0000", "a"])) == ["a_0000"]
+    with pytest.raises(ClickError, match="no case 'a_0000'"):
+        find_clicks(tmp_path, ["b"])
 
 
 def test_a_table_of_many_cases(tmp_path: Path) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from blobs import GEOMETRIES, Blobs, centres, write_blobs
-from model_kit import LABELS, PATCH, REGIONS, SETTINGS, stock_prediction, write_model
+import torch
+from blobs import GEOMETRIES, centres, write_blobs
+from model_kit import LABELS, PATCH, REGIONS, SETTINGS, fiducials, predict, read, stock_prediction, write_model
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from slicer_files import markups
 
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.prompts.cases import ImageError, read_image
 from nnunetv2_sam3d.prompts.clicks import Click, ClickError
 from nnunetv2_sam3d.prompts.files import read_clicks
 from nnunetv2_sam3d.prompts.only_clicked import only_clicked
@@ -22,41 +30,6 @@ from nnunetv2_sam3d.prompts.placing import clicks_for_case
 from nnunetv2_sam3d.prompts.predictor import ClickPredictor
 
 Make = Callable[..., SAM3D]
-
-
-@pytest.fixture
-def networks(make_network: Make) -> list[SAM3D]:
-    sizes = {"num_classes": 3, "in_channels": 3, "signed_clicks": True, **SETTINGS["network"]}
-    return [make_network(seed, **sizes) for seed in (0, 1)]
-
-
-@pytest.fixture
-def model(networks: list[SAM3D], tmp_path: Path) -> Path:
-    return write_model(tmp_path, networks, mirror_axes=(1,))
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "imagesTs"
-    folder.mkdir()
-    write_blobs(folder, "straight", case="straight")
-    write_blobs(folder, "oblique sagittal", case="oblique")
-    return folder
-
-
-def read(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-
-
-def predict(model: Path, images: Path, output: Path, *more: object) -> None:
-    arguments = ["predict", "-m", model, "-i", images, "-o", output, "--device", "cpu", *more]
-    assert main([str(argument) for argument in arguments]) == 0
-
-
-def fiducials(file: Path, blobs: Blobs, numbers: list[int], name: str = "tumour") -> Path:
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(markups([(f"{name}-{n}", blobs.lps[n].tolist()) for n in numbers])))
-    return file
 
 
 def test_without_clicks_it_is_nnunetv2_predict(model: Path, images: Path, tmp_path: Path) -> None:
@@ -141,31 +114,6 @@ def test_clicks_files_and_records(model: Path, images: Path, tmp_path: Path) -> 
     assert np.array_equal(predictor.refine([]), pairs["oblique"][1])
 
 
-def test_continued(model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output, blobs = tmp_path / "out", write_blobs(tmp_path, "straight", case="copy")
-    clicks = fiducials(tmp_path / "clicks" / "straight.mrk.json", blobs, [0])
-    options = ("--clicks", clicks.parent, "-f", 0, "--disable_tta", "--continue_prediction")
-
-    def predicted() -> set[str]:
-        before = {file: file.stat().st_mtime_ns for file in output.glob("*.nii.gz")}
-        predict(model, images, output, *options)
-        return {file.name[:-7] for file in output.glob("*.nii.gz") if file.stat().st_mtime_ns != before.get(file)}
-
-    assert predicted() == {"straight", "oblique"}
-    assert predicted() == set() and "0 segmentations written" in capsys.readouterr().out
-    (output / "oblique.nii.gz").unlink()
-    assert predicted() == {"oblique"}
-    fiducials(clicks, blobs, [0, 1])
-    assert predicted() == {"straight"}  # other clicks
-    assert len(json.loads((output / "straight_clicks.json").read_text())["clicks"]) == 2
-    write_blobs(tmp_path, "oblique sagittal", case="copy")
-    clicks.rename(clicks.with_name("oblique.mrk.json"))
-    with pytest.raises(AssertionError):  # the clicks of one image given to another: nothing is lost
-        predicted()
-    assert {file.name for file in output.glob("straight*")} == {"straight.nii.gz", "straight_clicks.json"}
-    assert not list(output.glob(".*"))
-
-
 def test_clicks_that_are_cut_off_cost_no_other_image(
     model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,12 +128,54 @@ def test_clicks_that_are_cut_off_cost_no_other_image(
     assert sorted(file.name for file in (tmp_path / "o").glob("*.nii.gz")) == ["straight.nii.gz"]
 
 
+def test_a_damaged_image_costs_no_other(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = images / "oblique_0001.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    options = ["-m", model, "-i", images, "-o", tmp_path / "o", "-f", 0, "--disable_tta", "--device", "cpu"]
+    assert main(["predict", *map(str, options)]) == 1
+    said = capsys.readouterr().err
+    assert f"{damaged}" in said and "it is damaged" in said and "The other 1 images are there" in said
+    assert sorted(file.name for file in (tmp_path / "o").glob("*.nii.gz")) == ["straight.nii.gz"]
+    (images / "oblique_0000.nii.gz").write_bytes(b"no image")
+    (table := tmp_path / "clicks.csv").write_text("case,space,x,y,z\noblique,zyx,9,9,9\n")
+    assert main(["predict", *map(str, options), "--clicks", str(table)]) == 1  # before anything is computed
+    assert capsys.readouterr().err.startswith(
+        f"nnUNetv2_sam3d predict: {images / 'oblique_0000.nii.gz'} cannot be read"
+    )
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
+def test_images_that_cannot_be_read(reader: type, images: Path) -> None:
+    file = images / "straight_0000.nii.gz"
+    whole = file.read_bytes()
+    assert read_image([file], reader())[0].shape == (1, 18, 22, 26)
+    for content in (b"", b"no image", gzip.compress(b"no image"), whole[:100], whole[: len(whole) // 2], whole[:-1]):
+        file.write_bytes(content)
+        with pytest.raises(ImageError, match=rf"^{file} cannot be read \([^\n]+\): it is damaged"):
+            read_image([file], reader())
+    with pytest.raises(ImageError, match="absent.nii.gz does not exist"):
+        read_image([images / "absent.nii.gz"], reader())
+
+
 def test_probabilities_are_those_of_the_segmentation(model: Path, images: Path, tmp_path: Path) -> None:
     image, output = images / "straight_0000.nii.gz", tmp_path / "o"
     predict(model, image, output, "-f", 0, "--disable_tta", "--save_probabilities")
     assert (output / "straight.npz").is_file() and (output / "straight.pkl").is_file()
     predict(model, image, output, "-f", 0, "--disable_tta")
     assert not (output / "straight.npz").exists() and not (output / "straight.pkl").exists()
+
+
+def test_a_model_by_nnunets_names(model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    shutil.copytree(model, tmp_path / "results" / "Dataset991_Toy" / model.name)
+    image, options = images / "straight_0000.nii.gz", ["-f", "0", "--disable_tta", "-device", "cpu"]
+    arguments = ["predict", "-d", "991", "-tr", "nnUNetTrainer_SAM3DFull", "-i", str(image), "-o", str(tmp_path / "o")]
+    assert main([*arguments, *options]) == 0
+    predict(model, image, tmp_path / "by_folder", *options[:3])
+    assert np.array_equal(*(read(tmp_path / folder / "straight.nii.gz") for folder in ("o", "by_folder")))
 
 
 def test_only_the_clicked_structure(model: Path, images: Path, tmp_path: Path) -> None:
@@ -260,6 +250,13 @@ def test_refused_before_anything_is_computed(
     fine = "oblique,zyx,9,9,9,tumour,foreground"
     assert "fold_7" in refused(fine, "-f", 7)
     assert "takes numbers of folds" in refused(fine, "-f", "x")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = refused(fine, "--device", "cuda")
+    assert "--device cuda: PyTorch" in message and "finds no such device" in message and "one of: cpu" in message
+    assert "clicks.csv is a file; give a folder" in refused(fine, "-o", table)
+    assert "clicks.csv is a file; give a folder" in refused(fine, "-o", table / "below")
+    assert "names fold 0 twice" in refused(fine, "-f", 0, 0)
+    assert "give either the folder of a trained model or a data set" in refused(fine, "-d", 991)
     assert "no folder of a trained model" in refused(fine, used=images)
     assert "does not exist; give an image" in refused(fine, given=tmp_path / "absent")
     other = tmp_path / "other"
@@ -268,6 +265,42 @@ def test_refused_before_anything_is_computed(
     assert "both called oblique" in refused(fine, "-i", images, other)
     (images / "oblique_0001.nii.gz").unlink()
     assert "absent: " in (message := refused(fine)) and "oblique_0001.nii.gz" in message
+
+
+def test_the_documented_way_from_files_to_files(
+    make_network: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "clicks.md").read_text(encoding="utf-8")
+    arrays, files = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1:]
+    sizes = {"num_classes": 3, "in_channels": 1, "signed_clicks": True, **SETTINGS["network"]}
+    model = write_model(tmp_path, [make_network(**sizes)], mirror_axes=None)
+    image = sitk.GetImageFromArray(np.random.default_rng(0).normal(100, 9, (18, 22, 26)).astype(np.float32))
+    image.SetOrigin((-60.0, -80.0, 100.0))
+    (tmp_path / "imagesTs").mkdir()
+    sitk.WriteImage(image, str(tmp_path / "imagesTs" / "case_007_0000.nii.gz"))
+    positions = [("tumour-1", (-53.4, -73.3, 112.25))]
+    (tmp_path / "case_007.mrk.json").write_text(json.dumps(markups(positions)))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(arrays.split("predictor.set_image")[0].replace('"MODEL"', repr(str(model))), names)
+    exec(files, names)
+    predictor, clicks = names["predictor"], names["clicks"]
+    assert [(click.label, click.sign) for click in clicks] == [("tumour", 1), ("tumour", -1)]
+    assert np.allclose([click.zyx for click in clicks], [(12.25, 6.7, 6.6), (12.25, 10, 10)])
+    written = sitk.ReadImage("case_007.nii.gz")
+    assert written.GetOrigin() == image.GetOrigin() and written.GetSize() == image.GetSize()
+
+    Path("clicks.csv").write_text("case,i,j,k\ncase_008,1,2,3\ncase_007,4,5,6\n")
+    assert predictor.clicks_from_file("clicks.csv") == predictor.clicks_at([(4, 5, 6)], "ijk")
+    assert predictor.clicks_at(np.array([[53.4, 73.3, 112.25]]), "ras", "tumour") == clicks[:1]
+    with pytest.raises(ClickError, match=r"positions, for the case case_007: click 1 .* LPS lies outside.*Read as RAS"):
+        predictor.clicks_at([(53.4, 73.3, 112.25)], "LPS")
+    predictor.set_image(sitk.GetArrayFromImage(image), (1, 1, 1))
+    assert predictor.clicks_at([(1, 2, 3)], "ijk") == [Click((3, 2, 1))]
+    with pytest.raises(ClickError, match="give voxels"):
+        predictor.clicks_at([(1, 2, 3)], "LPS")
+    with pytest.raises(RuntimeError, match="set_image_files"):
+        predictor.clicks_from_file("clicks.csv")
 
 
 def test_doubts(model: Path, tmp_path: Path) -> None:
