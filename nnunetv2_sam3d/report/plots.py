@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from nnunetv2_sam3d.evaluation.cases import Row
 from nnunetv2_sam3d.evaluation.compare import Metric
@@ -130,6 +131,8 @@ def learning_curves(trainings: Sequence[Training], models: Sequence[str]) -> Fig
             grid[1][place].plot(run.curves["epoch"], run.curves["pseudo_dice"], color="#009E73", **look)
         grid[0][place].set_title(short(model, 30), fontsize=9)
         grid[1][place].set_xlabel("epoch")
+        for panel in grid[:, place]:
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[0][0].set_ylabel("loss")
     grid[1][0].set_ylabel("mean pseudo Dice")
     handles = [
