@@ -165,7 +165,7 @@ def check_splits(dataset: Dataset, folds: Sequence[int] | None) -> tuple[int, ..
         ValueError: naming folds and cases.
     """
     file = dataset.folder / "splits_final.json"
-    chosen = tuple(range(len(dataset.splits))) if folds is None else tuple(dict.fromkeys(folds))
+    chosen = tuple(range(len(dataset.splits))) if folds is None else tuple(sorted(set(folds)))
     absent = [fold for fold in chosen if not 0 <= fold < len(dataset.splits)]
     if absent or not chosen:
         raise ValueError(f"{file} has the folds 0 to {len(dataset.splits) - 1}, not {absent}")
