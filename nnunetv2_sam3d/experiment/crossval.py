@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunetv2_sam3d.experiment.steps import Step, program
-from nnunetv2_sam3d.experiment.training import SHORT_NAMES, Model, full_name, plans_of, trainer_class
+from nnunetv2_sam3d.experiment.training import SHORT_NAMES, Model, check_trainers, full_name, plans_of, trainer_class
 from nnunetv2_sam3d.planning import dataset_folder, read_plans
 from nnunetv2_sam3d.settings import Settings
 
@@ -20,11 +20,11 @@ def parse_models(dataset: str, names: Sequence[str], plans: str, configuration: 
     Raises:
         ValueError: for trainers that nnU-Net does not know, or a model that is named twice.
     """
+    check_trainers([name.partition("__")[0] for name in names])
     models = []
     for name in names:
         trainer, _, own_plans = name.partition("__")
         trainer = full_name(trainer)
-        trainer_class(trainer)
         models.append(Model(dataset, trainer, own_plans or plans_of(trainer, plans), configuration))
     if len(set(models)) != len(models):
         raise ValueError(f"a trainer is named twice in {list(names)}")

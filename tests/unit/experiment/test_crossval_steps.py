@@ -156,9 +156,27 @@ def test_refusals(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_frozen_random_weights_are_refused_beforehand(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nnUNet_sam_checkpoint" in refused(capsys, "Original")
-    message = refused(capsys, "DualPath", "--folds", "2")
-    assert "nnUNetv2_train Dataset991_Toy 3d_fullres 2 -tr nnUNetTrainer_SAM3DOriginal" in message
+    assert "that is --trainers Full" in refused(capsys, "Original")
+    message = refused(capsys, "DualPath", "--folds", "2", "3")
+    assert "for folds 2, 3. Add Original or Full to --trainers (Full needs no pretrained weights)" in message
     assert len(dry_run(capsys, "Full", "DualPath", "--folds", "2")) == 2
+
+
+def test_all_that_is_wrong_is_told_at_once(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "Full__Absent", "DaulPath", "Orignal")
+    assert "no trainer 'DaulPath'" in message and "no trainer 'Orignal'" in message
+    message = refused(capsys, "Full", "TimeBudget", "DualPath", "-p", "Absent")
+    assert message.count("plans that there are: nnUNetPlans, nnUNetSAM3DPlans") == 3
+    assert "nnUNetv2_sam3d plan -d Dataset991_Toy -o Absent" in message and "--max-seconds" in message
+    dry_run(capsys, "Full")  # makes the split
+    (site.data / "case_3.pkl").unlink()
+    message = refused(capsys, "DualPath", "OriginalEval", "nnUNetTrainer")
+    assert message.startswith(
+        "nnUNetv2_sam3d crossval: 4 things have to be put right first:\n\n1. 1 cases of the folds"
+    )
+    assert "2. nnUNetTrainer_SAM3DDualPath starts from" in message
+    assert "3. nnUNetTrainer_SAM3DOriginalEval starts from" in message
+    assert "preprocessed for nnUNetPlans" in message.split("\n\n4. ")[1]
 
 
 def test_changed_plans_are_refused(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
