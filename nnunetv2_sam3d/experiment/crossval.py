@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunetv2_sam3d.experiment.steps import Step, program
+from nnunetv2_sam3d.experiment.steps import Step, is_whole, program
 from nnunetv2_sam3d.experiment.training import SHORT_NAMES, Model, check_trainers, full_name, plans_of, trainer_class
 from nnunetv2_sam3d.planning import dataset_folder, read_plans
 from nnunetv2_sam3d.settings import Settings
@@ -99,6 +100,8 @@ class CrossValidation:
     def accumulation(self, model: Model) -> Step:
         """The validations of all folds in one folder with one summary, by nnU-Net's command."""
         folds = [str(fold) for fold in range(self.all_folds)]
+        summary = model.folder / f"crossval_results_folds_{'_'.join(folds)}" / "summary.json"
+        inputs = tuple(model.summary(fold) for fold in range(self.all_folds))
         return Step(
             title=f"accumulate {model.trainer}",
             command=(
@@ -110,10 +113,11 @@ class CrossValidation:
                 "-f",
                 *folds,
             ),
-            results=(model.folder / f"crossval_results_folds_{'_'.join(folds)}" / "summary.json",),
+            results=(summary,),
             folder=self.folder(model, "all_folds"),
             after=tuple(self.training(model, fold) for fold in self.folds),
-            inputs=tuple(model.summary(fold) for fold in range(self.all_folds)),
+            inputs=inputs,
+            unchanged=lambda: _figures(summary) == _figures(*inputs),
         )
 
     def steps(self) -> list[Step]:
@@ -139,6 +143,12 @@ class CrossValidation:
             return 0 if before is None else 1 + depth(before)
 
         return sorted(self.models, key=depth)
+
+
+def _figures(*summaries: Path) -> list[str]:
+    """Cases and their figures in summaries of nnU-Net's, as text, in which NaN equals NaN."""
+    cases = [case for file in summaries if is_whole(file) for case in json.loads(file.read_text())["metric_per_case"]]
+    return sorted(json.dumps([Path(case["prediction_file"]).name, case["metrics"]], sort_keys=True) for case in cases)
 
 
 def is_sam3d(model: Model) -> bool:

@@ -121,6 +121,9 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
     borders = _checked_borders(request.volume_groups_ml)
     folds = check_splits(dataset, request.folds)
     models = find_models(dataset, request.trainers, request.plans, request.configuration, request.names)
+    for given, model in zip(request.trainers, models, strict=True):
+        if model.plans != request.plans and "__" not in given:
+            say(f"{given} has no results with {request.plans}; those with {model.plans} are taken")
     items = collect(dataset, models, folds)
     absent = sorted(set(request.view_cases or ()) - {item.case for item in items})
     if absent:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from nnunetv2_sam3d.evaluation.folds import Model, read_json
 from nnunetv2_sam3d.experiment.results import parameters
+from nnunetv2_sam3d.experiment.starts import start_of
 from nnunetv2_sam3d.weights.files import read_checkpoint
 
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?|nan)"
@@ -31,6 +32,8 @@ class Training:
         device: the GPU's name, or ``cpu``; empty if unknown.
         torch: version of PyTorch that trained; empty if unknown.
         peak_bytes: resident memory of the training process; ``None`` if nothing recorded it.
+        start: model whose same fold it started from; empty for others.
+        start_replaced: whether that one has been trained again since.
         curves: ``train_loss``, ``val_loss``, ``pseudo_dice`` (mean over classes) and ``epoch``, equally long.
     """
 
@@ -42,6 +45,8 @@ class Training:
     device: str
     torch: str
     peak_bytes: int | None
+    start: str = ""
+    start_replaced: bool = False
     curves: Mapping[str, list[float]] = field(default_factory=dict)
 
 
@@ -54,6 +59,7 @@ def read_training(model: Model, fold: int) -> Training:
     curves = {name: [epochs[number].get(name, math.nan) for number in sorted(epochs)] for name in names}
     checkpoint = folder / "checkpoint_final.pth"
     trained, total = parameters(read_checkpoint(checkpoint)) if checkpoint.is_file() else (None, None)
+    start = start_of(checkpoint)
     debug = read_json(folder / "debug.json") if (folder / "debug.json").is_file() else {}  # nnU-Net's, at the start
     return Training(
         model.name,
@@ -64,6 +70,8 @@ def read_training(model: Model, fold: int) -> Training:
         str(debug.get("gpu_name", debug.get("device", ""))),
         str(debug.get("torch_version", "")),
         _peak(model, fold),
+        "" if start is None else start.model,
+        start is not None and start.replaced,
         {"epoch": [float(number) for number in sorted(epochs)], **curves},
     )
 
