@@ -118,6 +118,33 @@ def test_accumulation_wants_every_fold(site: Site, make: Make) -> None:
     assert len(make("Full", accumulate=False).steps()) == 5
 
 
+def test_accumulated_results_that_a_copy_made_older(site: Site, make: Make) -> None:
+    site.finish("SAM3DFull", *ALL)
+    run = make("Full")
+    step = run.accumulation(run.models[0])
+    (accumulated,) = step.results
+
+    def case(name: str, dice: float, folder: Path) -> dict[str, Any]:
+        return {
+            "prediction_file": str(folder / f"{name}.nii.gz"),
+            "metrics": {"1": {"Dice": dice, "IoU": float("nan")}},
+        }
+
+    def write(file: Path, *cases: dict[str, Any]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"metric_per_case": cases}))
+
+    assert not step.finished
+    write(accumulated, *(case(f"case_{fold}", 0.5 + fold / 10, accumulated.parent) for fold in ALL))
+    for fold in ALL:
+        file = run.models[0].summary(fold)
+        write(file, case(f"case_{fold}", 0.5 + fold / 10, file.parent))
+    os.utime(accumulated, (1, 1))
+    assert step.finished
+    write(run.models[0].summary(3), case("case_3", 0.81, accumulated.parent))
+    assert not step.finished
+
+
 # --- preconditions ---
 
 
