@@ -12,6 +12,7 @@ from typing import Any
 
 from nnunetv2_sam3d.experiment.training import check_trainers
 from nnunetv2_sam3d.planning import PLANS_NAME
+from nnunetv2_sam3d.splits import read_folds
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,16 @@ def open_dataset(folder: Path) -> Dataset:
     for name, remedy in remedies.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist; it is made by {remedy}")
-    splits = read_json(folder / "splits_final.json")
-    if not isinstance(splits, list) or not all(isinstance(split, dict) and "val" in split for split in splits):
-        raise ValueError(f"{folder / 'splits_final.json'} is no list of folds with train and val cases")
+    description = read_table(folder / "dataset.json", "Copy it from the raw data set")
+    if lacking := [key for key in ("labels", "channel_names", "file_ending") if key not in description]:
+        raise ValueError(f"{folder / 'dataset.json'} has no {lacking[0]!r}; copy it from the raw data set")
     return Dataset(
         folder.name,
         folder,
         Path(os.environ.get("nnUNet_raw", "")) / folder.name,
         Path(os.environ["nnUNet_results"]) / folder.name,
-        read_json(folder / "dataset.json"),
-        splits,
+        description,
+        read_folds(folder / "splits_final.json"),
     )
 
 
@@ -116,6 +117,17 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def read_table(file: Path, remedy: str) -> dict[str, Any]:
+    """Content of a JSON file that holds a table; ValueError with the remedy for a damaged one."""
+    try:
+        table = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}. {remedy}") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"{file} is damaged: it holds no table. {remedy}")
+    return table
 
 
 def find_models(

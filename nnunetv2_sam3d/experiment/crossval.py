@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_sam3d.experiment.steps import Step, is_whole, program
 from nnunetv2_sam3d.experiment.training import SHORT_NAMES, Model, check_trainers, full_name, plans_of, trainer_class
@@ -117,7 +118,7 @@ class CrossValidation:
             folder=self.folder(model, "all_folds"),
             after=tuple(self.training(model, fold) for fold in self.folds),
             inputs=inputs,
-            unchanged=lambda: _figures(summary) == _figures(*inputs),
+            unchanged=lambda: _figures(summary) == _figures(*inputs) != [],
         )
 
     def steps(self) -> list[Step]:
@@ -147,8 +148,13 @@ class CrossValidation:
 
 def _figures(*summaries: Path) -> list[str]:
     """Cases and their figures in summaries of nnU-Net's, as text, in which NaN equals NaN."""
-    cases = [case for file in summaries if is_whole(file) for case in json.loads(file.read_text())["metric_per_case"]]
+    cases = [case for file in summaries for case in _cases(file)]
     return sorted(json.dumps([Path(case["prediction_file"]).name, case["metrics"]], sort_keys=True) for case in cases)
+
+
+def _cases(summary: Path) -> list[dict[str, Any]]:
+    content = json.loads(summary.read_text()) if is_whole(summary) else {}
+    return content.get("metric_per_case", [])
 
 
 def is_sam3d(model: Model) -> bool:

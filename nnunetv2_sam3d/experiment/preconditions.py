@@ -23,6 +23,7 @@ from nnunetv2_sam3d.experiment.starts import start_of
 from nnunetv2_sam3d.experiment.steps import is_whole
 from nnunetv2_sam3d.experiment.training import BASE_PLANS, CHECKPOINTS, SHORT_NAMES, Model, trainer_class
 from nnunetv2_sam3d.planning import dataset_folder, plans_in, read_plans
+from nnunetv2_sam3d.splits import read_folds
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing
 from nnunetv2_sam3d.trainers.start import Run, Start
 from nnunetv2_sam3d.weights import WeightsError
@@ -52,15 +53,7 @@ def splits_of(model: Model) -> list[dict[str, list[str]]]:
             )
         folds = [{part: [str(case) for case in fold[part]] for part in fold} for fold in generate_crossval_split(cases)]
         write_whole(file, lambda out: out.write(json.dumps(folds, indent=4).encode()))
-    try:
-        splits = json.loads(file.read_text())
-        assert splits and all(fold["train"] and fold["val"] for fold in splits)
-    except (ValueError, TypeError, KeyError, AssertionError) as error:
-        raise ValueError(
-            f"{file} is no list of folds with the cases of 'train' and 'val' each. Correct it, or delete it "
-            f"before anything is trained: it is then made anew."
-        ) from error
-    return splits
+    return read_folds(file)
 
 
 def check_plans(models: Sequence[Model]) -> None:

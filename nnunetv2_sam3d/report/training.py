@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nnunetv2_sam3d.evaluation.folds import Model, read_json
+from nnunetv2_sam3d.evaluation.folds import Model, read_table
 from nnunetv2_sam3d.experiment.results import parameters
 from nnunetv2_sam3d.experiment.starts import start_of
 from nnunetv2_sam3d.weights.files import read_checkpoint
@@ -16,6 +16,7 @@ NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?|nan)"
 LINE = re.compile(
     rf": (?:(Epoch) (\d+)|(train_loss|val_loss) {NUMBER}|(Epoch time): {NUMBER} s|(Pseudo dice) \[(.*)\])"
 )
+UNNEEDED = "Delete it; the report has a dash for"
 VALUE = re.compile(rf"{NUMBER}\)?(?:,|$)")
 
 
@@ -60,15 +61,16 @@ def read_training(model: Model, fold: int) -> Training:
     checkpoint = folder / "checkpoint_final.pth"
     trained, total = parameters(read_checkpoint(checkpoint)) if checkpoint.is_file() else (None, None)
     start = start_of(checkpoint)
-    debug = read_json(folder / "debug.json") if (folder / "debug.json").is_file() else {}  # nnU-Net's, at the start
+    debug = folder / "debug.json"  # nnU-Net's, written at the start
+    about = read_table(debug, f"{UNNEEDED} the device then") if debug.is_file() else {}
     return Training(
         model.name,
         fold,
         math.fsum(epoch.get("seconds", 0.0) for epoch in epochs.values()) / 3600 if logs else math.nan,
         trained,
         total,
-        str(debug.get("gpu_name", debug.get("device", ""))),
-        str(debug.get("torch_version", "")),
+        str(about.get("gpu_name", about.get("device", ""))),
+        str(about.get("torch_version", "")),
         _peak(model, fold),
         "" if start is None else start.model,
         start is not None and start.replaced,
@@ -105,7 +107,11 @@ def read_epochs(log: str) -> dict[int, dict[str, float]]:
 def _peak(model: Model, fold: int) -> int | None:
     """From the records that this package's commands leave beside the results."""
     peaks = [
-        int(read_json(record).get(f"train {model.trainer}", {}).get("peak_rss_bytes", 0))
+        int(
+            read_table(record, f"{UNNEEDED} the peak memory then")
+            .get(f"train {model.trainer}", {})
+            .get("peak_rss_bytes", 0)
+        )
         for record in model.folder.parent.glob(f"*__fold_{fold}/steps.json")
     ]
     return max(peaks, default=0) or None

@@ -143,6 +143,10 @@ def test_accumulated_results_that_a_copy_made_older(site: Site, make: Make) -> N
     assert step.finished
     write(run.models[0].summary(3), case("case_3", 0.81, accumulated.parent))
     assert not step.finished
+    for file in (accumulated, *map(run.models[0].summary, ALL)):
+        file.write_text("{}")
+    os.utime(accumulated, (1, 1))
+    assert not step.finished
 
 
 # --- preconditions ---
@@ -179,6 +183,9 @@ def test_refusals(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     )
     (site.preprocessed / "splits_final.json").write_text("[{}]")
     assert "splits_final.json is no list of folds" in refused(capsys, "Full")
+    leaking = [{"train": ["case_1", "case_2"], "val": ["case_2"]}]
+    (site.preprocessed / "splits_final.json").write_text(json.dumps(leaking))
+    assert "case_2 is a training and a validation case of fold 0" in refused(capsys, "Full")
 
 
 def test_frozen_random_weights_are_refused_beforehand(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,47 @@ def test_a_case_in_two_folds(tree: Tree, fails) -> None:
     splits = json.loads(file.read_text())
     splits[1]["val"].append("case_000")
     file.write_text(json.dumps(splits))
+    splits[1]["train"].remove("case_000")
+    file.write_text(json.dumps(splits))
     assert "case_000 would count more than once" in fails()
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_case_twice_in_a_fold(tree: Tree, fails, part: str) -> None:
+    file = tree.preprocessed / "splits_final.json"
+    splits = json.loads(file.read_text())
+    splits[1][part].append(splits[1]["val"][0])
+    file.write_text(json.dumps(splits))
+    what = "a training and a validation case" if part == "train" else "twice among the cases"
+    assert f"case_001 is {what} of fold 1" in fails("-f", "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("splits_final.json", "[]", "no list of folds"),
+        ("splits_final.json", '[{"train": ["a"], "val": [1]}]', "no list of folds"),
+        ("dataset.json", "{}", "has no 'labels'; copy it from the raw data set"),
+        ("dataset.json", "[]", "holds no table. Copy it"),
+        ("debug.json", "[]", "Delete it; the report has a dash for the device then"),
+        ("debug.json", "{", "Delete it; the report has a dash for the device then"),
+        ("steps.json", "[", "Delete it; the report has a dash for the peak memory then"),
+    ],
+)
+def test_damaged_descriptions(tree: Tree, fails, name: str, content: str, message: str) -> None:
+    folders = {
+        "debug.json": tree.model(FULL) / "fold_2",
+        "steps.json": tree.model(FULL).parent / "comparison__x__fold_2",
+    }
+    file = folders.get(name, tree.preprocessed) / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(content)
+    found = fails()
+    assert str(file) in found and message in found
+
+
+def test_a_seed_below_zero(fails) -> None:
+    assert "--seed takes a whole number from 0 on" in fails("--seed", "-1")
 
 
 def test_a_case_in_no_fold(tree: Tree, fails) -> None:
