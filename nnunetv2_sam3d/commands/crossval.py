@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.experiment.execute import run_steps
     from nnunetv2_sam3d.experiment.preconditions import check, check_devices, check_plans, splits_of
     from nnunetv2_sam3d.experiment.run import check_paths, child_environment
-    from nnunetv2_sam3d.planning import PLANS_NAME, dataset_folder
+    from nnunetv2_sam3d.planning import dataset_folder
 
     check_paths()
     devices = parse_devices(options.devices or [choose_device()], options.num_gpus)
@@ -129,8 +129,7 @@ def run(options: argparse.Namespace) -> int:
     run_steps(steps, environment, devices)
     say(f"models: {models[0].folder.parent}")
     names = " ".join(shlex.quote(name) for name in options.trainers)
-    plans = "" if options.plans == PLANS_NAME else f"-p {options.plans} "
-    say(f"compare them: nnUNetv2_sam3d report -d {options.dataset} {plans}--trainers {names} -o OUT")
+    say(f"compare them: nnUNetv2_sam3d report -d {options.dataset} -p {options.plans} --trainers {names} -o OUT")
     return 0
 
 
