@@ -246,6 +246,11 @@ def read_plans(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged ({error}). Plan the data set again: nnUNetv2_plan_experiment") from error
 
 
+def plans_in(folder: Path) -> list[str]:
+    """Names of the plans of a data set's folder."""
+    return sorted(file.stem for file in folder.glob("*.json") if "configurations" in read_plans(file))
+
+
 def dataset_folder(dataset: str | int) -> Path:
     """``nnUNet_preprocessed/DATASET`` for a name or a number."""
     return Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(

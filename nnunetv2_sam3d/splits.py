@@ -42,6 +42,36 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it holds an object of {module}.{name}, which could run code")
 
 
+def read_folds(file: Path) -> list[dict[str, list[str]]]:
+    """The folds of a ``splits_final.json``.
+
+    Raises:
+        ValueError: if it is none, or a fold has a case twice, above all one that is trained and validated with.
+    """
+    try:
+        folds = json.loads(file.read_text(encoding="utf-8"))
+        cases = [fold[part] for fold in folds for part in ("train", "val")]
+        sound = bool(cases) and all(isinstance(names, list) and names for names in cases)
+        sound = sound and all(isinstance(name, str) for names in cases for name in names)
+    except (ValueError, TypeError, KeyError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"{file} is no list of folds with the cases of 'train' and 'val' each. Correct it, or delete it "
+            f"before anything is trained: it is then made anew."
+        )
+    for number, fold in enumerate(folds):
+        counts = Counter([*fold["train"], *fold["val"]])
+        if double := [case for case, count in counts.items() if count > 1]:
+            both = set(fold["train"]) & set(fold["val"])
+            what = "a training and a validation case" if double[0] in both else "twice among the cases"
+            raise ValueError(
+                f"{file}: {double[0]} is {what} of fold {number}. Correct the file before anything is trained; figures "
+                f"of models that were trained with it cannot be trusted."
+            )
+    return folds
+
+
 def read_split(file: Path) -> dict[str, list[str]]:
     """Image paths of the authors' training, validation and test set.
 

@@ -94,13 +94,14 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.experiment.crossval import CrossValidation, parse_models
     from nnunetv2_sam3d.experiment.devices import parse_devices
     from nnunetv2_sam3d.experiment.execute import run_steps
-    from nnunetv2_sam3d.experiment.preconditions import check, check_devices, splits_of
+    from nnunetv2_sam3d.experiment.preconditions import check, check_devices, check_plans, splits_of
     from nnunetv2_sam3d.experiment.run import check_paths, child_environment
     from nnunetv2_sam3d.planning import dataset_folder
 
     check_paths()
     devices = parse_devices(options.devices or [choose_device()], options.num_gpus)
     models = parse_models(dataset_folder(options.dataset).name, options.trainers, options.plans, options.configuration)
+    check_plans(models)
     splits = splits_of(models[0])
     pretrained = options.pretrained_weights
     crossval = CrossValidation(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.commands.common import add_command, check_output_folder, say
 from nnunetv2_sam3d.commands.experiment import default_processes
 
 
@@ -80,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.report.build import Request, write_report
 
     check_paths()
+    check_output_folder(options.output)
     page = write_report(
         Request(
             dataset=dataset_folder(options.dataset),
@@ -114,5 +115,6 @@ def command_line(options: argparse.Namespace) -> list[str]:
             continue
         parts.append(f"--{action.replace('_', '-')}")
         if value is not True:
-            parts += [str(entry) for entry in (value if isinstance(value, list) else [value])]
+            values = value if isinstance(value, list) else [value]
+            parts += [str(entry) for entry in (sorted(set(values)) if action == "folds" else values)]
     return [*parts, "--output", "OUT"]

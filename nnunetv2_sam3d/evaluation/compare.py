@@ -94,10 +94,10 @@ class Difference:
         low: lower end of its bootstrap interval.
         high: upper end.
         median: of the differences.
-        p: of the two-sided Wilcoxon signed-rank test; 1 if nothing differs.
-        p_holm: adjusted for all comparisons of this metric.
-        effect: matched-pairs rank-biserial correlation, -1 to 1; 0 if nothing differs.
-        least_p: the smallest p that as many pairs can give at all.
+        p: of the two-sided Wilcoxon signed-rank test; 1 if nothing differs, NaN without pairs.
+        p_holm: adjusted for all comparisons of this metric that have pairs.
+        effect: matched-pairs rank-biserial correlation, -1 to 1; 0 if nothing differs, NaN without pairs.
+        least_p: the smallest p that as many pairs can give at all; NaN without pairs.
     """
 
     first: str
@@ -201,8 +201,11 @@ def paired_test(delta: Sequence[float]) -> tuple[float, float, float]:
     Rounding noise below 1e-12 is no difference.
 
     Returns:
-        two-sided p, matched-pairs rank-biserial correlation, and the smallest p that so many pairs can give.
+        two-sided p, matched-pairs rank-biserial correlation, and the smallest p that so many pairs can give; NaN
+        without pairs.
     """
+    if not len(delta):
+        return math.nan, math.nan, math.nan
     values = np.asarray([value for value in delta if abs(value) > 1e-12])
     if not len(values):
         return 1.0, 0.0, 1.0
@@ -213,11 +216,12 @@ def paired_test(delta: Sequence[float]) -> tuple[float, float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment."""
-    adjusted = [1.0] * len(p_values)
+    """Holm's step-down adjustment of the p-values that are defined."""
+    adjusted = [math.nan] * len(p_values)
     highest = 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    tests = len(_finite(p_values))
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")[:tests]):  # NaN comes last
+        highest = max(highest, min(1.0, (tests - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
 

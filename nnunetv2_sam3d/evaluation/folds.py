@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_sam3d.experiment.training import check_trainers
+from nnunetv2_sam3d.planning import PLANS_NAME
+from nnunetv2_sam3d.splits import read_folds
+
 
 @dataclass(frozen=True)
 class Model:
@@ -94,16 +98,16 @@ def open_dataset(folder: Path) -> Dataset:
     for name, remedy in remedies.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist; it is made by {remedy}")
-    splits = read_json(folder / "splits_final.json")
-    if not isinstance(splits, list) or not all(isinstance(split, dict) and "val" in split for split in splits):
-        raise ValueError(f"{folder / 'splits_final.json'} is no list of folds with train and val cases")
+    description = read_table(folder / "dataset.json", "Copy it from the raw data set")
+    if lacking := [key for key in ("labels", "channel_names", "file_ending") if key not in description]:
+        raise ValueError(f"{folder / 'dataset.json'} has no {lacking[0]!r}; copy it from the raw data set")
     return Dataset(
         folder.name,
         folder,
         Path(os.environ.get("nnUNet_raw", "")) / folder.name,
         Path(os.environ["nnUNet_results"]) / folder.name,
-        read_json(folder / "dataset.json"),
-        splits,
+        description,
+        read_folds(folder / "splits_final.json"),
     )
 
 
@@ -113,6 +117,17 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def read_table(file: Path, remedy: str) -> dict[str, Any]:
+    """Content of a JSON file that holds a table; ValueError with the remedy for a damaged one."""
+    try:
+        table = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}. {remedy}") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"{file} is damaged: it holds no table. {remedy}")
+    return table
 
 
 def find_models(
@@ -129,8 +144,20 @@ def find_models(
 
     Raises:
         FileNotFoundError: for a trainer without results.
-        ValueError: for a trainer that is named twice or has results with several other plans.
+        ValueError: for trainers that nnU-Net does not know and that have no results, plans that do not exist, a trainer
+            that is named twice or has results with several other plans.
     """
+    there = model_folders(dataset.results)
+    of_results = {folder.split("__")[1] for folder in there}
+    if plans != PLANS_NAME and plans not in of_results and not (dataset.folder / f"{plans}.json").is_file():
+        raise ValueError(
+            f"-p {plans}: {dataset.name} has no plans of this name; there are results with "
+            f"{', '.join(sorted(of_results)) or 'none'}. Choose one of them, or leave -p out"
+        )
+    without = [given.partition("__")[0] for given in trainers]
+    without = [name for name in without if not any(dataset.results.glob(f"{names.get(name, name)}__*"))]
+    if without:
+        check_trainers(without)
     shorts = {full: short for short, full in names.items()}
     models: list[Model] = []
     for given in trainers:
@@ -140,10 +167,9 @@ def find_models(
         exact = [path for path in found if path.name.split("__")[1] == (wanted or plans)]
         chosen = exact or ([] if wanted else found)
         if not chosen:
-            present = sorted(path.name for path in dataset.results.glob("*__*__*") if path.is_dir())
             raise FileNotFoundError(
                 f"{dataset.results / f'{trainer}__{wanted or plans}__{configuration}'} does not exist. Train it first, "
-                f"or name one of the results that there are: {', '.join(present) or 'none'}"
+                f"or name one of the results that there are: {', '.join(there) or 'none'}"
             )
         if len(chosen) > 1:
             raise ValueError(
@@ -156,6 +182,11 @@ def find_models(
     if doubles:
         raise ValueError(f"{doubles[0]} is named twice in --trainers")
     return tuple(models)
+
+
+def model_folders(results: Path) -> list[str]:
+    """Names of the models of a data set, ``TRAINER__PLANS__CONFIGURATION``; logs of runs lie beside them."""
+    return sorted(file.parent.name for file in results.glob("*__*__*/plans.json"))
 
 
 def check_splits(dataset: Dataset, folds: Sequence[int] | None) -> tuple[int, ...]:

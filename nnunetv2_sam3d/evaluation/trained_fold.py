@@ -18,6 +18,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
+from nnunetv2_sam3d.evaluation.folds import model_folders
 from nnunetv2_sam3d.evaluation.volumes import Volume
 
 
@@ -148,7 +149,7 @@ def find_model(model: Path | None, dataset: str | None, trainer: str, plans: str
     name = maybe_convert_to_dataset_name(int(str(dataset)) if str(dataset).isdigit() else str(dataset))
     folder = Path(str(nnUNet_results.require())) / name / f"{trainer}__{plans}__{configuration}"
     if not folder.is_dir():
-        there = sorted(path.name for path in folder.parent.glob("*__*__*") if path.is_dir())
+        there = model_folders(folder.parent)
         advice = (
             f"Choose a model of that data set with -tr, -p and -c (TRAINER__PLANS__CONFIGURATION): {', '.join(there)}"
             if there

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from nnunetv2_sam3d.experiment.steps import Step, program
-from nnunetv2_sam3d.experiment.training import SHORT_NAMES, Model, full_name, plans_of, trainer_class
+from nnunetv2_sam3d.experiment.steps import Step, is_whole, program
+from nnunetv2_sam3d.experiment.training import SHORT_NAMES, Model, check_trainers, full_name, plans_of, trainer_class
 from nnunetv2_sam3d.planning import dataset_folder, read_plans
 from nnunetv2_sam3d.settings import Settings
 
@@ -20,11 +22,11 @@ def parse_models(dataset: str, names: Sequence[str], plans: str, configuration: 
     Raises:
         ValueError: for trainers that nnU-Net does not know, or a model that is named twice.
     """
+    check_trainers([name.partition("__")[0] for name in names])
     models = []
     for name in names:
         trainer, _, own_plans = name.partition("__")
         trainer = full_name(trainer)
-        trainer_class(trainer)
         models.append(Model(dataset, trainer, own_plans or plans_of(trainer, plans), configuration))
     if len(set(models)) != len(models):
         raise ValueError(f"a trainer is named twice in {list(names)}")
@@ -99,6 +101,8 @@ class CrossValidation:
     def accumulation(self, model: Model) -> Step:
         """The validations of all folds in one folder with one summary, by nnU-Net's command."""
         folds = [str(fold) for fold in range(self.all_folds)]
+        summary = model.folder / f"crossval_results_folds_{'_'.join(folds)}" / "summary.json"
+        inputs = tuple(model.summary(fold) for fold in range(self.all_folds))
         return Step(
             title=f"accumulate {model.trainer}",
             command=(
@@ -110,10 +114,11 @@ class CrossValidation:
                 "-f",
                 *folds,
             ),
-            results=(model.folder / f"crossval_results_folds_{'_'.join(folds)}" / "summary.json",),
+            results=(summary,),
             folder=self.folder(model, "all_folds"),
             after=tuple(self.training(model, fold) for fold in self.folds),
-            inputs=tuple(model.summary(fold) for fold in range(self.all_folds)),
+            inputs=inputs,
+            unchanged=lambda: _figures(summary) == _figures(*inputs) != [],
         )
 
     def steps(self) -> list[Step]:
@@ -139,6 +144,17 @@ class CrossValidation:
             return 0 if before is None else 1 + depth(before)
 
         return sorted(self.models, key=depth)
+
+
+def _figures(*summaries: Path) -> list[str]:
+    """Cases and their figures in summaries of nnU-Net's, as text, in which NaN equals NaN."""
+    cases = [case for file in summaries for case in _cases(file)]
+    return sorted(json.dumps([Path(case["prediction_file"]).name, case["metrics"]], sort_keys=True) for case in cases)
+
+
+def _cases(summary: Path) -> list[dict[str, Any]]:
+    content = json.loads(summary.read_text()) if is_whole(summary) else {}
+    return content.get("metric_per_case", [])
 
 
 def is_sam3d(model: Model) -> bool:

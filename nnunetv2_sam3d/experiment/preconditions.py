@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_sam3d.experiment.crossval import CrossValidation, is_sam3d, settings_of
+from nnunetv2_sam3d.experiment.crossval import CrossValidation, is_sam3d, settings_of, starts_from
 from nnunetv2_sam3d.experiment.devices import Device
+from nnunetv2_sam3d.experiment.starts import start_of
 from nnunetv2_sam3d.experiment.steps import is_whole
-from nnunetv2_sam3d.experiment.training import BASE_PLANS, SHORT_NAMES, Model, trainer_class
-from nnunetv2_sam3d.planning import dataset_folder, read_plans
-from nnunetv2_sam3d.trainers.recipes import apply_freezing
+from nnunetv2_sam3d.experiment.training import BASE_PLANS, CHECKPOINTS, SHORT_NAMES, Model, trainer_class
+from nnunetv2_sam3d.planning import dataset_folder, plans_in, read_plans
+from nnunetv2_sam3d.splits import read_folds
+from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing
 from nnunetv2_sam3d.trainers.start import Run, Start
+from nnunetv2_sam3d.weights import WeightsError
 from nnunetv2_sam3d.weights.files import write_whole
 
 SPLITS = 5
@@ -48,46 +53,71 @@ def splits_of(model: Model) -> list[dict[str, list[str]]]:
             )
         folds = [{part: [str(case) for case in fold[part]] for part in fold} for fold in generate_crossval_split(cases)]
         write_whole(file, lambda out: out.write(json.dumps(folds, indent=4).encode()))
-    try:
-        splits = json.loads(file.read_text())
-        assert splits and all(fold["train"] and fold["val"] for fold in splits)
-    except (ValueError, TypeError, KeyError, AssertionError) as error:
-        raise ValueError(
-            f"{file} is no list of folds with the cases of 'train' and 'val' each. Correct it, or delete it "
-            f"before anything is trained: it is then made anew."
-        ) from error
-    return splits
+    return read_folds(file)
+
+
+def check_plans(models: Sequence[Model]) -> None:
+    """Raises ValueError if plans are not there, for all models at once."""
+    problems = Problems()
+    for model in models:
+        with problems.noted():
+            _plans(model)
+    problems.check()
 
 
 def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tuple[Device, ...]) -> None:
-    """Raises ValueError (for weights, WeightsError) if a training of the run could not work."""
+    """Raises ValueError for all that keeps a training of the run from working, or its results from belonging together.
+
+    The plans are those that ``check_plans`` has seen.
+    """
     if too_high := [fold for fold in run.folds if not 0 <= fold < len(splits)]:
         raise ValueError(
             f"there is no fold {too_high[0]}: {dataset_folder(run.dataset) / 'splits_final.json'} has {len(splits)} "
             f"folds, the first is 0"
         )
+    problems = Problems()
     needed_bytes = 0.0
     for model in run.models:
-        _plans(model)
+        with problems.noted():
+            _check_starts(run, model)
         missing = [fold for fold in run.folds if not run.training(model, fold).finished]
         if not missing:
             continue
-        _check_plans(model)
-        batch_size = _configuration(model).batch_size
-        if (gpus := max((device.num_gpus for device in devices), default=1)) > batch_size:
-            raise ValueError(
-                f"{model.plans} have a batch of {batch_size}, which {gpus} GPUs cannot share (--num-gpus). Use fewer, "
-                f"or derive plans with a larger batch: nnUNetv2_sam3d plan -d {run.dataset} --batch-size {gpus}"
-            )
-        _check_cases(model, [splits[fold] for fold in missing])
-        needed_bytes += len(missing) * CHECKPOINTS_AT_ONCE * _check_weights(run, model, missing)
-    results = Path(os.environ["nnUNet_results"])
-    results.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(results).free) < needed_bytes:
-        raise ValueError(
-            f"{results} has {free / 1e9:.1f} GB free; the checkpoints of the missing trainings need about "
-            f"{needed_bytes / 1e9:.1f} GB. Free some space, or train fewer folds at a time (--folds)."
-        )
+        with problems.noted():
+            _check_plans(model)
+        with problems.noted():
+            _check_batch(model, max((device.num_gpus for device in devices), default=1))
+        with problems.noted():
+            _check_cases(model, [splits[fold] for fold in missing])
+        with problems.noted():
+            needed_bytes += len(missing) * CHECKPOINTS_AT_ONCE * _check_weights(run, model, missing)
+    with problems.noted():
+        _check_space(needed_bytes)
+    problems.check()
+
+
+class Problems:
+    """What is wrong, so that it is told at once and not one thing after the other."""
+
+    def __init__(self) -> None:
+        self.found: list[ValueError] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Goes on after a check that fails."""
+        try:
+            yield
+        except ValueError as error:
+            if str(error) not in map(str, self.found):  # models share plans and cases
+                self.found.append(error)
+
+    def check(self) -> None:
+        """Raises ValueError with all that was found; a single error as it is."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            lines = [f"{number}. {error}" for number, error in enumerate(self.found, 1)]
+            raise ValueError("\n\n".join([f"{len(lines)} things have to be put right first:", *lines]))
 
 
 def check_devices(devices: tuple[Device, ...]) -> None:
@@ -102,7 +132,11 @@ def _plans(model: Model) -> dict[str, Any]:
     """A model's plans, with its configuration in them."""
     file = dataset_folder(model.dataset) / f"{model.plans}.json"
     if not file.is_file():
-        raise ValueError(f"{model.trainer} needs {file}, which does not exist. Make it:\n  {_planning(model)}")
+        there = ", ".join(plans_in(file.parent)) or "none"
+        raise ValueError(
+            f"{model.trainer} needs {file}, which does not exist; plans that there are: {there}. Choose one of them "
+            f"(-p, or TRAINER__PLANS), or make it:\n  {_planning(model)}"
+        )
     plans = read_plans(file)
     if model.configuration not in plans["configurations"]:
         raise ValueError(f"{file} has no configuration {model.configuration!r}, only {sorted(plans['configurations'])}")
@@ -125,6 +159,53 @@ def _check_plans(model: Model) -> None:
             f"not be comparable. Restore the plans from {used}, give the new ones another name, or delete "
             f"{model.folder}."
         )
+
+
+def _check_batch(model: Model, gpus: int) -> None:
+    batch_size = _configuration(model).batch_size
+    if gpus > batch_size:
+        raise ValueError(
+            f"{model.plans} have a batch of {batch_size}, which {gpus} GPUs cannot share (--num-gpus). Use fewer, "
+            f"or derive plans with a larger batch: nnUNetv2_sam3d plan -d {model.dataset} --batch-size {gpus}"
+        )
+
+
+def _check_space(needed_bytes: float) -> None:
+    results = Path(os.environ["nnUNet_results"])
+    results.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(results).free) < needed_bytes:
+        raise ValueError(
+            f"{results} has {free / 1e9:.1f} GB free; the checkpoints of the missing trainings need about "
+            f"{needed_bytes / 1e9:.1f} GB. Free some space, or train fewer folds at a time (--folds)."
+        )
+
+
+def _check_starts(run: CrossValidation, model: Model) -> None:
+    """Refuses folds, finished or begun, whose start this run would train again, or has become another model.
+
+    They are not trained again without being asked for: hours of work would be overwritten.
+    """
+    outdated: dict[str, list[int]] = {}
+    for fold in run.folds if starts_from(model) else ():
+        checkpoint = next(filter(is_whole, run.training(model, fold).checkpoints), None)
+        start = None if checkpoint is None else start_of(checkpoint)
+        if start is None:
+            continue
+        if not is_whole(start.file):
+            if any(start.file.parent == other.fold_folder(fold) for other in run.models):
+                outdated.setdefault(f"{start.model}, which this run would train again", []).append(fold)
+        elif start.replaced:
+            outdated.setdefault(f"{start.model}, which has been trained again since", []).append(fold)
+    messages = []
+    for reason, folds in outdated.items():
+        names = " ".join(f"fold_{fold}" for fold in folds)
+        messages.append(
+            f"{model.trainer} started in {names} from the same fold of {reason}: results of both would not belong "
+            f"together. To train {names} again, rename or delete {'it' if len(folds) == 1 else 'them'} in "
+            f"{model.folder}; to keep what is there, put the {CHECKPOINTS[0]} of the start back in its place."
+        )
+    if messages:
+        raise ValueError("\n".join(messages))
 
 
 def _planning(model: Model) -> str:
@@ -174,14 +255,14 @@ def _check_weights(run: CrossValidation, model: Model, folds: list[int]) -> floa
     recipe = cls.recipe  # type: ignore[attr-defined]
     trained = sum(parameter.numel() for group in apply_freezing(network, recipe) for parameter in group)
     settings = settings_of(model)
-    looked_at = set()
+    begins: dict[Any, list[int]] = {}  # folds by what they begin with
     for fold in folds:
         resumes = any(is_whole(checkpoint) for checkpoint in run.training(model, fold).checkpoints)
-        file = run.pretrained if run.takes_pretrained(model, fold) else run.source(model, fold)
-        origin = (file, fold if isinstance(file, Model) else None)  # another fold's model is another file
-        if resumes or run.depends_on(model, fold) is not None or origin in looked_at:
-            continue
-        looked_at.add(origin)
+        if not resumes and run.depends_on(model, fold) is None:
+            file = run.pretrained if run.takes_pretrained(model, fold) else run.source(model, fold)
+            # another fold's model is another file
+            begins.setdefault((file, fold if isinstance(file, Model) else None), []).append(fold)
+    for (file, _), (fold, *others) in begins.items():
         results = Path(os.environ["nnUNet_results"])
         place = Run(model.dataset, model.plans, model.configuration, fold, model.trainer, results)
         start = Start(network, lambda _: None)  # type: ignore[arg-type]
@@ -192,6 +273,26 @@ def _check_weights(run: CrossValidation, model: Model, folds: list[int]) -> floa
         apply_freezing(network, recipe)
         for parameter in start.lacking().values():
             parameter.requires_grad_(True)
-        start.check(place, recipe)
+        try:
+            start.check(place, recipe)
+        except WeightsError as error:
+            if file is not None:
+                raise
+            if recipe.starts_from:
+                raise WeightsError(_start_advice(model, recipe, [fold, *others])) from error
+            raise WeightsError(f"{error}\nIn a cross-validation, that is --trainers Full.") from error
     total = sum(parameter.numel() for parameter in network.parameters())
     return FLOAT32_BYTES * (total + 2 * trained)  # AdamW keeps two numbers for each that it trains
+
+
+def _start_advice(model: Model, recipe: Recipe, folds: list[int]) -> str:
+    """What to do where no fold's model is there to start from."""
+    shorts = {full: short for short, full in SHORT_NAMES.items()}
+    names = [shorts.get(trainer, trainer) for trainer in recipe.starts_from]
+    needs_none = " (Full needs no pretrained weights)" if "Full" in names else ""
+    return (
+        f"{model.trainer} starts from the same fold of {' or '.join(recipe.starts_from)} with {model.plans}, which is "
+        f"finished neither in this run nor before it for {'fold' if len(folds) == 1 else 'folds'} "
+        f"{', '.join(map(str, folds))}. Add {' or '.join(names)} to --trainers{needs_none}, or give a whole model: "
+        f"--pretrained-weights FILE"
+    )

@@ -11,7 +11,7 @@ from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.devices import Device
 from nnunetv2_sam3d.experiment.execute import in_order, run_steps
 from nnunetv2_sam3d.experiment.steps import Record, Step
-from nnunetv2_sam3d.experiment.training import BUDGET_PLANS, CONFIGURATION, SHORT_NAMES, trainer_class
+from nnunetv2_sam3d.experiment.training import BUDGET_PLANS, CONFIGURATION, SHORT_NAMES, check_trainers
 from nnunetv2_sam3d.planning import check_click_targets, derive_plans
 from nnunetv2_sam3d.weights.files import read_checkpoint
 
@@ -35,8 +35,7 @@ def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]
             f"{comparison.raw / 'dataset.json'} does not exist; put the raw data set there in nnU-Net's format first"
         )
     check_click_targets(comparison.raw, comparison.settings)
-    for trainer in comparison.trainers:
-        trainer_class(trainer)
+    check_trainers(comparison.trainers)
     environment = child_environment(comparison.processes)
     folder = comparison.folder
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Step:
         group: what the step belongs to, for the display: ``fold 3``.
         after: steps that have to be finished first.
         inputs: files that the results must not be older than.
+        unchanged: tells of results that are older, as after a copy, whether the inputs are still those of then.
         checkpoints: nnU-Net's, the newest first; if one is there, the training goes on from it.
         start: arguments of a training that begins.
         on_device: whether the command runs on a device of the run and is told which.
@@ -39,6 +41,7 @@ class Step:
     group: str = ""
     after: tuple[Step, ...] = ()
     inputs: tuple[Path, ...] = ()
+    unchanged: Callable[[], bool] | None = None
     checkpoints: tuple[Path, ...] = ()
     start: tuple[str, ...] = ()
     on_device: bool = False
@@ -60,7 +63,9 @@ class Step:
         if not all(is_whole(result) for result in self.results):
             return False
         newest = max((path.stat().st_mtime_ns for path in self.inputs if path.exists()), default=0)
-        return all(result.stat().st_mtime_ns >= newest for result in self.results)
+        if all(result.stat().st_mtime_ns >= newest for result in self.results):
+            return True
+        return self.unchanged is not None and self.unchanged()
 
     def arguments(self) -> tuple[str, ...]:
         """The command, with what makes it go on from a checkpoint, or begin."""

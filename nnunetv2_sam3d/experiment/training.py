@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,6 +102,21 @@ def plans_of(trainer: str, plans: str) -> str:
     return BUDGET_PLANS if trainer == SHORT_NAMES["TimeBudget"] else BASE_PLANS
 
 
+def check_trainers(names: Sequence[str]) -> None:
+    """Raises ValueError for names that are neither short names nor trainers that nnU-Net knows, for all at once."""
+    unknown = []
+    for name in dict.fromkeys(names):
+        try:
+            trainer_class(full_name(name))
+        except ValueError:
+            unknown.append(name)
+    if unknown:
+        raise ValueError(
+            f"nnU-Net knows no trainer {' and no trainer '.join(map(repr, unknown))}. Give one of "
+            f"{', '.join(SHORT_NAMES)}, or the class name of a trainer"
+        )
+
+
 @cache
 def trainer_class(name: str) -> type:
     """The class that nnU-Net finds by a trainer's name.
@@ -114,6 +130,4 @@ def trainer_class(name: str) -> type:
             warnings.simplefilter("ignore")
             return recursive_find_trainer_class_by_name(name)
     except RuntimeError as error:
-        raise ValueError(
-            f"nnU-Net knows no trainer {name!r}. Give one of {', '.join(SHORT_NAMES)}, or the class name of a trainer"
-        ) from error
+        raise ValueError(f"nnU-Net knows no trainer {name!r}") from error

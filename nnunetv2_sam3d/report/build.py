@@ -118,13 +118,19 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
     dataset = open_dataset(request.dataset)
     structures = structures_of(dataset.json, request.tolerances_mm, kits=request.kits, lesions=request.lesions)
     focus = focus_of(structures, request.focus)
+    if request.seed < 0:
+        raise ValueError(f"--seed takes a whole number from 0 on, got {request.seed}")
     borders = _checked_borders(request.volume_groups_ml)
     folds = check_splits(dataset, request.folds)
     models = find_models(dataset, request.trainers, request.plans, request.configuration, request.names)
+    for given, model in zip(request.trainers, models, strict=True):
+        if model.plans != request.plans and "__" not in given:
+            say(f"{given} has no results with {request.plans}; those with {model.plans} are taken")
     items = collect(dataset, models, folds)
     absent = sorted(set(request.view_cases or ()) - {item.case for item in items})
     if absent:
         raise ValueError(f"--view-cases: {absent[0]} is no validation case of the folds {list(folds)}")
+    trainings = [read_training(model, fold) for model in models for fold in folds]
     ignored = dataset.json["labels"].get(IGNORE)
     clicked = collect_clicked(dataset, models, folds)
     say(f"{len(items)} predictions of {len(models)} models, folds {' '.join(map(str, folds))}: complete")
@@ -136,7 +142,6 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         store=output / "measured.jsonl",
         processes=request.processes,
     )
-    trainings = [read_training(model, fold) for model in models for fold in folds]
     results = Results(
         dataset,
         models,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,14 +19,15 @@ from nnunetv2_sam3d.evaluation.compare import (
     verdict,
 )
 from nnunetv2_sam3d.evaluation.structures import Structure
-from nnunetv2_sam3d.report.tables import Table, interval, number, p_value
+from nnunetv2_sam3d.report.tables import Table, duration, interval, number, p_value
 from nnunetv2_sam3d.report.training import Training
 
 BY_KEY = {metric.key: metric for metric in METRICS}
 
 
-def pooled_table(summaries: Sequence[Summary], structures: Sequence[Structure]) -> Table:
+def pooled_table(summaries: Sequence[Summary], structures: Sequence[Structure], rows: Sequence[Row]) -> Table:
     """All metrics, pooled over the cases."""
+    empty = Counter((row.model, row.structure) for row in rows if row.measures.empty == "both")
     lines = []
     for structure in structures:
         for model in dict.fromkeys(summary.model for summary in summaries):
@@ -36,12 +38,13 @@ def pooled_table(summaries: Sequence[Summary], structures: Sequence[Structure]) 
             ]
             hd95 = found["hd95_mm"]
             cells[2] += f" ({hd95.counted}/{hd95.cases})"
-            lines.append([structure.name, model, f"{structure.tolerance_mm:.3g}", str(hd95.cases), *cells])
-    header = ["structure", "model", "tolerance [mm]", "cases", *(_title(metric) for metric in METRICS)]
-    header[6] += " (defined in)"
+            counts = [str(hd95.cases), str(empty[model, structure.name])]
+            lines.append([structure.name, model, f"{structure.tolerance_mm:.3g}", *counts, *cells])
+    header = ["structure", "model", "tolerance [mm]", "cases", "both empty", *(_title(metric) for metric in METRICS)]
+    header[7] += " (defined in)"
     caption = (
         "Automatic results: mean over the cases of all folds with 95 % bootstrap interval. Dice and surface "
-        "Dice count 1 where both masks are empty and 0 where one is; HD95 is not defined there and left out."
+        "Dice count 1 in the cases with both masks empty and 0 where one is; HD95 is not defined there and left out."
     )
     return Table("pooled_automatic", caption, header, lines, frozenset({0, 1}))
 
@@ -58,48 +61,54 @@ def fold_table(summaries: Sequence[Summary], structures: Sequence[Structure]) ->
                 means = [number(summary.folds.get(fold, math.nan), _digits(metric)) for fold in folds]
                 overall = number(summary.fold_mean, _digits(metric))
                 spread = "" if math.isnan(summary.fold_sd) else f" ± {number(summary.fold_sd, _digits(metric))}"
+                defined = sum(not math.isnan(mean) for mean in summary.folds.values())
+                if 0 < defined < len(summary.folds):
+                    spread += f" ({defined} of {len(summary.folds)} folds)"
                 lines.append([structure.name, _title(metric), summary.model, *means, overall + spread])
     header = ["structure", "metric", "model", *(f"fold {fold}" for fold in folds), "mean ± SD of folds"]
-    caption = "Automatic results: mean of each fold's cases; the last column weighs folds equally."
+    caption = (
+        "Automatic results: mean of each fold's cases; the last column weighs folds equally, those without a case that "
+        "counts left out."
+    )
     return Table("folds_automatic", caption, header, lines, frozenset({0, 1, 2}))
 
 
-def difference_table(differences: Sequence[Difference], structures: Sequence[Structure]) -> Table | None:
-    """Paired differences with their tests; ``None`` with one model."""
-    lines = []
-    for structure in structures:
-        for metric in METRICS:
-            family = [entry for entry in differences if entry.metric == metric.key]
-            for entry in family:
-                if entry.structure != structure.name:
-                    continue
-                digits = _digits(metric)
-                lines.append(
-                    [
-                        structure.name,
-                        _title(metric),
-                        f"{entry.second} - {entry.first}",
-                        str(entry.cases),
-                        interval(entry.mean, entry.low, entry.high, digits),
-                        number(entry.median, digits),
-                        p_value(entry.p),
-                        p_value(entry.p_holm),
-                        f"{entry.effect:+.2f}",
-                        verdict(entry, metric, len(family)),
-                    ]
-                )
-    if not lines:
-        return None
+def difference_tables(differences: Sequence[Difference], structures: Sequence[Structure]) -> list[Table]:
+    """Paired differences with their tests, a table for each metric; none with one model."""
     header = [
-        "structure", "metric", "difference", "pairs", "mean [95 % interval]", "median", "p", "p (Holm)", "effect",
+        "structure", "difference", "pairs", "mean [95 % interval]", "median", "p", "p (Holm)", "effect",
         "what it carries",
     ]  # fmt: skip
-    caption = (
-        "Automatic results: paired differences over the cases of all folds. p: two-sided Wilcoxon "
-        "signed-rank test; Holm's adjustment is over all comparisons of one metric. Effect: matched-pairs "
-        "rank-biserial correlation, from -1 to 1. Lower HD95 and volume error are better."
-    )
-    return Table("differences_automatic", caption, header, lines, frozenset({0, 1, 2}), frozenset({9}))
+    tables = []
+    for metric in METRICS:
+        family = [entry for entry in differences if entry.metric == metric.key]
+        comparisons = sum(entry.cases > 0 for entry in family)
+        digits = _digits(metric)
+        lines = [
+            [
+                entry.structure,
+                f"{entry.second} - {entry.first}",
+                str(entry.cases),
+                interval(entry.mean, entry.low, entry.high, digits),
+                number(entry.median, digits),
+                p_value(entry.p),
+                p_value(entry.p_holm),
+                "-" if math.isnan(entry.effect) else f"{entry.effect:+.2f}",
+                verdict(entry, metric, comparisons),
+            ]
+            for structure in structures
+            for entry in family
+            if entry.structure == structure.name
+        ]
+        caption = (
+            f"{_title(metric)}, automatic results: paired differences over the cases of all folds; {metric.better} is "
+            f"better. p: two-sided Wilcoxon signed-rank test; Holm's adjustment is over the {comparisons} comparisons "
+            f"of this metric. Effect: matched-pairs rank-biserial correlation, from -1 to 1."
+        )
+        if lines:
+            name = f"differences_{metric.key}_automatic"
+            tables.append(Table(name, caption, header, lines, frozenset({0, 1}), frozenset({8})))
+    return tables
 
 
 def detection_table(rows: Sequence[Row], models: Sequence[str], structures: Sequence[Structure]) -> Table:
@@ -176,24 +185,26 @@ def cost_table(trainings: Sequence[Training], models: Sequence[str]) -> Table:
         parameters = sorted({(run.trained or 0, run.parameters) for run in runs if run.parameters})
         hours = [run.hours for run in runs if not math.isnan(run.hours)]
         peaks = [run.peak_bytes for run in runs if run.peak_bytes]
-        spread = f" ± {np.std(hours, ddof=1):.3g}" if len(hours) > 1 else ""
+        spread = float(np.std(hours, ddof=1)) if len(hours) > 1 else math.nan
         lines.append(
             [
                 model,
                 str(len(runs)),
                 " / ".join(f"{trained:,} ({100 * trained / (total or 1):.1f} %)" for trained, total in parameters)
                 or "-",
-                f"{np.mean(hours):.3g}{spread}" if hours else "-",
-                f"{sum(hours):.3g}" if hours else "-",
+                duration(float(np.mean(hours)), spread) if hours else "-",
+                duration(math.fsum(hours)) if hours else "-",
                 f"{max(peaks) / 1e9:.2f}" if peaks else "-",
                 ", ".join(sorted({run.device for run in runs if run.device})) or "-",
             ]
         )
     caption = (
-        "Costs, from nnU-Net's logs and checkpoints: hours are those of all epochs (validation not counted), peak "
-        "memory is the largest resident memory of a training process where it was recorded. A dash: not recorded."
+        "Costs, from nnU-Net's logs and checkpoints. Time is that of all epochs (mean ± SD of the folds), without "
+        "validation and without the training of the model that a training starts from (DualPath and OriginalEval start "
+        "from a finished one). Peak memory is the largest resident memory of a training process where it was recorded. "
+        "A dash: not recorded."
     )
-    header = ["model", "folds", "trained parameters", "hours a fold", "hours in all", "peak memory [GB]", "device"]
+    header = ["model", "folds", "trained parameters", "time a fold", "time in all", "peak memory [GB]", "device"]
     return Table("costs", caption, header, lines, frozenset({0, 6}))
 
 

@@ -27,19 +27,22 @@ def scene(view: View, structures: Sequence[Structure], focus: Structure) -> dict
         focus: shown first, of the annotation and the last model; of the others the annotation's largest one, as a veil.
 
     Returns:
-        ``case`` and ``meshes``, each with ``name``, ``structure``, ``colour``, ``shown``, ``veil``, ``scale`` (mm per
-        unit), ``positions`` (uint16 x, y, z) and ``triangles`` (uint32), both base64, little-endian.
+        ``case``; ``absent``, the ``name`` and ``structure`` of empty masks; ``meshes``, each with ``name``,
+        ``structure``, ``colour``, ``shown``, ``veil``, ``scale`` (mm per unit), ``positions`` (uint16 x, y, z) and
+        ``triangles`` (uint32), both base64, little-endian.
     """
     size_mm = [size * spacing for size, spacing in zip(view.reference.shape, view.spacing_mm, strict=True)]
     sizes = {structure.name: int(structure.mask(view.reference).sum()) for structure in structures}
     veil = max(sizes, key=lambda name: (sizes[name], name)) if len(structures) > 1 else ""
     meshes: list[dict[str, Any]] = []
+    absent = []
     sources = [("annotation", REFERENCE_COLOUR, view.reference)]
     sources += [(name, colour(number), labels) for number, (name, labels) in enumerate(view.predictions.items())]
     for name, paint, labels in sources:
         for structure in structures:
             mesh = _mesh(structure.mask(labels), view.spacing_mm, size_mm)
             if mesh is None:
+                absent.append({"name": name, "structure": structure.name})
                 continue
             is_veil = structure.name == veil != focus.name
             meshes.append(
@@ -53,7 +56,7 @@ def scene(view: View, structures: Sequence[Structure], focus: Structure) -> dict
                     **mesh,
                 }
             )
-    return {"case": view.case, "meshes": meshes}
+    return {"case": view.case, "meshes": meshes, "absent": absent}
 
 
 def _mesh(mask: np.ndarray, spacing_mm: Sequence[float], size_mm: Sequence[float]) -> dict[str, Any] | None:

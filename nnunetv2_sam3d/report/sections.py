@@ -82,6 +82,12 @@ def _reading(results: Results) -> Section:
             f"Only {cases} cases: bootstrap intervals of so few are too narrow, and tests can hardly show anything. "
             f"Read the single cases instead."
         )
+    for name, start in sorted({(run.model, run.start) for run in results.trainings if run.start_replaced}):
+        folds = [str(run.fold) for run in results.trainings if run.start_replaced and run.model == name]
+        notes.append(
+            f"{name} started from {start}, which has been trained again since in these folds: {', '.join(folds)}. "
+            f"Results of both do not belong together."
+        )
     if len({model.plans for model in results.models}) > 1:
         plans = ", ".join(f"{model.name}: {model.plans}" for model in results.models)
         notes.append(f"The models have different plans ({plans}), so that spacing and patch may differ, too.")
@@ -93,8 +99,8 @@ def _results(results: Results, figures: Path) -> Section:
     rows = results.rows
     names = [structure.name for structure in structures]
     tables = [
-        contents.pooled_table(results.summaries, structures),
-        contents.difference_table(results.differences, structures),
+        contents.pooled_table(results.summaries, structures, rows),
+        *contents.difference_tables(results.differences, structures),
         contents.fold_table(results.summaries, structures),
         contents.detection_table(rows, models, structures),
     ]
@@ -123,7 +129,7 @@ def _results(results: Results, figures: Path) -> Section:
             "both masks are left out.",
         )
     )
-    return Section("automatic", "Automatic results", (), texts, [table for table in tables if table], pictures)
+    return Section("automatic", "Automatic results", (), texts, tables, pictures)
 
 
 def _training(results: Results, figures: Path) -> Section:

@@ -25,6 +25,8 @@ LATEX = {
 }
 MARKDOWN = {letter: f"\\{letter}" for letter in "\\`*_[]|#~$!"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " "}
 
+PAGE_ROWS = 40  # in small letters, beside a caption
+
 
 @dataclass(frozen=True)
 class Table:
@@ -65,32 +67,33 @@ class Table:
         return f"{_replaced(self.caption, MARKDOWN)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def latex(self) -> str:
-        """A ``table`` for the booktabs package."""
+        """A ``table`` for booktabs, or where it may not fit a page, a ``longtable`` for that package and array."""
         columns = "".join(
-            "p{4cm}" if column in self.wrapped_columns else "l" if column in self.text_columns else "r"
+            r">{\raggedright\arraybackslash}p{3.2cm}"
+            if column in self.wrapped_columns
+            else "l"
+            if column in self.text_columns
+            else "r"
             for column in range(len(self.header))
         )
-        lines = [r"\midrule"]
+        lines = []
         for number, line in enumerate(self.lines):
             lines += [r"\addlinespace"] if number in self.rules else []
             lines.append(" & ".join(_replaced(cell, LATEX) for cell in line) + r" \\")
-        head = " & ".join(_replaced(cell, LATEX) for cell in self.header) + r" \\"
-        return "\n".join(
-            [
-                r"\begin{table}",
-                r"\centering",
-                rf"\caption{{{_replaced(self.caption, LATEX)}}}",
-                rf"\label{{tab:{self.name}}}",
-                rf"\begin{{tabular}}{{{columns}}}",
-                r"\toprule",
-                head,
-                *lines,
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\end{table}",
-                "",
+        head = [r"\toprule", " & ".join(_replaced(cell, LATEX) for cell in self.header) + r" \\", r"\midrule"]
+        caption, label = rf"\caption{{{_replaced(self.caption, LATEX)}}}", rf"\label{{tab:{self.name}}}"
+        small = r"\footnotesize\setlength{\tabcolsep}{3pt}"
+        if len(self.lines) > PAGE_ROWS or self.wrapped_columns:
+            begin = [
+                "{" + small + r"\setlength{\LTcapwidth}{\linewidth}",
+                rf"\begin{{longtable}}{{{columns}}}",
+                caption + label + r" \\",
+                *head,
             ]
-        )
+            begin += [r"\endfirsthead", *head, r"\endhead", r"\bottomrule", r"\endfoot"]
+            return "\n".join([*begin, *lines, r"\end{longtable}", "}", ""])
+        begin = [r"\begin{table}", r"\centering", caption, label, small, rf"\begin{{tabular}}{{{columns}}}"]
+        return "\n".join([*begin, *head, *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -106,8 +109,18 @@ def interval(mean: float, low: float, high: float, digits: int = 3) -> str:
 
 
 def p_value(p: float) -> str:
-    """Three digits, never 0."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    """Three digits, never 0; a dash where no test was made."""
+    return "<0.001" if p < 0.001 else number(p)
+
+
+def duration(hours: float, spread: float = math.nan) -> str:
+    """``4.2 min`` or ``4.2 ± 0.3 min``, in the unit that fits."""
+    if math.isnan(hours):
+        return "-"
+    seconds_of = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+    unit = "s" if hours * 3600 < 90 else "min" if hours < 1.5 else "h" if hours < 48 else "d"
+    values = [f"{value * 3600 / seconds_of[unit]:.3g}" for value in (hours, spread) if not math.isnan(value)]
+    return f"{' ± '.join(values)} {unit}"
 
 
 def csv_text(text: str) -> str:

@@ -7,14 +7,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nnunetv2_sam3d.evaluation.folds import Model, read_json
+from nnunetv2_sam3d.evaluation.folds import Model, read_table
 from nnunetv2_sam3d.experiment.results import parameters
+from nnunetv2_sam3d.experiment.starts import start_of
 from nnunetv2_sam3d.weights.files import read_checkpoint
 
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?|nan)"
 LINE = re.compile(
     rf": (?:(Epoch) (\d+)|(train_loss|val_loss) {NUMBER}|(Epoch time): {NUMBER} s|(Pseudo dice) \[(.*)\])"
 )
+UNNEEDED = "Delete it; the report has a dash for"
 VALUE = re.compile(rf"{NUMBER}\)?(?:,|$)")
 
 
@@ -31,6 +33,8 @@ class Training:
         device: the GPU's name, or ``cpu``; empty if unknown.
         torch: version of PyTorch that trained; empty if unknown.
         peak_bytes: resident memory of the training process; ``None`` if nothing recorded it.
+        start: model whose same fold it started from; empty for others.
+        start_replaced: whether that one has been trained again since.
         curves: ``train_loss``, ``val_loss``, ``pseudo_dice`` (mean over classes) and ``epoch``, equally long.
     """
 
@@ -42,6 +46,8 @@ class Training:
     device: str
     torch: str
     peak_bytes: int | None
+    start: str = ""
+    start_replaced: bool = False
     curves: Mapping[str, list[float]] = field(default_factory=dict)
 
 
@@ -54,16 +60,20 @@ def read_training(model: Model, fold: int) -> Training:
     curves = {name: [epochs[number].get(name, math.nan) for number in sorted(epochs)] for name in names}
     checkpoint = folder / "checkpoint_final.pth"
     trained, total = parameters(read_checkpoint(checkpoint)) if checkpoint.is_file() else (None, None)
-    debug = read_json(folder / "debug.json") if (folder / "debug.json").is_file() else {}  # nnU-Net's, at the start
+    start = start_of(checkpoint)
+    debug = folder / "debug.json"  # nnU-Net's, written at the start
+    about = read_table(debug, f"{UNNEEDED} the device then") if debug.is_file() else {}
     return Training(
         model.name,
         fold,
         math.fsum(epoch.get("seconds", 0.0) for epoch in epochs.values()) / 3600 if logs else math.nan,
         trained,
         total,
-        str(debug.get("gpu_name", debug.get("device", ""))),
-        str(debug.get("torch_version", "")),
+        str(about.get("gpu_name", about.get("device", ""))),
+        str(about.get("torch_version", "")),
         _peak(model, fold),
+        "" if start is None else start.model,
+        start is not None and start.replaced,
         {"epoch": [float(number) for number in sorted(epochs)], **curves},
     )
 
@@ -97,7 +107,11 @@ def read_epochs(log: str) -> dict[int, dict[str, float]]:
 def _peak(model: Model, fold: int) -> int | None:
     """From the records that this package's commands leave beside the results."""
     peaks = [
-        int(read_json(record).get(f"train {model.trainer}", {}).get("peak_rss_bytes", 0))
+        int(
+            read_table(record, f"{UNNEEDED} the peak memory then")
+            .get(f"train {model.trainer}", {})
+            .get("peak_rss_bytes", 0)
+        )
         for record in model.folder.parent.glob(f"*__fold_{fold}/steps.json")
     ]
     return max(peaks, default=0) or None

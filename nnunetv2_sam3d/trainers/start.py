@@ -151,7 +151,8 @@ def _remedies(run: Run, recipe: Recipe, variant: str | None) -> str:
     lines = []
     full = f"    {run.command('nnUNetTrainer_SAM3DFull')}"
     if recipe.starts_from:
-        lines.append("Train the model that this trainer starts from, for the same fold:")
+        several = "one of the models" if len(recipe.starts_from) > 1 else "the model"
+        lines.append(f"Train {several} that this trainer starts from, for the same fold:")
         lines += [f"    {run.command(trainer)}" for trainer in recipe.starts_from]
         lines.append("or give a whole model:")
     elif variant in SAM_FILES:

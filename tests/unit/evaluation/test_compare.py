@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,13 +66,28 @@ def test_wilcoxon_of_a_textbook_case() -> None:
 
 def test_no_difference_at_all() -> None:
     assert compare.paired_test([0.0, 1e-15, 0.0]) == (1.0, 0.0, 1.0)
-    assert compare.paired_test([]) == (1.0, 0.0, 1.0)
+    assert all(map(math.isnan, compare.paired_test([])))  # no test was made
+
+
+def test_comparisons_without_pairs_are_no_tests() -> None:
+    rows = two_models(8)
+    rows += [
+        replace(row(model, case, 0.5, hd95=math.nan if model == "B" else 1.0), structure="cyst")
+        for model in ("A", "B")
+        for case in range(8)
+    ]
+    tumour, cyst = compare.differences(rows, HD95)
+    assert (cyst.cases, math.isnan(cyst.p), math.isnan(cyst.p_holm)) == (0, True, True)
+    assert compare.verdict(cyst, HD95, 1) == "No case has a value for both models."
+    assert tumour.p_holm == tumour.p  # the only test of the family
 
 
 def test_holm() -> None:
     assert compare.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert compare.holm([0.5, 0.9]) == [1.0, 1.0]
     assert compare.holm([]) == []
+    found = compare.holm([0.01, math.nan, 0.04])
+    assert found[::2] == pytest.approx([0.02, 0.04]) and math.isnan(found[1])
 
 
 def two_models(cases: int, gain: float = 0.05) -> list[Row]:

@@ -118,6 +118,37 @@ def test_accumulation_wants_every_fold(site: Site, make: Make) -> None:
     assert len(make("Full", accumulate=False).steps()) == 5
 
 
+def test_accumulated_results_that_a_copy_made_older(site: Site, make: Make) -> None:
+    site.finish("SAM3DFull", *ALL)
+    run = make("Full")
+    step = run.accumulation(run.models[0])
+    (accumulated,) = step.results
+
+    def case(name: str, dice: float, folder: Path) -> dict[str, Any]:
+        return {
+            "prediction_file": str(folder / f"{name}.nii.gz"),
+            "metrics": {"1": {"Dice": dice, "IoU": float("nan")}},
+        }
+
+    def write(file: Path, *cases: dict[str, Any]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"metric_per_case": cases}))
+
+    assert not step.finished
+    write(accumulated, *(case(f"case_{fold}", 0.5 + fold / 10, accumulated.parent) for fold in ALL))
+    for fold in ALL:
+        file = run.models[0].summary(fold)
+        write(file, case(f"case_{fold}", 0.5 + fold / 10, file.parent))
+    os.utime(accumulated, (1, 1))
+    assert step.finished
+    write(run.models[0].summary(3), case("case_3", 0.81, accumulated.parent))
+    assert not step.finished
+    for file in (accumulated, *map(run.models[0].summary, ALL)):
+        file.write_text("{}")
+    os.utime(accumulated, (1, 1))
+    assert not step.finished
+
+
 # --- preconditions ---
 
 
@@ -152,13 +183,34 @@ def test_refusals(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     )
     (site.preprocessed / "splits_final.json").write_text("[{}]")
     assert "splits_final.json is no list of folds" in refused(capsys, "Full")
+    leaking = [{"train": ["case_1", "case_2"], "val": ["case_2"]}]
+    (site.preprocessed / "splits_final.json").write_text(json.dumps(leaking))
+    assert "case_2 is a training and a validation case of fold 0" in refused(capsys, "Full")
 
 
 def test_frozen_random_weights_are_refused_beforehand(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nnUNet_sam_checkpoint" in refused(capsys, "Original")
-    message = refused(capsys, "DualPath", "--folds", "2")
-    assert "nnUNetv2_train Dataset991_Toy 3d_fullres 2 -tr nnUNetTrainer_SAM3DOriginal" in message
+    assert "that is --trainers Full" in refused(capsys, "Original")
+    message = refused(capsys, "DualPath", "--folds", "2", "3")
+    assert "for folds 2, 3. Add Original or Full to --trainers (Full needs no pretrained weights)" in message
     assert len(dry_run(capsys, "Full", "DualPath", "--folds", "2")) == 2
+
+
+def test_all_that_is_wrong_is_told_at_once(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "Full__Absent", "DaulPath", "Orignal")
+    assert "no trainer 'DaulPath'" in message and "no trainer 'Orignal'" in message
+    message = refused(capsys, "Full", "TimeBudget", "DualPath", "-p", "Absent")
+    assert message.count("plans that there are: nnUNetPlans, nnUNetSAM3DPlans") == 3
+    assert "nnUNetv2_sam3d plan -d Dataset991_Toy -o Absent" in message and "--max-seconds" in message
+    dry_run(capsys, "Full")  # makes the split
+    (site.data / "case_3.pkl").unlink()
+    message = refused(capsys, "DualPath", "OriginalEval", "nnUNetTrainer")
+    assert message.startswith(
+        "nnUNetv2_sam3d crossval: 4 things have to be put right first:\n\n1. 1 cases of the folds"
+    )
+    assert "2. nnUNetTrainer_SAM3DDualPath starts from" in message
+    assert "3. nnUNetTrainer_SAM3DOriginalEval starts from" in message
+    assert "preprocessed for nnUNetPlans" in message.split("\n\n4. ")[1]
 
 
 def test_changed_plans_are_refused(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

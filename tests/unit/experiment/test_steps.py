@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ def test_results_cut_off_or_older_than_their_inputs_are_none(tmp_path: Path) -> 
     source.write_text("{}")
     os.utime(source, ns=(0, summary.stat().st_mtime_ns + 1))
     assert not step.finished
+    assert replace(step, unchanged=lambda: True).finished and not replace(step, unchanged=lambda: False).finished
 
 
 def test_devices(shell: Callable[..., Step], tmp_path: Path) -> None:

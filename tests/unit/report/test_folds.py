@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from results_tree import Tree, write_image
+from results_tree import PLANS, Tree, write_image
 
-from nnunetv2_sam3d.cli import main
+from nnunetv2_sam3d.cli import build_parser, main
+from nnunetv2_sam3d.commands.report import command_line
+from nnunetv2_sam3d.evaluation.folds import check_splits, collect, find_models, open_dataset
+from nnunetv2_sam3d.experiment.training import SHORT_NAMES
+from nnunetv2_sam3d.report import build
 
 FULL = "nnUNetTrainer_SAM3DFull"
 DUAL = "nnUNetTrainer_SAM3DDualPath"
@@ -51,7 +55,47 @@ def test_a_case_in_two_folds(tree: Tree, fails) -> None:
     splits = json.loads(file.read_text())
     splits[1]["val"].append("case_000")
     file.write_text(json.dumps(splits))
+    splits[1]["train"].remove("case_000")
+    file.write_text(json.dumps(splits))
     assert "case_000 would count more than once" in fails()
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_case_twice_in_a_fold(tree: Tree, fails, part: str) -> None:
+    file = tree.preprocessed / "splits_final.json"
+    splits = json.loads(file.read_text())
+    splits[1][part].append(splits[1]["val"][0])
+    file.write_text(json.dumps(splits))
+    what = "a training and a validation case" if part == "train" else "twice among the cases"
+    assert f"case_001 is {what} of fold 1" in fails("-f", "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("splits_final.json", "[]", "no list of folds"),
+        ("splits_final.json", '[{"train": ["a"], "val": [1]}]', "no list of folds"),
+        ("dataset.json", "{}", "has no 'labels'; copy it from the raw data set"),
+        ("dataset.json", "[]", "holds no table. Copy it"),
+        ("debug.json", "[]", "Delete it; the report has a dash for the device then"),
+        ("debug.json", "{", "Delete it; the report has a dash for the device then"),
+        ("steps.json", "[", "Delete it; the report has a dash for the peak memory then"),
+    ],
+)
+def test_damaged_descriptions(tree: Tree, fails, name: str, content: str, message: str) -> None:
+    folders = {
+        "debug.json": tree.model(FULL) / "fold_2",
+        "steps.json": tree.model(FULL).parent / "comparison__x__fold_2",
+    }
+    file = folders.get(name, tree.preprocessed) / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(content)
+    found = fails()
+    assert str(file) in found and message in found
+
+
+def test_a_seed_below_zero(fails) -> None:
+    assert "--seed takes a whole number from 0 on" in fails("--seed", "-1")
 
 
 def test_a_case_in_no_fold(tree: Tree, fails) -> None:
@@ -63,11 +107,55 @@ def test_a_case_in_no_fold(tree: Tree, fails) -> None:
 
 def test_folds_and_trainers_that_do_not_exist(tree: Tree, fails) -> None:
     assert "folds 0 to 4" in fails("-f", "7")
-    assert "nnUNetTrainer_Nobody__nnUNetSAM3DPlans" in fails("--trainers", "nnUNetTrainer_Nobody")
+    message = fails("--trainers", "nnUNetTrainer_Nobody", "Ful")
+    assert "nnU-Net knows no trainer 'nnUNetTrainer_Nobody' and no trainer 'Ful'. Give one of Full, Orig" in message
+    for name in (f"crossval__{PLANS}__3d_fullres__fold_0", f"comparison__{PLANS}__fold_0"):
+        (tree.model(FULL).parent / name).mkdir()  # logs, and no models
+    message = fails("--trainers", "Original")
+    assert "nnUNetTrainer_SAM3DOriginal__nnUNetSAM3DPlans__3d_fullres does not exist" in message
+    assert FULL in message and "crossval__" not in message and "comparison__" not in message
+    (tree.root / "file").touch()
+    assert "file is a file; give a folder" in fails("-o", str(tree.root / "file"))
     assert "named twice" in fails("--trainers", "Full", FULL)
     assert "no validation case" in fails("--view-cases", "case_099")
     assert "no structure 'spleen'" in fails("--focus", "spleen")
     assert "ascending" in fails("--volume-groups-ml", "3", "2")
+
+
+def test_plans_that_do_not_exist(tree: Tree, fails) -> None:
+    assert (
+        "-p nnUNetPlanz: Dataset990_Phantoms has no plans of this name; there are results with nnUNetSAM3DPlans."
+        in (fails("-p", "nnUNetPlanz"))
+    )
+
+
+def test_other_plans_are_taken_with_a_word(
+    tree: Tree, fails, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "measure_all", lambda *_, **__: (_ for _ in ()).throw(ValueError("measuring")))
+    tree.model(FULL).rename(tree.model(FULL).with_name(f"{FULL}__nnUNetPlans__3d_fullres"))
+    options = ["report", "-d", "990", "-o", str(tree.root / "out"), "--trainers", "DualPath"]
+    for trainer, lines in (
+        ("Full", ["Full has no results with nnUNetSAM3DPlans; those with nnUNetPlans are taken"]),
+        ("Full__nnUNetPlans", []),
+    ):
+        assert main([*options, trainer]) == 1
+        output = capsys.readouterr()
+        assert "measuring" in output.err
+        assert output.out.splitlines()[:-1] == lines
+
+
+def test_the_order_of_folds_changes_nothing(tree: Tree) -> None:
+    dataset = open_dataset(tree.preprocessed)
+    models = find_models(dataset, ["Full"], PLANS, "3d_fullres", SHORT_NAMES)
+    assert check_splits(dataset, [3, 0, 3]) == check_splits(dataset, [0, 3]) == (0, 3)
+    orders = [collect(dataset, models, check_splits(dataset, folds)) for folds in ([3, 0], [0, 3])]
+    assert orders[0] == orders[1]
+    commands = [
+        command_line(build_parser().parse_args(["report", "-d", "990", "--trainers", "Full", "-o", "x", "-f", *folds]))
+        for folds in (("3", "0"), ("0", "3", "0"))
+    ]
+    assert commands[0] == commands[1]  # it stands in the report
 
 
 def test_a_trainer_with_several_other_plans(tree: Tree, fails) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from results_tree import Tree, log_of, write_image, write_tree
 
 from nnunetv2_sam3d.cli import main
@@ -16,7 +18,10 @@ from nnunetv2_sam3d.evaluation.cases import Row, measure_all
 from nnunetv2_sam3d.evaluation.folds import Model, collect, find_models, open_dataset
 from nnunetv2_sam3d.evaluation.structures import structures_of
 from nnunetv2_sam3d.experiment.comparison import SHORT_NAMES
+from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.report.training import read_training
+from nnunetv2_sam3d.trainers.start import Start
+from nnunetv2_sam3d.weights.reading import METADATA_KEY
 
 TRAINERS = ["Full", "DualPath", "OriginalEval"]
 FILES = {"report.html", "cases.csv", "summary.json", "measured.jsonl"}
@@ -119,6 +124,30 @@ def test_an_interrupted_training_counts_its_repeated_epoch_once(tmp_path: Path) 
     assert found.curves["epoch"] == [0, 1, 2, 3]
     assert found.hours == pytest.approx((90 + 90 + 36 + 36) / 3600)
     assert (found.trained, found.peak_bytes) == (None, 7_000)
+
+
+def test_a_start_that_was_trained_again_is_told(tree: Tree, make_network: Callable[..., SAM3D]) -> None:
+    folders = {name: tree.model(f"nnUNetTrainer_SAM3D{name}") / "fold_2" for name in ("Full", "DualPath")}
+
+    def train(name: str, seed: int, start: Path | None = None) -> None:
+        network = make_network(seed)
+        weights = Start(network, lambda _: None)
+        if start is not None:
+            weights.take(start)
+        metadata = {"format": 1, "network": network.config.to_dict(), "provenance": weights.provenance, "trained": []}
+        content = {"network_weights": network.state_dict(), "trainer_name": name, METADATA_KEY: metadata}
+        torch.save(content, folders[name] / "checkpoint_final.pth")
+
+    train("Full", 0)
+    train("DualPath", 1, start=folders["Full"] / "checkpoint_final.pth")
+    model = Model("DualPath", "nnUNetTrainer_SAM3DDualPath", folders["DualPath"].parent)
+    found = read_training(model, 2)
+    assert (found.start, found.start_replaced) == (folders["Full"].parent.name, False)
+    train("Full", 7)
+    page = (report(tree.root / "out", "-f", "2", "3", trainers=["DualPath"]) / "report.html").read_text()
+    assert f"DualPath started from {found.start}, which has been trained again since in these folds: 2." in page
+    runs = json.loads((tree.root / "out" / "summary.json").read_text())["trainings"]
+    assert [run["start_replaced"] for run in runs] == [True, False]
 
 
 def test_files(made: tuple[Tree, Path]) -> None:
