@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.layers import Conv3d, channels_first, channels_last
+from nnunetv2_sam3d.network_architecture.parts import depthwise_slices, depthwise_volume, each_sample, in_parts, slabs
 from nnunetv2_sam3d.network_architecture.precision import in_bfloat16, in_float32
 
 # Gate bias of a warm start: sigmoid(6) = 0.9975 of the fused signal comes from the trained global path.
@@ -41,9 +45,20 @@ class OriginalAdapter3d(nn.Module):
         self.linear2 = nn.Linear(bottleneck, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if in_parts(tokens):
+            return each_sample(self._forward_in_parts, tokens)
         hidden = F.relu(self.linear1(tokens))
         hidden = F.relu(self.conv(channels_first(hidden)))
         return tokens + F.relu(self.linear2(channels_last(hidden)))
+
+    def _forward_in_parts(self, tokens: Tensor, result: Tensor) -> None:
+        """``forward`` of one sample, (D, H, W, C)."""
+        hidden = tokens.new_empty(*tokens.shape[:3], self.linear1.out_features)
+        for slab in slabs(tokens):
+            hidden[slab] = F.relu_(self.linear1(tokens[slab]))
+        for slab in slabs(tokens):
+            convolved = F.relu_(depthwise_volume(hidden, slab, self.conv))
+            torch.add(tokens[slab], F.relu_(self.linear2(convolved)), out=result[slab])
 
 
 class InPlaneConv3d(nn.Sequential):
@@ -70,6 +85,39 @@ class InPlaneConv3d(nn.Sequential):
             # The normalisation removes the mean anyway; without it, rounding is relative to what remains.
             y = y - y.mean((2, 3, 4), keepdim=True)
         return relu(norm(pointwise(y).to(x.dtype)))
+
+    def in_parts(self, slices: Callable[[slice], Tensor], parts: Sequence[slice]) -> Tensor:
+        """``forward`` of one sample in float32, (D, H, W, in_channels) -> (D, H, W, out_channels).
+
+        Args:
+            slices: gives the slices of a part of the input.
+            parts: of the input, see :func:`~nnunetv2_sam3d.network_architecture.parts.slabs`.
+        """
+        norm = cast(nn.InstanceNorm3d, self[2])
+        first = self._mixed(slices(parts[0]))
+        y = first.new_empty(parts[-1].stop, *first.shape[1:])
+        y[parts[0]] = first
+        for part in parts[1:]:
+            y[part] = self._mixed(slices(part))
+        mean = y.mean((0, 1, 2))
+        variance = torch.stack([(y[part] - mean).square_().sum((0, 1, 2)) for part in parts]).sum(0)
+        scale = norm.weight * torch.rsqrt(variance / y[..., 0].numel() + norm.eps)
+        shift = norm.bias - mean * scale
+        for part in parts:
+            torch.addcmul(shift, y[part], scale, out=y[part]).relu_()
+        return y
+
+    def _mixed(self, slices: Tensor) -> Tensor:
+        """Both convolutions of some slices, in float32."""
+        depthwise, pointwise = cast(Conv3d, self[0]), cast(Conv3d, self[1])
+        y = depthwise_slices(slices, depthwise.weight[:, :, 0])
+        weight = pointwise.weight.flatten(1)
+        if not in_bfloat16(y):
+            return F.linear(y, weight)
+        mean = y.mean((0, 1, 2))  # as in forward; these slices' mean comes back exactly
+        with torch.autocast("cpu", enabled=False):
+            exact = weight @ mean
+        return F.linear(y.sub_(mean), weight).to(y.dtype).add_(exact)
 
 
 class DualPathAdapter3d(nn.Module):
@@ -107,6 +155,8 @@ class DualPathAdapter3d(nn.Module):
         self.linear2 = nn.Linear(bottleneck, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if in_parts(tokens):
+            return each_sample(self._forward_in_parts, tokens)
         hidden = channels_first(F.relu(in_float32(self.linear1, tokens)))
         g = in_float32(self.global_conv, hidden)
         x00 = self.conv_0_0(hidden)
@@ -116,6 +166,28 @@ class DualPathAdapter3d(nn.Module):
         a = torch.sigmoid(self.gate(torch.cat([g, x01], 1)).to(g.dtype))
         fused = F.relu(torch.lerp(x01, g, a))  # a * g + (1 - a) * x01
         return tokens + F.relu(self.linear2(channels_last(fused)))
+
+    def _forward_in_parts(self, tokens: Tensor, result: Tensor) -> None:
+        """``forward`` of one sample, (D, H, W, C); only the norms need more than a part of it at once."""
+        parts = slabs(tokens)
+        hidden = tokens.new_empty(*tokens.shape[:3], self.linear1.out_features)
+        for part in parts:
+            hidden[part] = F.relu_(in_float32(self.linear1, tokens[part]))
+        x00 = self.conv_0_0.in_parts(lambda part: hidden[part], parts)
+        x10 = self.conv_1_0.in_parts(lambda part: _of_slices(_halved_in_plane, x00[part]), parts)
+
+        def enlarged(volume: Tensor) -> Tensor:
+            size = (volume.shape[2], *tokens.shape[1:3])
+            return F.interpolate(volume, size=size, mode="trilinear", align_corners=False)
+
+        x01 = self.conv_0_1.in_parts(lambda part: torch.cat([x00[part], _of_slices(enlarged, x10[part])], -1), parts)
+        for part in parts:
+            g = depthwise_volume(hidden, part, self.global_conv)
+            a = torch.sigmoid(
+                F.linear(torch.cat([g, x01[part]], -1), self.gate.weight.flatten(1), self.gate.bias).to(g.dtype)
+            )
+            fused = F.relu_(torch.lerp(x01[part], g, a))
+            torch.add(tokens[part], F.relu_(self.linear2(fused)), out=result[part])
 
     def bias_gate_to_global(self) -> None:
         """Make the gate pass almost only the global path, the start that a trained original adapter needs."""
@@ -131,6 +203,11 @@ def _halved_in_plane(volume: Tensor) -> Tensor:
     kernel = (min(2, volume.shape[3]), min(2, volume.shape[4]))
     slices = F.avg_pool2d(volume.flatten(1, 2), kernel, 2, ceil_mode=True, count_include_pad=False)
     return slices.unflatten(1, volume.shape[1:3])
+
+
+def _of_slices(function: Callable[[Tensor], Tensor], slices: Tensor) -> Tensor:
+    """A function of (B, C, D, H, W) on (D, H, W, C)."""
+    return channels_last(function(channels_first(slices[None])))[0]
 
 
 def _check_bottleneck(bottleneck: int) -> None:

@@ -32,7 +32,7 @@ class WindowAttention3d(nn.Module):
         table_rows: rows of SAM's relative position tables.
 
     Shape:
-        windows: (B, windows, tokens, C) -> (B, windows, tokens, C)
+        windows: (B, windows, tokens, C) -> (B, windows, tokens, C); part: which of the layout's windows they are
     """
 
     def __init__(self, width: int, num_heads: int, table_rows: int) -> None:
@@ -48,13 +48,13 @@ class WindowAttention3d(nn.Module):
         self.register_buffer("lr", torch.ones(()))  # part of the checkpoint, never trained
         self.lr: Tensor
 
-    def forward(self, windows: Tensor, layout: WindowLayout) -> Tensor:
+    def forward(self, windows: Tensor, layout: WindowLayout, part: slice = slice(None)) -> Tensor:
         batch, count, tokens, width = windows.shape
         qkv = self.qkv(windows).view(batch * count, tokens, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B * windows, heads, tokens, head_dim)
         q_more, k_more = self._position_terms(q, layout)
         if layout.region is not None:
-            region = layout.region.to(q.dtype).repeat(batch, 1, 1)[:, None].expand(-1, self.num_heads, -1, -1)
+            region = layout.region[part].to(q.dtype).repeat(batch, 1, 1)[:, None].expand(-1, self.num_heads, -1, -1)
             q_more.append(REGION_PENALTY * region)
             k_more.append(region)
         extra = sum(part.shape[-1] for part in q_more)

@@ -12,6 +12,7 @@ from nnunetv2_sam3d.network_architecture.attention import SAM_GLOBAL_ROWS, SAM_W
 from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.layers import MLP, ChannelLayerNorm3d, Conv3d, Conv3x3x3, channels_first
 from nnunetv2_sam3d.network_architecture.once import Once
+from nnunetv2_sam3d.network_architecture.parts import PART_TOKENS, in_parts
 from nnunetv2_sam3d.network_architecture.stem import FoldedStem3d
 from nnunetv2_sam3d.network_architecture.windows import WindowLayout, make_layout, window_layout
 
@@ -40,11 +41,33 @@ class Block3d(nn.Module):
 
     def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
         x = self.adapter(x)
+        if in_parts(x):
+            return self._forward_in_parts(x, layout)
         tokens = self.norm1(x).flatten(1, 3)
         windows = tokens[:, layout.gather].unflatten(1, (-1, layout.tokens))
         attended = self.attn(windows, layout).flatten(1, 2)[:, layout.scatter]
         x = x + attended.view_as(x)
         return x + self.mlp(self.norm2(x))
+
+    def _forward_in_parts(self, x: Tensor, layout: WindowLayout) -> Tensor:
+        """The rest of ``forward``, for ``PART_TOKENS`` at a time and into the memory of ``x``."""
+        tokens = x.flatten(1, 3)
+        attended: Tensor | None = None
+        per_part = max(1, PART_TOKENS // layout.tokens)
+        count = len(layout.gather) // layout.tokens
+        for first in range(0, count, per_part):
+            windows = slice(first, min(first + per_part, count))
+            slots = slice(windows.start * layout.tokens, windows.stop * layout.tokens)
+            part = self.norm1(tokens[:, layout.gather[slots]]).unflatten(1, (-1, layout.tokens))
+            part = self.attn(part, layout, windows).flatten(1, 2)
+            if attended is None:
+                attended = part.new_empty(len(part), len(layout.gather), part.shape[2])
+            attended[:, slots] = part
+        assert attended is not None
+        for part, slots in zip(tokens.split(PART_TOKENS, 1), layout.scatter.split(PART_TOKENS), strict=True):
+            part += attended[:, slots]
+            part += self.mlp(self.norm2(part))
+        return x
 
 
 class ImageEncoder3d(nn.Module):

@@ -1,0 +1,96 @@
+"""Inference in parts is the same function as all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunetv2_sam3d.network_architecture import SAM3D, adapters, encoder, parts
+
+Make = Callable[..., SAM3D]
+SIZES = [(16, 20, 12), (48, 36, 40), (8, 16, 16)]
+
+
+@pytest.fixture(params=[8, 100, 2048], autouse=True)
+def part_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    for module in (parts, encoder):
+        monkeypatch.setattr(module, "PART_TOKENS", request.param)
+    return request.param
+
+
+def at_once(network: SAM3D, monkeypatch: pytest.MonkeyPatch, *inputs: Tensor) -> Tensor:
+    with monkeypatch.context() as patch, torch.inference_mode():
+        for module in (adapters, encoder):
+            patch.setattr(module, "in_parts", lambda x: False)
+        return network(*inputs)
+
+
+@pytest.mark.parametrize("adapter", ["original", "dualpath"])
+@pytest.mark.parametrize("size", SIZES)
+def test_same_logits(make_network: Make, monkeypatch: pytest.MonkeyPatch, adapter: str, size: tuple[int, ...]) -> None:
+    network = make_network(adapter=adapter)
+    generator = torch.Generator().manual_seed(1)
+    image, points = torch.randn(2, 1, *size, generator=generator), 4 * torch.rand(2, 3, 3, generator=generator)
+    expected = at_once(network, monkeypatch, image, points)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image, points), expected, rtol=0, atol=2e-5)
+    with torch.enable_grad():  # what training computes
+        torch.testing.assert_close(network(image, points).detach(), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("adapter", ["original", "dualpath"])
+def test_bfloat16_is_as_close_to_float32_as_all_at_once(
+    make_network: Make, monkeypatch: pytest.MonkeyPatch, adapter: str
+) -> None:
+    network = make_network(adapter=adapter)
+    image = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(1))
+    exact = at_once(network, monkeypatch, image)
+    network.cpu_precision = "bfloat16"
+    rough = at_once(network, monkeypatch, image)
+    with torch.inference_mode():
+        in_parts = network(image)
+    assert 0 < (in_parts - exact).norm() < 1.3 * (rough - exact).norm()
+
+
+def test_input_is_left_alone(make_network: Make) -> None:
+    block = make_network(adapter="dualpath").encoder.blocks[0]
+    network = make_network(adapter="dualpath")
+    tokens = torch.randn(1, 4, 6, 5, network.config.embed_dim)
+    before = tokens.clone()
+    with torch.inference_mode():
+        block(tokens, network.encoder._layouts((4, 6, 5), tokens.device)[0])
+        block.adapter(tokens)
+    assert torch.equal(tokens, before)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7])
+def test_depthwise_convolution_slab_by_slab(depth: int) -> None:
+    conv = nn.Conv3d(6, 6, 3, padding=1, groups=6)
+    volume = torch.randn(depth, 5, 4, 6)
+    with torch.no_grad():
+        expected = conv(volume.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)
+        found = torch.cat([parts.depthwise_volume(volume, slab, conv) for slab in parts.slabs(volume)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_slices_are_convolved_in_float32_under_autocast() -> None:
+    slices, weight = torch.randn(2, 5, 4, 6), torch.randn(6, 1, 3, 3)
+    expected = F.conv2d(slices.permute(0, 3, 1, 2), weight, padding=1, groups=6).permute(0, 2, 3, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = parts.depthwise_slices(slices, weight)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_training_and_compilation_work_on_all_tokens_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = torch.zeros(1)
+    assert not parts.in_parts(tokens)
+    with torch.no_grad():
+        assert parts.in_parts(tokens)
+        assert not parts.in_parts(tokens.to("meta"))
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not parts.in_parts(tokens)
