@@ -128,7 +128,7 @@ class Settings:
         ):
             raise ValueError(f"click_targets must be names of labels or regions, got {targets!r}")
         click_training(self.clicks, self.automatic_share, self.max_clicks)
-        beyond = [name for name in ("signed_clicks", "click_maps", "click_refiner") if self._network_has(name)]
+        beyond = [name for name in ("signed_clicks", "click_maps") if self._network_has(name)]
         if beyond and self.clicks == "none":
             raise ValueError(f'{" and ".join(beyond)} would never be trained with clicks "none"; choose "mixed"')
         if self.signed_clicks and self.clicks == "reference":

@@ -120,9 +120,3 @@ def add_click_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show the network where the clicks are, not only what lies under them; goes beyond the reference",
     )
-    parser.add_argument(
-        "--click-refiner",
-        action="store_true",
-        help="let a small U-Net correct the features around the clicks, at the mask decoder's resolution; goes beyond "
-        "the reference",
-    )

@@ -233,7 +233,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
         if options.variant:
             raise ValueError("--like and --variant exclude each other: both choose the size of the network")
         values |= _like(options.like)
-    for name in ("signed_clicks", "click_maps", "click_refiner"):
+    for name in ("signed_clicks", "click_maps"):
         if getattr(options, name):
             values["network"] = values.get("network", {}) | {name: True}
     return Settings(**values)

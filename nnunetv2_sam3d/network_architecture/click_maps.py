@@ -44,13 +44,7 @@ class ClickMaps3d(nn.Module):
         return [tap + more.to(tap.dtype) for tap, more in zip(taps, added, strict=True)]
 
 
-def click_maps(
-    points: Tensor,
-    image_size: Sequence[int],
-    grid: Sequence[int],
-    signs: Tensor | None = None,
-    sigmas: Sequence[float] = SIGMAS,
-) -> Tensor:
+def click_maps(points: Tensor, image_size: Sequence[int], grid: Sequence[int], signs: Tensor | None = None) -> Tensor:
     """Gaussians around the clicks, the highest where they overlap.
 
     Args:
@@ -63,7 +57,8 @@ def click_maps(
         (B, d, h, w, 6): foreground clicks at each of ``SIGMAS``, then background clicks; 1 at a click, 0 everywhere
         without any.
     """
-    places = places_on_grid(points, image_size, grid)
+    size = torch.tensor([tuple(image_size), tuple(grid)], dtype=torch.float32, device=points.device)
+    places = (points.float() + 0.5) * (size[1] / size[0]) - 0.5  # in tokens, token centre = integer
     along = [
         (torch.arange(length, device=points.device) - places[..., axis, None]) ** 2 for axis, length in enumerate(grid)
     ]
@@ -74,11 +69,5 @@ def click_maps(
         others = (signs != sign)[..., None, None, None]
         none = squared.new_full((len(points), 1, *grid), torch.inf)  # also where there are no points at all
         nearest = torch.cat([squared.masked_fill(others, torch.inf), none], 1).amin(1)
-        maps += [torch.exp(-nearest / (2 * sigma**2)) for sigma in sigmas]
+        maps += [torch.exp(-nearest / (2 * sigma**2)) for sigma in SIGMAS]
     return torch.stack(maps, -1)
-
-
-def places_on_grid(points: Tensor, image_size: Sequence[int], grid: Sequence[int]) -> Tensor:
-    """Points in voxels of the image -> in those of another grid over it, voxel centre = integer in both."""
-    size = torch.tensor([tuple(image_size), tuple(grid)], dtype=torch.float32, device=points.device)
-    return (points.float() + 0.5) * (size[1] / size[0]) - 0.5

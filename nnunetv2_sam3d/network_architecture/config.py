@@ -38,8 +38,6 @@ class SAM3DConfig:
             reference.
         click_maps: whether every tap is told where the clicks are, see
             :class:`~nnunetv2_sam3d.network_architecture.click_maps.ClickMaps3d`; goes beyond the reference.
-        click_refiner: whether the mask decoder's features pass a small U-Net where there are clicks, see
-            :class:`~nnunetv2_sam3d.network_architecture.click_refiner.ClickRefiner3d`; goes beyond the reference.
         checkpointing: recompute each block's activations in the backward pass (less memory, more time).
 
     Raises:
@@ -63,7 +61,6 @@ class SAM3DConfig:
     prompt_encoder: bool = True
     signed_clicks: bool = False
     click_maps: bool = False
-    click_refiner: bool = False
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -91,7 +88,7 @@ class SAM3DConfig:
             raise ValueError(f"adapter must be one of {ADAPTERS}, got {self.adapter!r}")
         if self.adapter_dim is not None and (type(self.adapter_dim) is not int or self.adapter_dim < 1):
             raise ValueError(f"adapter_dim must be a whole number of at least 1, got {self.adapter_dim!r}")
-        for name in ("signed_clicks", "click_maps", "click_refiner"):
+        for name in ("signed_clicks", "click_maps"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
             if getattr(self, name) and not self.prompt_encoder:

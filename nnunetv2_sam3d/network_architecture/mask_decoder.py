@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -32,8 +31,7 @@ class MaskDecoder3d(nn.Module):
         num_classes: channels of the logits.
 
     Shape:
-        taps: four of (B, width, d, h, w); image: (B, C, D, H, W); refine: changes the last features, given the image
-        as one channel at their size -> logits (B, num_classes, D, H, W)
+        taps: four of (B, width, d, h, w); image: (B, C, D, H, W) -> logits (B, num_classes, D, H, W)
     """
 
     def __init__(self, width: int, channels: int, num_classes: int, scale: int = 2) -> None:
@@ -46,20 +44,14 @@ class MaskDecoder3d(nn.Module):
         # nnU-Net's -pretrained_weights skips keys with ".seg_layers.", the only part that depends on the classes
         self.seg_layers = nn.ModuleList([Conv3x3x3(channels, num_classes)])
 
-    def forward(
-        self, taps: list[Tensor], image: Tensor, refine: Callable[[Tensor, Tensor], Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, taps: list[Tensor], image: Tensor) -> Tensor:
         # A convolution of a concatenation is the sum of the convolutions of its parts: that of the taps is computed
         # before they are enlarged, that of the image is small.
         weight = cast(Conv3x3x3, self.fuse[0]).weight
         heads = torch.cat([head(tap) for head, tap in zip(self.heads, taps, strict=True)], 1)
         fused = enlarged_conv3x3x3(heads, weight[:, :-1], self.scale)
-        gray = self._gray(image, taps[0])
-        of_image = in_float32(partial(conv3x3x3, weight=weight[:, -1:]), gray)
-        features = self.fuse[1:](fused + of_image.to(fused.dtype))
-        if refine is not None:
-            features = refine(features, gray)
-        logits = self.seg_layers[0](features)
+        of_image = in_float32(partial(conv3x3x3, weight=weight[:, -1:]), self._gray(image, taps[0]))
+        logits = self.seg_layers[0](self.fuse[1:](fused + of_image.to(fused.dtype)))
         return F.interpolate(logits, size=image.shape[2:], mode="trilinear", align_corners=True)
 
     def _gray(self, image: Tensor, tap: Tensor) -> Tensor:

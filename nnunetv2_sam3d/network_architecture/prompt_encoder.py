@@ -9,17 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.click_maps import ClickMaps3d
-from nnunetv2_sam3d.network_architecture.click_refiner import ClickRefiner3d
 from nnunetv2_sam3d.network_architecture.layers import MLP, channels_first, channels_last
 
 NUM_QUERIES = 10
 NUM_HEADS = 8
 NUM_LAYERS = 2
-ADDITIONS = {  # what goes beyond the reference, and which of its weights are zero where it changes nothing
-    "background": "background",
-    "click_maps": "click_maps.to_taps.weight",
-    "click_refiner": "click_refiner.last.weight",
-}
+ADDITIONS = ("background", "click_maps.")
 
 
 class Attention(nn.Module):
@@ -78,15 +73,13 @@ class PromptEncoder3d(nn.Module):
 
     Source: Gong et al., arXiv:2306.13465, section 3.3. Signs go beyond it: a background click's token gets a learned
     vector, zero at first, so that it is a click of the reference until training tells the two apart. Click maps, which
-    the network lets follow on all taps, and the refiner of the mask decoder's features go beyond it as well. State
-    dicts without them load as changing nothing.
+    the network lets follow on all taps, go beyond it as well. State dicts without either load as zero.
 
     Args:
         width: channels of the tap.
         mlp_dim: hidden width of the MLPs.
         signed: whether background clicks can be told from foreground clicks.
         maps: whether there is a :class:`ClickMaps3d`.
-        refined: channels of a :class:`ClickRefiner3d`; 0 for none.
 
     Shape:
         features: (B, C, D, H, W), points: (B, N, 3) in (z, y, x) voxels of an image of ``image_size``,
@@ -94,13 +87,12 @@ class PromptEncoder3d(nn.Module):
         alone -> like features
     """
 
-    def __init__(self, width: int, mlp_dim: int, signed: bool = False, maps: bool = False, refined: int = 0) -> None:
+    def __init__(self, width: int, mlp_dim: int, signed: bool = False, maps: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(PromptLayer(width, mlp_dim) for _ in range(NUM_LAYERS))
         self.background = nn.Parameter(torch.zeros(width)) if signed else None
         self.click_maps = ClickMaps3d(width) if maps else None
-        self.click_refiner = ClickRefiner3d(refined) if refined else None
-        self.register_load_state_dict_pre_hook(_additions_change_nothing)
+        self.register_load_state_dict_pre_hook(_additions_are_zero)
 
     def forward(
         self, features: Tensor, points: Tensor, image_size: Sequence[int], signs: Tensor | None = None
@@ -117,18 +109,17 @@ class PromptEncoder3d(nn.Module):
         return channels_first(image.unflatten(1, features.shape[2:]))
 
 
-def _additions_change_nothing(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+def _additions_are_zero(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """What goes beyond the reference, where a state dict has the reference's part alone."""
     if any(key.startswith(f"{prefix}layers.") for key in state):
         for name, value in module.state_dict().items():
-            if is_addition(name):
-                silent = name in ADDITIONS.values()
-                state.setdefault(prefix + name, torch.zeros_like(value) if silent else value)
+            if name.startswith(ADDITIONS):
+                state.setdefault(prefix + name, torch.zeros_like(value))
 
 
 def is_addition(name: str) -> bool:
-    """Whether a weight of the network belongs to what goes beyond the reference, see ``ADDITIONS``."""
-    return name.removeprefix("prompt_encoder.").partition(".")[0] in ADDITIONS
+    """Whether a weight of the network goes beyond the reference and changes nothing while it is zero."""
+    return name.removeprefix("prompt_encoder.").startswith(ADDITIONS)
 
 
 def sample_features(features: Tensor, points: Tensor, image_size: Sequence[int]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -61,13 +60,7 @@ class SAM3D(nn.Module):
         self.cpu_training_precision = "float32" if precision == "auto" else precision
         self.encoder = ImageEncoder3d(config)
         self.prompt_encoder = (
-            PromptEncoder3d(
-                config.out_channels,
-                config.prompt_mlp_dim,
-                config.signed_clicks,
-                config.click_maps,
-                config.decoder_channels if config.click_refiner else 0,
-            )
+            PromptEncoder3d(config.out_channels, config.prompt_mlp_dim, config.signed_clicks, config.click_maps)
             if config.prompt_encoder
             else None
         )
@@ -102,15 +95,12 @@ class SAM3D(nn.Module):
         return self._logits(features, points, signs)
 
     def _logits(self, features: Features, points: Tensor, signs: Tensor | None) -> Tensor:
-        taps, image, size, refine = list(features.taps), features.image, features.size, None
+        taps, image, size = list(features.taps), features.image, features.size
         if self.prompt_encoder is not None:
             taps[-1] = self.prompt_encoder(taps[-1], points, image.shape[2:], signs)
             if self.prompt_encoder.click_maps is not None and points.shape[1]:
                 taps = self.prompt_encoder.click_maps(taps, points, image.shape[2:], signs)
-            if self.prompt_encoder.click_refiner is not None and points.shape[1]:
-                refiner = self.prompt_encoder.click_refiner
-                refine = partial(refiner, points=points, image_size=image.shape[2:], signs=signs)
-        logits = self.mask_decoder(taps, image, refine)
+        logits = self.mask_decoder(taps, image)
         return logits if image.shape[2:] == size else logits[:, :, : size[0], : size[1], : size[2]]
 
     def _in_bfloat16(self, image: Tensor) -> bool:

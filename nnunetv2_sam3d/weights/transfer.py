@@ -236,19 +236,15 @@ def _match_adapters(
 
 def _match_additions(state: dict[str, Tensor], target: Mapping[str, Tensor], loaded: Loaded) -> dict[str, Tensor]:
     """Leaves out what the file's prompt encoder has beyond the network's, and says what it lacks."""
-    names = {
-        "background": "the vector of background clicks",
-        "click_maps": "the layer of click maps",
-        "click_refiner": "the click refiner",
-    }
-    ours, theirs = ({key.split(".")[1] for key in keys if is_addition(key)} for keys in (target, state))
-    for part in sorted(ours ^ theirs):
-        if part in ours:
+    names = {"background": "the vector of background clicks", "click_maps": "the layer of click maps"}
+    for key in sorted({key for key in [*state, *target] if is_addition(key)}):
+        name = names[key.split(".")[1]]
+        if key not in state:
             loaded.notes.append(
-                f"{names[part]} starts at zero, the file has none: clicks act as in the file until it is trained"
+                f"{name} starts at zero, the file has none: clicks act as in the file until it is trained"
             )
-        else:
-            loaded.notes.append(f"{names[part]} of the file was left out, the plans ask for a network without it")
+        elif key not in target:
+            loaded.notes.append(f"{name} of the file was left out, the plans ask for a network without it")
     return {key: value for key, value in state.items() if key in target or not is_addition(key)}
 
 
