@@ -80,11 +80,11 @@ def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tup
     for model in run.models:
         with problems.noted():
             _check_starts(run, model)
+        with problems.noted():
+            _check_plans(model)  # of finished models, too: others start from them and are compared with them
         missing = [fold for fold in run.folds if not run.training(model, fold).finished]
         if not missing:
             continue
-        with problems.noted():
-            _check_plans(model)
         with problems.noted():
             _check_batch(model, max((device.num_gpus for device in devices), default=1))
         with problems.noted():
