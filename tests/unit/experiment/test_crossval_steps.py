@@ -219,6 +219,8 @@ def test_changed_plans_are_refused(site: Site, capsys: pytest.CaptureFixture[str
     assert len(dry_run(capsys, "Full")) == 6
     site.write_plans("nnUNetSAM3DPlans", sam3d={"variant": "vit_tiny", "epochs": 8})
     assert "were trained with other plans" in refused(capsys, "Full")
+    # a finished model as well: what starts from it would have other plans
+    assert "were trained with other plans" in refused(capsys, "Full", "--folds", "0")
 
 
 def test_a_full_disk_is_noticed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
