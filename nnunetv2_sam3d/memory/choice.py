@@ -40,21 +40,26 @@ class Choice:
 
 
 @cache
-def counted_bytes(config: SAM3DConfig, recipe: str, patch_size: Patch, batch_size: int, precision: str) -> Counted:
+def counted_bytes(
+    config: SAM3DConfig, recipe: str, patch_size: Patch, batch_size: int, precision: str, device: str = "cpu"
+) -> Counted:
     """Tensors of a training step; the adapters are the recipe's.
 
     Deep networks are counted at two small depths: every further block holds the same.
     """
     if config.depth > 2 * TAPS:
         few, more = (
-            counted_bytes(_cut(config, depth), recipe, patch_size, batch_size, precision) for depth in (TAPS, 2 * TAPS)
+            counted_bytes(_cut(config, depth), recipe, patch_size, batch_size, precision, device)
+            for depth in (TAPS, 2 * TAPS)
         )
         return Counted(few.peak + (more.peak - few.peak) * (config.depth - TAPS) // TAPS, more.widest)
     freeze = partial(apply_freezing, recipe=RECIPES[recipe])
     labels = {"background": 0} | {f"label {value}": value for value in range(1, config.num_classes)}
     loss = DiceCELoss(LabelManager(labels, None), batch_dice=False).train()
     config = replace(config, adapter=RECIPES[recipe].adapter)
-    return step_bytes(config, freeze, loss, patch_size=patch_size, batch_size=batch_size, precision=precision)
+    return step_bytes(
+        config, freeze, loss, patch_size=patch_size, batch_size=batch_size, precision=precision, device=device
+    )
 
 
 def _cut(config: SAM3DConfig, depth: int) -> SAM3DConfig:
@@ -65,7 +70,7 @@ def _cut(config: SAM3DConfig, depth: int) -> SAM3DConfig:
 def gpu_peaks(config: SAM3DConfig, patch_size: Patch, batch_size: int, recipes: Sequence[str]) -> dict[str, int]:
     """Predicted bytes of a training step on a GPU under nnU-Net's autocast, for each recipe."""
     return {
-        recipe: peak_bytes(counted_bytes(config, recipe, patch_size, batch_size, "float16"), "cuda", "float16")
+        recipe: peak_bytes(counted_bytes(config, recipe, patch_size, batch_size, "float16", "cuda"), "cuda", "float16")
         for recipe in recipes
     }
 

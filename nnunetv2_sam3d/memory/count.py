@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.parts import as_on_gpus
 
 Freeze = Callable[[nn.Module], Sequence[Sequence[nn.Parameter]]]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -78,6 +80,7 @@ def step_bytes(
     patch_size: Sequence[int],
     batch_size: int = 1,
     precision: str = "float32",
+    device: str = "cpu",
 ) -> Counted:
     """Tensors of a training step: weights, gradients, AdamW's state, activations, targets.
 
@@ -91,6 +94,7 @@ def step_bytes(
         patch_size: voxels (D, H, W).
         batch_size: samples.
         precision: of the matrix products: ``float32``, ``bfloat16`` or ``float16``.
+        device: ``cpu`` or ``cuda``, which differ in what is computed at once.
     """
     dtype = None if precision == "float32" else getattr(torch, precision)
     with torch.device("meta"):  # the first weights are drawn with functions that look at values
@@ -102,8 +106,9 @@ def step_bytes(
         state = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # AdamW's two moments
         image = torch.empty(batch_size, config.in_channels, *patch_size)
         target = torch.zeros(batch_size, 1, *patch_size)
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            logits = network(image).float()
-        loss(logits, target).backward()
+        with as_on_gpus() if device == "cuda" else nullcontext():
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                logits = network(image).float()
+            loss(logits, target).backward()
         del logits, state
     return Counted(counted.peak, counted.widest)

@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture.layers import Conv3d, channels_first, channels_last
+from nnunetv2_sam3d.network_architecture.layers import (
+    Depthwise3x3x3,
+    DepthwiseInPlane,
+    Pointwise3d,
+    channels_first,
+    channels_last,
+)
 from nnunetv2_sam3d.network_architecture.parts import depthwise_slices, depthwise_volume, each_sample, in_parts, slabs
 from nnunetv2_sam3d.network_architecture.precision import in_bfloat16, in_float32
 
 # Gate bias of a warm start: sigmoid(6) = 0.9975 of the fused signal comes from the trained global path.
 WARM_GATE_BIAS = 6.0
-
-
-def _depthwise3d(channels: int) -> nn.Conv3d:
-    return Conv3d(channels, channels, 3, padding=1, groups=channels)
 
 
 class OriginalAdapter3d(nn.Module):
@@ -41,7 +43,7 @@ class OriginalAdapter3d(nn.Module):
         super().__init__()
         _check_bottleneck(bottleneck)
         self.linear1 = nn.Linear(width, bottleneck)
-        self.conv = _depthwise3d(bottleneck)
+        self.conv = Depthwise3x3x3(bottleneck)
         self.linear2 = nn.Linear(bottleneck, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -72,8 +74,8 @@ class InPlaneConv3d(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
-            Conv3d(in_channels, in_channels, (1, 3, 3), padding=(0, 1, 1), groups=in_channels, bias=False),
-            Conv3d(in_channels, out_channels, 1, bias=False),
+            DepthwiseInPlane(in_channels),
+            Pointwise3d(in_channels, out_channels, bias=False),
             nn.InstanceNorm3d(out_channels, affine=True),
             nn.ReLU(),
         )
@@ -109,7 +111,7 @@ class InPlaneConv3d(nn.Sequential):
 
     def _mixed(self, slices: Tensor) -> Tensor:
         """Both convolutions of some slices, in float32."""
-        depthwise, pointwise = cast(Conv3d, self[0]), cast(Conv3d, self[1])
+        depthwise, pointwise = cast(nn.Conv3d, self[0]), cast(nn.Conv3d, self[1])
         y = depthwise_slices(slices, depthwise.weight[:, :, 0])
         weight = pointwise.weight.flatten(1)
         if not in_bfloat16(y):
@@ -147,11 +149,11 @@ class DualPathAdapter3d(nn.Module):
         super().__init__()
         _check_bottleneck(bottleneck)
         self.linear1 = nn.Linear(width, bottleneck)
-        self.global_conv = _depthwise3d(bottleneck)
+        self.global_conv = Depthwise3x3x3(bottleneck)
         self.conv_0_0 = InPlaneConv3d(bottleneck, bottleneck)
         self.conv_1_0 = InPlaneConv3d(bottleneck, bottleneck)
         self.conv_0_1 = InPlaneConv3d(2 * bottleneck, bottleneck)
-        self.gate = Conv3d(2 * bottleneck, bottleneck, 1)
+        self.gate = Pointwise3d(2 * bottleneck, bottleneck)
         self.linear2 = nn.Linear(bottleneck, width)
 
     def forward(self, tokens: Tensor) -> Tensor:

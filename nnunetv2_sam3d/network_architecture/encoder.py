@@ -2,72 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from nnunetv2_sam3d.network_architecture.adapters import ADAPTER_CLASSES
-from nnunetv2_sam3d.network_architecture.attention import SAM_GLOBAL_ROWS, SAM_WINDOW_ROWS, WindowAttention3d
+from nnunetv2_sam3d.network_architecture.block import Block3d, recomputed
 from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
-from nnunetv2_sam3d.network_architecture.layers import MLP, ChannelLayerNorm3d, Conv3d, Conv3x3x3, channels_first
+from nnunetv2_sam3d.network_architecture.layers import ChannelLayerNorm3d, Conv3x3x3, Pointwise3d, channels_first
 from nnunetv2_sam3d.network_architecture.once import Once
-from nnunetv2_sam3d.network_architecture.parts import PART_TOKENS, in_parts
 from nnunetv2_sam3d.network_architecture.stem import FoldedStem3d
 from nnunetv2_sam3d.network_architecture.windows import WindowLayout, make_layout, window_layout
-
-
-class Block3d(nn.Module):
-    """Adapter, window attention, MLP: ``x = adapter(x); x = x + attn(norm1(x)); x = x + mlp(norm2(x))``.
-
-    Args:
-        config: sizes.
-        index: position in the encoder; even blocks have shifted windows, global ones longer position tables.
-
-    Shape:
-        x: (B, D, H, W, C) -> (B, D, H, W, C)
-    """
-
-    def __init__(self, config: SAM3DConfig, index: int) -> None:
-        super().__init__()
-        width = config.embed_dim
-        self.shifted = index % 2 == 0
-        rows = SAM_GLOBAL_ROWS if index in config.global_attn_indexes else SAM_WINDOW_ROWS
-        self.adapter = ADAPTER_CLASSES[config.adapter](width, config.bottleneck)
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = WindowAttention3d(width, config.num_heads, rows)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLP(width, 4 * width, nn.GELU)
-
-    def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
-        x = self.adapter(x)
-        if in_parts(x):
-            return self._forward_in_parts(x, layout)
-        tokens = self.norm1(x).flatten(1, 3)
-        windows = tokens[:, layout.gather].unflatten(1, (-1, layout.tokens))
-        attended = self.attn(windows, layout).flatten(1, 2)[:, layout.scatter]
-        x = x + attended.view_as(x)
-        return x + self.mlp(self.norm2(x))
-
-    def _forward_in_parts(self, x: Tensor, layout: WindowLayout) -> Tensor:
-        """The rest of ``forward``, for ``PART_TOKENS`` at a time and into the memory of ``x``."""
-        tokens = x.flatten(1, 3)
-        attended: Tensor | None = None
-        per_part = max(1, PART_TOKENS // layout.tokens)
-        count = len(layout.gather) // layout.tokens
-        for first in range(0, count, per_part):
-            windows = slice(first, min(first + per_part, count))
-            slots = slice(windows.start * layout.tokens, windows.stop * layout.tokens)
-            part = self.norm1(tokens[:, layout.gather[slots]]).unflatten(1, (-1, layout.tokens))
-            part = self.attn(part, layout, windows).flatten(1, 2)
-            if attended is None:
-                attended = part.new_empty(len(part), len(layout.gather), part.shape[2])
-            attended[:, slots] = part
-        assert attended is not None
-        for part, slots in zip(tokens.split(PART_TOKENS, 1), layout.scatter.split(PART_TOKENS), strict=True):
-            part += attended[:, slots]
-            part += self.mlp(self.norm2(part))
-        return x
 
 
 class ImageEncoder3d(nn.Module):
@@ -115,7 +61,7 @@ class ImageEncoder3d(nn.Module):
         for index, block in enumerate(self.blocks):
             layout = shifted if block.shifted else plain
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, layout, use_reentrant=False)
+                x = recomputed(cast(Block3d, block), x, layout)
             else:
                 x = block(x, layout)
             if (index + 1) % per_tap == 0:
@@ -159,7 +105,7 @@ def _line(depth_embed: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 def _neck(width: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
-        Conv3d(width, out_channels, 1, bias=False),
+        Pointwise3d(width, out_channels, bias=False),
         ChannelLayerNorm3d(out_channels),
         Conv3x3x3(out_channels, out_channels),
         ChannelLayerNorm3d(out_channels),

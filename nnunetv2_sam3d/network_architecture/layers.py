@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_sam3d.network_architecture.parts import depthwise_slices, on_processor
 from nnunetv2_sam3d.network_architecture.precision import in_float32
 
 SMALL = 20480  # PyTorch's limit on channels * D * H, see conv3x3x3
@@ -59,6 +60,64 @@ class Conv3d(nn.Conv3d):
 
     def _convolved(self, x: Tensor) -> Tensor:
         return super().forward(x)
+
+
+class Pointwise3d(Conv3d):
+    """1x1x1 convolution; on CPUs as the matrix product that it is, which is several times faster there.
+
+    Shape:
+        x: (B, in_channels, D, H, W) -> (B, out_channels, D, H, W)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not on_processor(x):
+            return super().forward(x)
+        return channels_first(F.linear(channels_last(x), self.weight.flatten(1), self.bias))
+
+
+class DepthwiseInPlane(Conv3d):
+    """Depthwise 1x3x3 convolution (padding 1, no bias), on CPUs of single slices and always in float32.
+
+    Shape:
+        x: (B, channels, D, H, W) -> the same
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, (1, 3, 3), padding=(0, 1, 1), groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not on_processor(x):
+            return super().forward(x)
+        return channels_first(_each_slice(channels_last(x).contiguous(), self.weight[:, :, 0]))
+
+
+class Depthwise3x3x3(Conv3d):
+    """Depthwise 3x3x3 convolution (padding 1), on CPUs the sum of three of single slices and always in float32.
+
+    Shape:
+        x: (B, channels, D, H, W) -> the same
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not on_processor(x):
+            return super().forward(x)
+        x = channels_last(x).contiguous()
+        before, here, after = (_each_slice(x, weight) for weight in self.weight.unbind(2))
+        assert self.bias is not None
+        y = here + self.bias
+        y = y + F.pad(before[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0)) + F.pad(after[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
+        return channels_first(y)
+
+
+def _each_slice(x: Tensor, weight: Tensor) -> Tensor:
+    """:func:`~.parts.depthwise_slices` of a batch, (B, D, H, W, C)."""
+    return depthwise_slices(x.flatten(0, 1), weight).unflatten(0, x.shape[:2])
 
 
 class Conv3x3x3(Conv3d):

@@ -1,4 +1,4 @@
-"""Inference on processors, a part of the tokens at a time.
+"""Work on processors, a part of the tokens at a time: inference, and what training computes twice.
 
 On CPUs memory that is asked for anew costs as much as the arithmetic on it, since the system clears it page by page: of
 the time that all tokens at once took it was more than a third. What a part needs is below the 32 MB up to which the
@@ -7,13 +7,16 @@ allocator keeps memory for the next one, and fits into caches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 PART_TOKENS = 2048
+_as_on_gpus = ContextVar("as_on_gpus", default=False)
 
 
 def each_sample(function: Callable[[Tensor, Tensor], None], batch: Tensor) -> Tensor:
@@ -54,5 +57,20 @@ def depthwise_volume(volume: Tensor, slab: slice, conv: nn.Conv3d) -> Tensor:
 
 
 def in_parts(x: Tensor) -> bool:
-    """Whether this tensor's tokens are worked on in parts: nothing is kept for gradients, and nobody compiles."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether this tensor's tokens are worked on in parts: nothing is kept for gradients."""
+    return on_processor(x) and not torch.is_grad_enabled()
+
+
+def on_processor(x: Tensor) -> bool:
+    """Whether what is fast on processors is called for; what is compiled stays simple."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not _as_on_gpus.get()
+
+
+@contextmanager
+def as_on_gpus() -> Iterator[None]:
+    """Computes on a processor as GPUs do, to count what they would need."""
+    token = _as_on_gpus.set(True)
+    try:
+        yield
+    finally:
+        _as_on_gpus.reset(token)

@@ -218,6 +218,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             patch_size=self.configuration_manager.patch_size,
             batch_size=self.batch_size,
             precision=precision,
+            device=self.device.type,
         )
         needed = peak_bytes(counted, self.device.type, precision)
         network.encoder.checkpointing = needed > available

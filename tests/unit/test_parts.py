@@ -1,4 +1,4 @@
-"""Inference in parts is the same function as all at once."""
+"""What processors compute, in parts and slices, is the same function as all at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture import SAM3D, adapters, encoder, parts
+from nnunetv2_sam3d.network_architecture import SAM3D, adapters, block, parts
+from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing
 
 Make = Callable[..., SAM3D]
 SIZES = [(16, 20, 12), (48, 36, 40), (8, 16, 16)]
@@ -17,14 +18,14 @@ SIZES = [(16, 20, 12), (48, 36, 40), (8, 16, 16)]
 
 @pytest.fixture(params=[8, 100, 2048], autouse=True)
 def part_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    for module in (parts, encoder):
+    for module in (parts, block):
         monkeypatch.setattr(module, "PART_TOKENS", request.param)
     return request.param
 
 
 def at_once(network: SAM3D, monkeypatch: pytest.MonkeyPatch, *inputs: Tensor) -> Tensor:
     with monkeypatch.context() as patch, torch.inference_mode():
-        for module in (adapters, encoder):
+        for module in (adapters, block):
             patch.setattr(module, "in_parts", lambda x: False)
         return network(*inputs)
 
@@ -94,3 +95,56 @@ def test_training_and_compilation_work_on_all_tokens_at_once(monkeypatch: pytest
         assert not parts.in_parts(tokens.to("meta"))
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert not parts.in_parts(tokens)
+
+
+def gradients(network: SAM3D, *inputs: Tensor) -> dict[str, Tensor]:
+    network.zero_grad()
+    network(*inputs).square().mean().backward()
+    return {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Of the encoder; in the prompt encoder some are zero but for rounding (a key's bias moves no softmax)."""
+    for name in expected:
+        if name.startswith("encoder."):
+            scale = expected[name].abs().max()
+            assert scale > 0, name
+            torch.testing.assert_close(found[name] / scale, expected[name] / scale, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("recipe", ["DualPath", "Full"])
+@pytest.mark.parametrize("size", SIZES)
+def test_recomputation_changes_no_gradient(make_network: Make, recipe: str, size: tuple[int, ...]) -> None:
+    network = make_network(adapter=RECIPES[recipe].adapter)
+    trained = sum(len(group) for group in apply_freezing(network, RECIPES[recipe]))
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(2, 1, *size, generator=generator), 4 * torch.rand(2, 3, 3, generator=generator)
+    expected = gradients(network, *inputs)
+    network.encoder.checkpointing = True
+    found = gradients(network, *inputs)
+    assert found.keys() == expected.keys() and len(found) == trained
+    assert_same_gradients(found, expected)
+
+
+@pytest.mark.parametrize("adapter", ["original", "dualpath"])
+def test_processors_train_as_gpus_do(make_network: Make, adapter: str) -> None:
+    network = make_network(adapter=adapter, checkpointing=True)
+    image = torch.randn(2, 1, 48, 36, 40, generator=torch.Generator().manual_seed(1))
+    found = gradients(network, image)
+    with parts.as_on_gpus():
+        expected = gradients(network, image)
+    assert_same_gradients(found, expected)
+
+
+def test_recomputation_keeps_the_autocast(make_network: Make) -> None:
+    network = make_network(adapter="dualpath")
+    network.cpu_training_precision = "bfloat16"
+    image = torch.randn(1, 1, 48, 36, 40, generator=torch.Generator().manual_seed(1))
+    expected = gradients(network, image)
+    network.encoder.checkpointing = True
+    products: list[torch.dtype] = []
+    network.encoder.blocks[0].mlp.register_forward_hook(lambda module, given, out: products.append(out.dtype))
+    found = gradients(network, image)
+    assert len(products) > 1 and set(products) == {torch.bfloat16}
+    distance = sum((found[name] - expected[name]).square().sum() for name in found)
+    assert distance < 0.05**2 * sum(gradient.square().sum() for gradient in expected.values())
