@@ -232,7 +232,8 @@ def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> 
             cases = sorted(dataset.splits[fold]["val"])
             present = {path.name[: -len(dataset.ending)] for path in folder.glob(f"*{dataset.ending}")}
             if missing := sorted(set(cases) - present):
-                problems.append(f"{folder} lacks {_some(missing)}")
+                trained = (folder.parent / "checkpoint_final.pth").is_file()
+                problems.append(f"{folder} lacks {_some(missing)}{'' if trained else ', its fold is not trained'}")
             if foreign := sorted(present - set(cases)):
                 raise ValueError(
                     f"{folder} holds {_some(foreign)} not in fold {fold} of {dataset.folder / 'splits_final.json'}: "
@@ -245,7 +246,8 @@ def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> 
             ]
     if problems:
         raise FileNotFoundError(
-            "predictions are missing: " + "; ".join(problems) + ". Finish the validation (nnUNetv2_train ... --val), "
+            "predictions are missing: " + "; ".join(problems) + ". Finish the training or validation "
+            "(nnUNetv2_sam3d crossval does what is missing; nnUNetv2_train ... --val validates a trained fold), "
             "or report the finished folds only (--folds)"
         )
     without = sorted({item.reference.name for item in items if not item.reference.is_file()})

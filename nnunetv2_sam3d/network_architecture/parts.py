@@ -21,7 +21,7 @@ _as_on_gpus = ContextVar("as_on_gpus", default=False)
 
 def each_sample(function: Callable[[Tensor, Tensor], None], batch: Tensor) -> Tensor:
     """Lets a function write what it makes of each sample into a new tensor of the batch's shape."""
-    results = torch.empty_like(batch)
+    results = batch.new_empty(batch.shape)  # contiguous whatever the batch is
     for sample, result in zip(batch, results, strict=True):
         function(sample, result)
     return results

@@ -68,6 +68,15 @@ def test_input_is_left_alone(make_network: Make) -> None:
     assert torch.equal(tokens, before)
 
 
+@pytest.mark.parametrize("adapter", ["original", "dualpath"])
+def test_tokens_in_any_memory_order(make_network: Make, adapter: str) -> None:
+    network = make_network(adapter=adapter)
+    block, layout = network.encoder.blocks[0], network.encoder._layouts((4, 6, 5), torch.device("cpu"))[0]
+    tokens = torch.randn(2, network.config.embed_dim, 4, 6, 5).movedim(1, -1)
+    with torch.inference_mode():
+        assert torch.equal(block(tokens, layout), block(tokens.contiguous(), layout))
+
+
 @pytest.mark.parametrize("depth", [1, 2, 7])
 def test_depthwise_convolution_slab_by_slab(depth: int) -> None:
     conv = nn.Conv3d(6, 6, 3, padding=1, groups=6)
