@@ -87,42 +87,38 @@ def recomputed(block: Block3d, x: Tensor, layout: WindowLayout) -> Tensor:
 class _RecomputedInParts(torch.autograd.Function):
     """A block that works in parts in both directions, for the reasons in ``parts.py``; its adapter only forwards.
 
-    Kept are the block's input and what enters the MLP, so that everything is computed again once only.
+    Only the block's input is kept. Attention's forward pass is computed twice again: for what the MLP reads, and for
+    its own gradient, which needs the MLP's first.
     """
 
     @staticmethod
     def forward(ctx: Any, block: Block3d, layout: WindowLayout, x: Tensor, *trained: Tensor) -> Tensor:
-        middle = block.adapter(x)
-        tokens = middle.flatten(1, 3)
-        block.attend_in_parts(tokens, layout)
-        result = torch.empty_like(middle)
-        for part, of_result in zip(
-            tokens.split(PART_TOKENS, 1), result.flatten(1, 3).split(PART_TOKENS, 1), strict=True
-        ):
-            torch.add(part, block.mlp(block.norm2(part)), out=of_result)
-        ctx.save_for_backward(x, middle)
+        ctx.save_for_backward(x)
         ctx.block, ctx.layout, ctx.trained = block, layout, trained
         ctx.autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
-        return result
+        return block(x, layout)  # without gradients, and so in parts
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         block: Block3d = ctx.block
         layout: WindowLayout = ctx.layout
-        x, middle = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         gradients = _Gradients(ctx.trained)
         with torch.enable_grad(), torch.autocast("cpu", *ctx.autocast):
             x = x.detach().requires_grad_()
             adapted = block.adapter(x)
+            tokens = adapted.detach().flatten(1, 3)
+            middle = tokens.clone()
+            with torch.no_grad():
+                block.attend_in_parts(middle, layout)
             grad = grad.clone(memory_format=torch.contiguous_format)
             of_tokens = grad.flatten(1, 3)
-            for part, of_part in zip(
-                middle.flatten(1, 3).split(PART_TOKENS, 1), of_tokens.split(PART_TOKENS, 1), strict=True
-            ):
+            for part, of_part in zip(middle.split(PART_TOKENS, 1), of_tokens.split(PART_TOKENS, 1), strict=True):
                 part = part.detach().requires_grad_()
                 of_part += gradients.through(block.mlp(block.norm2(part)), part, of_part)
-            _attention(block, layout, adapted.detach().flatten(1, 3), of_tokens, gradients)
+            del middle
+            _attention(block, layout, tokens, of_tokens, gradients)
             of_x = gradients.through(adapted, x, grad)
         return None, None, of_x, *gradients.sums
 
