@@ -85,7 +85,9 @@ def recomputed(block: Block3d, x: Tensor, layout: WindowLayout) -> Tensor:
 
 
 class _RecomputedInParts(torch.autograd.Function):
-    """A block that works in parts in both directions, for the reasons in ``parts.py``; its adapter only forwards.
+    """A block that works in parts in both directions, for the reasons in ``parts.py``.
+
+    The adapter's backward pass sees all tokens at once: its norms and convolutions reach beyond a part.
 
     Only the block's input is kept. Attention's forward pass is computed twice again: for what the MLP reads, and for
     its own gradient, which needs the MLP's first.
@@ -101,6 +103,7 @@ class _RecomputedInParts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """From the block's end to its start: MLP, attention, adapter."""
         block: Block3d = ctx.block
         layout: WindowLayout = ctx.layout
         (x,) = ctx.saved_tensors
