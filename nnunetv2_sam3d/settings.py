@@ -65,6 +65,7 @@ class Settings:
         sam_checkpoint: SAM's weights; before the variable ``nnUNet_sam_checkpoint`` and the cache.
         map_class: for labels or regions of the data set the channel of the start that knows them, if it was trained
             for other classes.
+        repeat: which repeat of the training these plans are for, from 1; see :mod:`nnunetv2_sam3d.repeats`.
 
     Raises:
         ValueError: for values that cannot work.
@@ -91,13 +92,14 @@ class Settings:
     mirror_axes: tuple[int, ...] | None = None
     sam_checkpoint: str | None = None
     map_class: Mapping[str, int] | None = None
+    repeat: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, str) or self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {sorted(VARIANTS)}")
         as_token_stride(self.token_stride)
         cpu_precision(self.precision)
-        for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "adapter_dim"):
+        for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "adapter_dim", "repeat"):
             value = getattr(self, name)
             if value is None and name == "adapter_dim":
                 continue
