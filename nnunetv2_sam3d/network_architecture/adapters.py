@@ -351,7 +351,8 @@ class HighFrequencies(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             grid = (x.shape[2], x.shape[3], x.shape[4])
             # the gain depends on the length of a frequency only, so half of a real volume's spectrum is enough
-            spectrum = torch.fft.rfftn(x.float(), dim=(2, 3, 4))
+            exact = x.to(torch.promote_types(x.dtype, torch.float32))
+            spectrum = torch.fft.rfftn(exact, dim=(2, 3, 4))
             y = torch.fft.irfftn(spectrum * frequency_gain(grid, x.device), s=grid, dim=(2, 3, 4))
             # its norm would make large what half precision rounds away
             return F.relu(self.norm(self.post_conv(y))).to(x.dtype)
