@@ -134,7 +134,8 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         network = self.plain_network
         groups = apply_freezing(network, self.recipe)
         outputs = outputs_of(self.dataset_json["labels"], self.label_manager.has_regions)
-        self.start = Start(network, self.print_to_log_file, outputs, self.settings.map_class)
+        start = self.recipe.adapter_start or self.settings.adapter_start
+        self.start = Start(network, self.print_to_log_file, outputs, self.settings.map_class, start)
         self._load_start()
         if self.recipe.groups and (lacking := self.start.lacking()):
             for parameter in lacking.values():
@@ -366,6 +367,8 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         if not self.was_initialized:
             self.resumed_from = weights
             self.initialize()
+        if weights.config is not None and weights.config.adapter == self.plain_network.config.adapter:
+            self.plain_network.set_adapter_plane(weights.config.adapter_plane)  # its start may have brought it
         check_same_network(weights, self.plain_network)
         super().load_checkpoint(filename_or_checkpoint)
 
