@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.experiment.training import CHECKPOINTS, Model
@@ -26,8 +27,7 @@ def write_repeat_plans(models: Iterable[Model]) -> None:
         source, file = folder / f"{plans}.json", folder / f"{name}.json"
         expected = repeated(read_plans(source), repeat)
         if not file.is_file():
-            text = json.dumps(expected, indent=4)
-            write_whole(file, lambda out, text=text: out.write(text.encode()))
+            _write(file, expected)
         elif read_plans(file) != expected:
             trained = sorted({model.folder for model in models if model.plans == name and _has_checkpoints(model)})
             remedy = f"Delete {file}, and it is written anew."
@@ -47,6 +47,10 @@ def repeated(plans: Mapping[str, Any], repeat: int) -> dict[str, Any]:
         if PLANS_KEY in configuration or "inherits_from" not in configuration:  # others inherit the settings whole
             configuration[PLANS_KEY] = {**configuration.get(PLANS_KEY, {}), "repeat": repeat}
     return copy
+
+
+def _write(file: Path, plans: dict[str, Any]) -> None:
+    write_whole(file, lambda out: out.write(json.dumps(plans, indent=4).encode()))
 
 
 def _has_checkpoints(model: Model) -> bool:
