@@ -12,6 +12,7 @@ import pytest
 
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.cluster.jobs import plan_jobs
+from nnunetv2_sam3d.experiment import execute
 from nnunetv2_sam3d.experiment.costs import Costs, costs_of
 from nnunetv2_sam3d.experiment.crossval import CrossValidation, parse_models, with_repeats
 from nnunetv2_sam3d.experiment.repeat_plans import repeated, write_repeat_plans
@@ -213,6 +214,18 @@ def test_studies_expand_to_their_arms(dry_run: Crossval) -> None:
     first, second, *_ = dry_run("--folds", "0", "--study", "paths")
     assert first == f"# study paths: Full, OriginalContinued, DualPath, {', '.join(paths)}"
     assert second == "# trainings: 7, of which 0 are finished and 7 missing"
+
+
+def test_costs_come_first_and_the_report_last(
+    site: Site, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "run_steps", lambda steps, *_: print(f"{len(steps)} steps"))
+    assert main(["crossval", "-d", "991", "--devices", "cpu", "--study", "controls", "--folds", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "study controls", "trainings", "time", "disk", "6 steps", "models", "compare them",
+    ]  # fmt: skip
+    assert lines[-1] == f"compare them: nnUNetv2_sam3d report -d 991 -p {PLANS} --study controls -o OUT"
 
 
 def test_trainers_or_a_study(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
