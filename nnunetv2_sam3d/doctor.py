@@ -12,15 +12,9 @@ from pathlib import Path
 
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.compat import check_nnunet_version
+from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 from nnunetv2_sam3d.weights.sources import ENVIRONMENT, SAM_FILES, cache_folder
 
-TRAINERS = (
-    "nnUNetTrainer_SAM3DDualPath",
-    "nnUNetTrainer_SAM3DFull",
-    "nnUNetTrainer_SAM3DOriginal",
-    "nnUNetTrainer_SAM3DOriginalEval",
-    "nnUNetTrainer_TimeBudget",
-)
 FETCH = "none; nnUNetv2_sam3d weights fetch vit_b puts SAM's encoder there"
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 MIN_FREE_GB = 5.0
@@ -83,9 +77,10 @@ def _trainers() -> list[Finding]:
         "import sys; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
         "for name in sys.argv[1:]: assert find(name).__name__ == name"
     )
-    result = subprocess.run([sys.executable, "-c", code, *TRAINERS], capture_output=True, text=True, check=False)
+    names = list(SHORT_NAMES.values())
+    result = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False)
     if result.returncode == 0:
-        return [Finding("trainers", True, f"nnU-Net finds {', '.join(TRAINERS)}")]
+        return [Finding("trainers", True, f"nnU-Net finds {', '.join(names)}")]
     last = (result.stderr.strip().splitlines() or ["no message"])[-1]
     return [
         Finding(

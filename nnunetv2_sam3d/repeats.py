@@ -1,8 +1,8 @@
 """Repeats of a training: the same plans under another name, with other random numbers.
 
-Repeat 1 is the plans as they are. Repeat 2 is a copy of the file with ``plans_name`` ``<PLANS>_repeat2`` and the setting
-``repeat`` 2. So all repeats share the preprocessed data, every stock command works on each (``-p <PLANS>_repeat2``), and
-a training starts from the finished model of its own repeat.
+Repeat 1 is the plans as they are. Repeat 2 is a copy of the file with ``plans_name`` ``<PLANS>_repeat2`` and the
+setting ``repeat`` 2. So all repeats share the preprocessed data, every stock command works on each
+(``-p <PLANS>_repeat2``), and a training starts from the finished model of its own repeat.
 """
 
 from __future__ import annotations

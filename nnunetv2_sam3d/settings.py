@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from nnunetv2_sam3d.network_architecture import VARIANTS, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.adapters import PLANES, SLICE
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
 from nnunetv2_sam3d.network_architecture.precision import cpu_precision
 from nnunetv2_sam3d.prompts.presets import ClickTraining, click_training
@@ -14,8 +15,10 @@ from nnunetv2_sam3d.weights.classes import check_class_map
 
 PLANS_KEY = "sam3d"  # beside patch_size, spacing, ... in a configuration of the plans
 DEFAULT_EPOCHS = 500
+ADAPTER_STARTS = ("published", "quiet", "cold")
 DECIDED_ELSEWHERE = {
     "adapter",
+    "adapter_plane",
     "in_channels",
     "num_classes",
     "token_stride",
@@ -34,6 +37,12 @@ class Settings:
         network: sizes that differ from the variant's, by their names in ``SAM3DConfig``.
         token_stride: voxels per token, one number or three (D, H, W).
         adapter_dim: bottleneck of the adapters, half the width by default.
+        adapter_plane: plane of the DualPath adapters' local path, ``slice`` or ``published``, see
+            :class:`~nnunetv2_sam3d.network_architecture.adapters.DualPathAdapter3d`; a start in DualPath's own weights
+            brings its plane.
+        adapter_start: how adapters begin that are of another kind than the start's: ``published``, what the start's
+            adapters give and the rest at random; ``quiet``, the same with the rest at a tenth of its strength;
+            ``cold``, all of them at random.
         prompt_encoder: whether the network has one; without it, it is the reference's automatic variant.
         clicks: simulated in training, see :mod:`nnunetv2_sam3d.prompts.presets`: ``mixed`` (half of the steps have one
             to ten on the target, few more often than many), ``reference`` (the authors' ten on the target and twenty
@@ -56,6 +65,7 @@ class Settings:
         sam_checkpoint: SAM's weights; before the variable ``nnUNet_sam_checkpoint`` and the cache.
         map_class: for labels or regions of the data set the channel of the start that knows them, if it was trained
             for other classes.
+        repeat: which repeat of the training these plans are for, from 1; see :mod:`nnunetv2_sam3d.repeats`.
 
     Raises:
         ValueError: for values that cannot work.
@@ -65,6 +75,8 @@ class Settings:
     network: Mapping[str, Any] | None = None
     token_stride: int | tuple[int, int, int] = 4
     adapter_dim: int | None = None
+    adapter_plane: str = SLICE
+    adapter_start: str = "published"
     prompt_encoder: bool = True
     clicks: str = "mixed"
     automatic_share: float | None = None
@@ -80,18 +92,22 @@ class Settings:
     mirror_axes: tuple[int, ...] | None = None
     sam_checkpoint: str | None = None
     map_class: Mapping[str, int] | None = None
+    repeat: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, str) or self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {sorted(VARIANTS)}")
         as_token_stride(self.token_stride)
         cpu_precision(self.precision)
-        for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "adapter_dim"):
+        for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "adapter_dim", "repeat"):
             value = getattr(self, name)
             if value is None and name == "adapter_dim":
                 continue
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name, known in (("adapter_plane", PLANES), ("adapter_start", ADAPTER_STARTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         if not isinstance(self.prompt_encoder, bool):
             raise ValueError(f"prompt_encoder must be true or false, got {self.prompt_encoder!r}")
         self._check_clicks()
@@ -156,6 +172,7 @@ class Settings:
             num_classes=num_classes,
             token_stride=as_token_stride(self.token_stride),
             adapter_dim=self.adapter_dim,
+            adapter_plane=self.adapter_plane,
             prompt_encoder=self.prompt_encoder,
             checkpointing=self.checkpointing is True,
         )

@@ -5,22 +5,8 @@ therefore hold nothing but this forwarding module: anything defined here could c
 """
 
 try:
-    from nnunetv2_sam3d.trainers import (
-        nnUNetTrainer_SAM3DDualPath,
-        nnUNetTrainer_SAM3DFull,
-        nnUNetTrainer_SAM3DOriginal,
-        nnUNetTrainer_SAM3DOriginalEval,
-        nnUNetTrainer_TimeBudget,
-    )
+    from nnunetv2_sam3d.trainers.variants import *  # noqa: F403
 except ModuleNotFoundError as error:
     # A Python of another environment can inherit the variable that points here. It must still find its own trainers.
     if error.name != "nnunetv2_sam3d":
         raise
-else:
-    __all__ = [
-        "nnUNetTrainer_SAM3DDualPath",
-        "nnUNetTrainer_SAM3DFull",
-        "nnUNetTrainer_SAM3DOriginal",
-        "nnUNetTrainer_SAM3DOriginalEval",
-        "nnUNetTrainer_TimeBudget",
-    ]

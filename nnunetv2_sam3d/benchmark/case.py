@@ -8,11 +8,12 @@ from itertools import product
 from typing import Any
 
 from nnunetv2_sam3d.network_architecture.config import VARIANTS, SAM3DConfig
+from nnunetv2_sam3d.trainers.recipes import RECIPES
 
 WHAT = ("forward", "step", "predict")
 FORMS = ("ours", "plain")
 PRECISIONS = ("float32", "bfloat16", "float16")
-ADAPTER_OF_RECIPE = {"DualPath": "dualpath", "Original": "original", "Full": "original"}
+TRAINED = [name for name, recipe in RECIPES.items() if recipe.groups]  # recipes that train
 CLICKS = 10  # of a forward pass; training and nnU-Net's inference use none
 
 
@@ -54,7 +55,7 @@ class Case:
             variant,
             depth=self.depth,
             global_attn_indexes=tuple(index for index in variant.global_attn_indexes if index < self.depth),
-            adapter=ADAPTER_OF_RECIPE[self.recipe],
+            adapter=RECIPES[self.recipe].adapter,
             checkpointing=self.checkpointing,
         )
 

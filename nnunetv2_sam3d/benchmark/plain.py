@@ -1,10 +1,10 @@
 """The network in its plain form: the published arithmetic written as it reads, the yardstick of the benchmark.
 
 The image is upsampled and embedded slice by slice, windows are rolled and cut, and every window and head holds its
-whole matrix of logits, bias and mask, the mask made anew in every block. Nothing of the image encoder and the mask
-decoder is shared with ``network_architecture``, so that no speed-up there can reach this file and the two check each
-other; the prompt encoder is the same, it has no other form. The weights have the same names and shapes: one state dict
-fits both.
+whole matrix of logits, bias and mask, the mask made anew in every block. Stem, attention and mask decoder share nothing
+with ``network_architecture``, so that no speed-up there can reach this file and the two check each other. The prompt
+encoder and the adapters are the same: they are written as published already, and what speeds adapters up on CPUs is
+switched off here. The weights have the same names and shapes: one state dict fits both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_sam3d.network_architecture.adapters import make_adapter
 from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.parts import as_on_gpus
 from nnunetv2_sam3d.network_architecture.prompt_encoder import PromptEncoder3d
 
 WINDOW = 8
@@ -126,58 +128,6 @@ def relative_positions(table: Tensor, edge: int) -> Tensor:
     return table[position[:, None] - position[None, :] + WINDOW - 1]
 
 
-class PlainAdapter(nn.Module):
-    """Original adapter: linear, depthwise 3x3x3, linear, a ReLU behind each."""
-
-    def __init__(self, width: int, bottleneck: int) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(width, bottleneck)
-        self.conv = nn.Conv3d(bottleneck, bottleneck, 3, padding=1, groups=bottleneck)
-        self.linear2 = nn.Linear(bottleneck, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.linear1(x)).permute(0, 4, 1, 2, 3)
-        h = F.relu(self.conv(h)).permute(0, 2, 3, 4, 1)
-        return x + F.relu(self.linear2(h))
-
-
-class PlainDualPathAdapter(nn.Module):
-    """DualPath adapter: global path, in-plane UNet++ of two levels, gate."""
-
-    def __init__(self, width: int, bottleneck: int) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(width, bottleneck)
-        self.global_conv = nn.Conv3d(bottleneck, bottleneck, 3, padding=1, groups=bottleneck)
-        self.conv_0_0 = _in_plane(bottleneck, bottleneck)
-        self.conv_1_0 = _in_plane(bottleneck, bottleneck)
-        self.conv_0_1 = _in_plane(2 * bottleneck, bottleneck)
-        self.gate = nn.Conv3d(2 * bottleneck, bottleneck, 1)
-        self.linear2 = nn.Linear(bottleneck, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.linear1(x)).permute(0, 4, 1, 2, 3)
-        g = self.global_conv(h)
-        x00 = self.conv_0_0(h)
-        slices = x00.transpose(1, 2).flatten(0, 1)  # (B * D, C, H, W)
-        kernel = (min(2, slices.shape[2]), min(2, slices.shape[3]))
-        down = F.avg_pool2d(slices, kernel, 2, ceil_mode=True, count_include_pad=False)
-        x10 = self.conv_1_0(down.unflatten(0, (len(x), -1)).transpose(1, 2))
-        up = F.interpolate(x10, size=x00.shape[2:], mode="trilinear", align_corners=False)
-        x01 = self.conv_0_1(torch.cat([x00, up], 1))
-        a = torch.sigmoid(self.gate(torch.cat([g, x01], 1)))
-        f = F.relu(a * g + (1 - a) * x01)
-        return x + F.relu(self.linear2(f.permute(0, 2, 3, 4, 1)))
-
-
-def _in_plane(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv3d(in_channels, in_channels, (1, 3, 3), padding=(0, 1, 1), groups=in_channels, bias=False),
-        nn.Conv3d(in_channels, out_channels, 1, bias=False),
-        nn.InstanceNorm3d(out_channels, affine=True),
-        nn.ReLU(),
-    )
-
-
 class PlainBlock(nn.Module):
     """Adapter, attention in (shifted) windows, MLP."""
 
@@ -185,15 +135,15 @@ class PlainBlock(nn.Module):
         super().__init__()
         width = config.embed_dim
         self.shifted = index % 2 == 0
-        adapter = PlainAdapter if config.adapter == "original" else PlainDualPathAdapter
-        self.adapter = adapter(width, config.bottleneck)
+        self.adapter = make_adapter(config.adapter, width, config.bottleneck, config.adapter_plane)
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = PlainAttention(config, 127 if index in config.global_attn_indexes else 27)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.ModuleDict({"lin1": nn.Linear(width, 4 * width), "lin2": nn.Linear(4 * width, width)})
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.adapter(x)
+        with as_on_gpus():  # the adapters as they read, without what is faster on CPUs
+            x = self.adapter(x)
         x = x + self.attend(self.norm1(x))
         return x + self.mlp["lin2"](F.gelu(self.mlp["lin1"](self.norm2(x))))
 

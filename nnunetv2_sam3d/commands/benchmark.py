@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.benchmark.case import ADAPTER_OF_RECIPE, FORMS, PRECISIONS, WHAT
+from nnunetv2_sam3d.benchmark.case import FORMS, PRECISIONS, TRAINED, WHAT
 from nnunetv2_sam3d.commands.common import add_command, say
 from nnunetv2_sam3d.network_architecture.config import VARIANTS
 
@@ -58,7 +58,7 @@ def add_parser(commands: Any) -> None:
         "--precision", nargs="+", choices=PRECISIONS, default=["float32"], help="of matrix products (default: float32)"
     )
     parser.add_argument(
-        "--recipe", nargs="+", choices=list(ADAPTER_OF_RECIPE), default=["DualPath"], help="default: DualPath"
+        "--recipe", nargs="+", choices=TRAINED, default=["DualPath"], help="default: DualPath"
     )
     parser.add_argument(
         "--checkpointing",

@@ -64,9 +64,10 @@ def run(options: argparse.Namespace) -> int:
     if options.data_only:
         return 0
 
-    from nnunetv2_sam3d.experiment.comparison import Comparison, ordered
+    from nnunetv2_sam3d.experiment.comparison import Comparison
     from nnunetv2_sam3d.experiment.run import run as run_comparison
     from nnunetv2_sam3d.settings import Settings
+    from nnunetv2_sam3d.trainers.names import ordered
 
     settings = Settings(
         variant="vit_tiny",
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     run_comparison(
         Comparison(
             dataset=DATASET,
-            trainers=ordered(["Full", "DualPath", "OriginalEval"]),
+            trainers=tuple(ordered(["Full", "OriginalContinued", "DualPath", "OriginalEval"])),
             fold=0,
             settings=settings,
             device=choose_device(options.device),

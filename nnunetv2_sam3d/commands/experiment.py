@@ -41,13 +41,14 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the comparison."""
-    from nnunetv2_sam3d.experiment.comparison import Comparison, ordered
+    from nnunetv2_sam3d.experiment.comparison import Comparison
     from nnunetv2_sam3d.experiment.run import run as run_comparison
+    from nnunetv2_sam3d.trainers.names import ordered
 
     run_comparison(
         Comparison(
             dataset=options.dataset,
-            trainers=ordered(options.trainers),
+            trainers=tuple(ordered(options.trainers)),
             fold=options.fold,
             settings=settings_from(options),
             device=choose_device(options.device),

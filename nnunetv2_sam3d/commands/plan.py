@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # what loads torch is imported where it is used
 CHECKPOINTING: dict[str, bool | str] = {"auto": "auto", "off": False, "on": True}
 NETWORK_SETTINGS = (
     "adapter_dim",
+    "adapter_start",
+    "adapter_plane",
     "precision",
     "epochs",
     "iterations_per_epoch",
@@ -86,6 +88,17 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         "--spacing", type=float, nargs=3, metavar=("D", "H", "W"), help="target spacing in mm; needs preprocessing"
     )
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument(
+        "--adapter-start",
+        choices=("published", "quiet", "cold"),
+        help="how DualPath adapters begin on trained original ones: with a local path at random and at full strength, "
+        "as published (default), or at a tenth of it, or with all of the adapter anew",
+    )
+    parser.add_argument(
+        "--adapter-plane",
+        choices=("slice", "published"),
+        help="plane of the DualPath adapters' local path: H and W (default), or W and D as in the public code",
+    )
     parser.add_argument("--adapter-dim", type=int, help="bottleneck of the adapters (default: half the width)")
     parser.add_argument(
         "--no-prompt-encoder", action="store_true", help="the reference's automatic network, which takes no clicks"
@@ -249,4 +262,7 @@ def _like(file: str) -> dict[str, Any]:
     sizes = weights.config.to_dict()
     for name in ("num_classes", "in_channels", "adapter", "token_stride", "checkpointing"):
         del sizes[name]
-    return {"prompt_encoder": sizes.pop("prompt_encoder"), "adapter_dim": sizes.pop("adapter_dim"), "network": sizes}
+    return {
+        **{name: sizes.pop(name) for name in ("prompt_encoder", "adapter_dim", "adapter_plane")},
+        "network": sizes,
+    }

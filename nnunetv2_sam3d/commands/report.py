@@ -74,10 +74,10 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the report."""
-    from nnunetv2_sam3d.experiment.comparison import SHORT_NAMES
     from nnunetv2_sam3d.experiment.run import check_paths
     from nnunetv2_sam3d.planning import dataset_folder
     from nnunetv2_sam3d.report.build import Request, write_report
+    from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 
     check_paths()
     check_output_folder(options.output)

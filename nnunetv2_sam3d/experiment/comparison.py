@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,7 @@ from nnunetv2_sam3d.experiment.steps import Step, program
 from nnunetv2_sam3d.experiment.training import (
     BASE_PLANS,
     CONFIGURATION,
-    SHORT_NAMES,
     Model,
-    full_name,
     plans_of,
 )
 from nnunetv2_sam3d.planning import PLANS_NAME, dataset_folder, derive_plans, window_patch
@@ -137,7 +134,7 @@ class Comparison:
 
     def training(self, trainer: str) -> Step:
         """Training and validation of one trainer."""
-        untold = trainer.endswith(("OriginalEval", "TimeBudget"))
+        untold = trainer.endswith(("Eval", "TimeBudget"))
         return self.model(trainer).training(self.fold, folder=self.folder, epochs=0 if untold else self.settings.epochs)
 
     def prediction(self, trainer: str) -> list[Step]:
@@ -201,16 +198,3 @@ class Comparison:
 def json_file_ending(raw: Path) -> str:
     """``file_ending`` of a raw data set."""
     return json.loads((raw / "dataset.json").read_text())["file_ending"]
-
-
-def ordered(trainers: Sequence[str]) -> tuple[str, ...]:
-    """Class names in dependency order: what others start from comes first.
-
-    Raises:
-        ValueError: if a trainer is named twice.
-    """
-    names = [full_name(trainer) for trainer in trainers]
-    if len(set(names)) != len(names):
-        raise ValueError(f"a trainer is named twice in {list(trainers)}")
-    order = [SHORT_NAMES[key] for key in ("Full", "Original", "DualPath", "OriginalEval")]
-    return tuple(sorted(names, key=lambda name: order.index(name) if name in order else len(order)))

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.experiment.steps import Step, is_whole, program
-from nnunetv2_sam3d.experiment.training import SHORT_NAMES, Model, check_trainers, full_name, plans_of, trainer_class
+from nnunetv2_sam3d.experiment.training import Model, check_trainers, plans_of, trainer_class
 from nnunetv2_sam3d.planning import dataset_folder, read_plans
 from nnunetv2_sam3d.settings import Settings
+from nnunetv2_sam3d.trainers.names import full_name
 
 STOCK_EPOCHS = 1000  # of nnUNetTrainer
 
@@ -177,6 +178,6 @@ def epochs_of(model: Model) -> int:
     """How many epochs a training will show; 0 if that is not known before."""
     if model.trainer == "nnUNetTrainer":
         return STOCK_EPOCHS
-    if not is_sam3d(model) or model.trainer == SHORT_NAMES["OriginalEval"]:
+    if not is_sam3d(model) or not trainer_class(model.trainer).recipe.groups:  # type: ignore[attr-defined]
         return 0
     return settings_of(model).epochs

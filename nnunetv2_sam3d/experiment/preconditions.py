@@ -21,9 +21,10 @@ from nnunetv2_sam3d.experiment.crossval import CrossValidation, is_sam3d, settin
 from nnunetv2_sam3d.experiment.devices import Device
 from nnunetv2_sam3d.experiment.starts import start_of
 from nnunetv2_sam3d.experiment.steps import is_whole
-from nnunetv2_sam3d.experiment.training import BASE_PLANS, CHECKPOINTS, SHORT_NAMES, Model, trainer_class
+from nnunetv2_sam3d.experiment.training import BASE_PLANS, CHECKPOINTS, Model, trainer_class
 from nnunetv2_sam3d.planning import dataset_folder, plans_in, read_plans
 from nnunetv2_sam3d.splits import read_folds
+from nnunetv2_sam3d.trainers.names import TIME_BUDGET, short_name
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing
 from nnunetv2_sam3d.trainers.start import Run, Start
 from nnunetv2_sam3d.weights import WeightsError
@@ -150,7 +151,7 @@ def _configuration(model: Model) -> ConfigurationManager:
 def _check_plans(model: Model) -> None:
     """Refuses plans that lack something, or are not those of the folds that are there."""
     plans = _plans(model)
-    if model.trainer == SHORT_NAMES["TimeBudget"] and settings_of(model).max_seconds is None:
+    if model.trainer == TIME_BUDGET and settings_of(model).max_seconds is None:
         raise ValueError(f"{model.plans} set no time for {model.trainer}. Make them anew:\n  {_planning(model)}")
     used = model.folder / "plans.json"
     if any(model.folder.glob("fold_*/checkpoint_*.pth")) and used.is_file() and read_plans(used) != plans:
@@ -210,7 +211,7 @@ def _check_starts(run: CrossValidation, model: Model) -> None:
 
 def _planning(model: Model) -> str:
     """The command that makes a model's plans."""
-    if model.trainer == SHORT_NAMES["TimeBudget"]:
+    if model.trainer == TIME_BUDGET:
         return f"nnUNetv2_sam3d plan -d {model.dataset} -o {model.plans} --max-seconds SECONDS_OF_A_FOLD"
     if is_sam3d(model) and model.plans != BASE_PLANS:
         return f"nnUNetv2_sam3d plan -d {model.dataset} -o {model.plans}"
@@ -287,8 +288,7 @@ def _check_weights(run: CrossValidation, model: Model, folds: list[int]) -> floa
 
 def _start_advice(model: Model, recipe: Recipe, folds: list[int]) -> str:
     """What to do where no fold's model is there to start from."""
-    shorts = {full: short for short, full in SHORT_NAMES.items()}
-    names = [shorts.get(trainer, trainer) for trainer in recipe.starts_from]
+    names = [short_name(trainer) for trainer in recipe.starts_from]
     needs_none = " (Full needs no pretrained weights)" if "Full" in names else ""
     return (
         f"{model.trainer} starts from the same fold of {' or '.join(recipe.starts_from)} with {model.plans}, which is "

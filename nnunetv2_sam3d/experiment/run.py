@@ -11,8 +11,9 @@ from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.devices import Device
 from nnunetv2_sam3d.experiment.execute import in_order, run_steps
 from nnunetv2_sam3d.experiment.steps import Record, Step
-from nnunetv2_sam3d.experiment.training import BUDGET_PLANS, CONFIGURATION, SHORT_NAMES, check_trainers
+from nnunetv2_sam3d.experiment.training import BUDGET_PLANS, CONFIGURATION, check_trainers
 from nnunetv2_sam3d.planning import check_click_targets, derive_plans
+from nnunetv2_sam3d.trainers.names import TIME_BUDGET
 from nnunetv2_sam3d.weights.files import read_checkpoint
 
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -45,7 +46,7 @@ def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]
     run_in_order([comparison.prepare()])
     preprocessing = comparison.derive()
     steps = [preprocessing] if preprocessing else []
-    limited = SHORT_NAMES["TimeBudget"]
+    limited = TIME_BUDGET
     first = [trainer for trainer in comparison.trainers if trainer != limited]
     steps += [comparison.training(trainer) for trainer in first]
     steps += [step for trainer in first for step in comparison.prediction(trainer)]

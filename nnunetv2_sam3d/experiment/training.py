@@ -15,14 +15,8 @@ from typing import Any
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_sam3d.experiment.steps import Step, program
+from nnunetv2_sam3d.trainers.names import SHORT_NAMES, TIME_BUDGET, full_name
 
-SHORT_NAMES = {
-    "Full": "nnUNetTrainer_SAM3DFull",
-    "Original": "nnUNetTrainer_SAM3DOriginal",
-    "DualPath": "nnUNetTrainer_SAM3DDualPath",
-    "OriginalEval": "nnUNetTrainer_SAM3DOriginalEval",
-    "TimeBudget": "nnUNetTrainer_TimeBudget",
-}
 CONFIGURATION = "3d_fullres"
 BASE_PLANS = "nnUNetPlans"
 BUDGET_PLANS = "nnUNetTimeBudgetPlans"
@@ -90,16 +84,11 @@ class Model:
         return f"{self.trainer}__{self.plans}__{self.configuration}"
 
 
-def full_name(trainer: str) -> str:
-    """``DualPath`` -> ``nnUNetTrainer_SAM3DDualPath``; class names stay as they are."""
-    return SHORT_NAMES.get(trainer, trainer)
-
-
 def plans_of(trainer: str, plans: str) -> str:
     """Stock trainers keep nnU-Net's own plans; the time-limited one has a copy that holds its limit."""
     if "SAM3D" in trainer:
         return plans
-    return BUDGET_PLANS if trainer == SHORT_NAMES["TimeBudget"] else BASE_PLANS
+    return BUDGET_PLANS if trainer == TIME_BUDGET else BASE_PLANS
 
 
 def check_trainers(names: Sequence[str]) -> None:

@@ -1,9 +1,14 @@
-"""The trained bottlenecks in front of every frozen transformer block."""
+"""The trained bottlenecks in front of every frozen transformer block.
+
+An adapter is a class with a name. Whoever needs one asks :data:`ADAPTERS`, so that a new adapter is a new class: the
+configuration, the weights and the benchmark learn of it from here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,213 +16,421 @@ from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.layers import (
     Depthwise3x3x3,
+    DepthwiseAcrossSlices,
     DepthwiseInPlane,
     Pointwise3d,
     channels_first,
     channels_last,
 )
-from nnunetv2_sam3d.network_architecture.parts import depthwise_slices, depthwise_volume, each_sample, in_parts, slabs
 from nnunetv2_sam3d.network_architecture.precision import in_bfloat16, in_float32
 
-# Gate bias of a warm start: sigmoid(6) = 0.9975 of the fused signal comes from the trained global path.
-WARM_GATE_BIAS = 6.0
+ADAPTERS: dict[str, type[Adapter3d]] = {}  # by name, in the order in which they are defined
+
+SLICE, PUBLISHED = "slice", "published"
+PLANES = (SLICE, PUBLISHED)
+QUIET = 0.1  # strength of the local path in a quiet start
+
+FFT_CUTOFF = 0.25  # of the largest frequency; what lies above it is amplified
+FFT_GAIN = 2.0
 
 
-class OriginalAdapter3d(nn.Module):
-    """Bottleneck adapter with a depthwise 3D convolution; the residual is included.
-
-    Source: Gong et al., arXiv:2306.13465, section 3.2.
+class Adapter3d(nn.Module):
+    """Base of the adapters: an adapter describes itself.
 
     Args:
         width: token width C.
         bottleneck: hidden width.
 
+    Attributes:
+        name: in plans, checkpoints and recipes.
+        starts_from: names of other adapters whose weights :meth:`from_other` takes over.
+
     Shape:
-        tokens: (B, D, H, W, C) -> (B, D, H, W, C)
+        tokens: (B, D, H, W, C) -> (B, D, H, W, C), the residual included
 
     Raises:
         ValueError: if ``bottleneck`` is not positive.
     """
 
+    name: ClassVar[str]
+    starts_from: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
-        _check_bottleneck(bottleneck)
+        if bottleneck < 1:
+            raise ValueError(f"an adapter's bottleneck must be at least 1 wide, got {bottleneck}")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in vars(cls):
+            known = ADAPTERS.get(cls.name)
+            if known is not None and known.__qualname__ != cls.__qualname__:
+                raise ValueError(f"two adapters are called {cls.name!r}: {known.__qualname__} and {cls.__qualname__}")
+            ADAPTERS[cls.name] = cls
+
+    def from_other(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a trained adapter of :attr:`starts_from` gives to this one, under this one's names.
+
+        Args:
+            weights: the other adapter's, by name.
+
+        Returns:
+            weights of this adapter; those that are left out keep their random start.
+        """
+        raise NotImplementedError(f"{self.name} adapters start from no other ones")
+
+    def quieten(self) -> None:
+        """Makes what :meth:`from_other` leaves at random weak at first; nothing by default."""
+
+
+class OriginalAdapter3d(Adapter3d):
+    """Bottleneck with a depthwise 3D convolution.
+
+    Source: Gong et al., arXiv:2306.13465, section 3.2 (3DSAM-adapter).
+    """
+
+    name = "original"
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__(width, bottleneck)
         self.linear1 = nn.Linear(width, bottleneck)
         self.conv = Depthwise3x3x3(bottleneck)
         self.linear2 = nn.Linear(bottleneck, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if in_parts(tokens):
-            return each_sample(self._forward_in_parts, tokens)
-        hidden = F.relu(self.linear1(tokens))
-        hidden = F.relu(self.conv(channels_first(hidden)))
-        return tokens + F.relu(self.linear2(channels_last(hidden)))
-
-    def _forward_in_parts(self, tokens: Tensor, result: Tensor) -> None:
-        """``forward`` of one sample, (D, H, W, C)."""
-        hidden = tokens.new_empty(*tokens.shape[:3], self.linear1.out_features)
-        for slab in slabs(tokens):
-            hidden[slab] = F.relu_(self.linear1(tokens[slab]))
-        for slab in slabs(tokens):
-            convolved = F.relu_(depthwise_volume(hidden, slab, self.conv))
-            torch.add(tokens[slab], F.relu_(self.linear2(convolved)), out=result[slab])
+        hidden = channels_first(F.relu(self.linear1(tokens)))
+        hidden = channels_last(F.relu(self.conv(hidden)))
+        return tokens + F.relu(self.linear2(hidden))
 
 
-class InPlaneConv3d(nn.Sequential):
+class OriginalWideAdapter3d(OriginalAdapter3d):
+    """The original adapter with as many parameters as a DualPath adapter: the control of its size.
+
+    Args:
+        width: token width C.
+        bottleneck: of the DualPath adapter that it is compared with; this one's is wider.
+    """
+
+    name = "original_wide"
+    starts_from = ("original",)
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        with torch.device("meta"):
+            wanted = sum(parameter.numel() for parameter in DualPathAdapter3d(width, bottleneck).parameters())
+            per_unit = sum(parameter.numel() for parameter in OriginalAdapter3d(width, 1).parameters()) - width
+        super().__init__(width, max(bottleneck, round((wanted - width) / per_unit)))
+
+    def from_other(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The narrow adapter's units; the new ones' output weights are zero, so that the function is the same."""
+        widened = {name: value.clone() for name, value in self.state_dict().items()}
+        narrow = len(weights["linear1.bias"])
+        for name in ("linear1.weight", "linear1.bias", "conv.weight", "conv.bias"):
+            widened[name][:narrow] = weights[name]
+        widened["linear2.weight"][:, :narrow] = weights["linear2.weight"]
+        widened["linear2.weight"][:, narrow:] = 0
+        widened["linear2.bias"] = weights["linear2.bias"]
+        return widened
+
+
+class DualPathAdapter3d(Adapter3d):
+    """Bottleneck with a global 3x3x3 path, a local UNet++ path and a gate.
+
+    The gate is computed from the global path alone and weighs the local path voxel by voxel and channel by channel;
+    the sum of both is what the original adapter's convolution is there: without the local path, this is the original
+    adapter.
+
+    The local path works in planes. ``slice`` is the plane of H and W. ``published`` is that of W and D, in which the
+    public implementation works, and its weights with it: its kernels are written for (D, H, W), its tokens are kept as
+    (H, W, D). The plane is a part of the weights, so that a checkpoint brings its own.
+
+    Source: 3DMedSAM-FDA's ``adapter_unetlocal``; Zhou et al., arXiv:1807.10165 (UNet++); Gong et al., arXiv:2306.13465
+    (3DSAM-adapter).
+    """
+
+    name = "dualpath"
+    starts_from = ("original",)
+    in_public_code: ClassVar[bool] = True  # whether files of 3DMedSAM-FDA have it
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__(width, bottleneck)
+        self.linear1 = nn.Linear(width, bottleneck)
+        self.global_conv = Depthwise3x3x3(bottleneck)
+        self.add_local_path(bottleneck)
+        self.add_gate(bottleneck)
+        self.linear2 = nn.Linear(bottleneck, width)
+        self.register_buffer("published_plane", torch.zeros(()))
+        self.published_plane: Tensor
+        self.plane = SLICE
+        self.register_load_state_dict_pre_hook(_refuse_convex_gate)
+        self.register_load_state_dict_post_hook(lambda module, keys: module.read_plane())
+
+    def add_local_path(self, width: int) -> None:
+        """The modules of :meth:`local_path`."""
+        self.local_unetpp = UNetPlusPlus(width)
+
+    def add_gate(self, width: int) -> None:
+        """The modules of :meth:`gate`."""
+        self.fusion_gate = Pointwise3d(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # in float32, since the local path's norms make small differences large, and with them what rounding did
+        hidden = channels_first(F.relu(in_float32(self.linear1, tokens)))
+        g = F.relu(in_float32(self.global_conv, hidden))
+        local = from_plane(self.local_path(to_plane(hidden, self.plane)), self.plane)
+        fused = self.fuse(g, local)
+        return tokens + F.relu(self.linear2(channels_last(fused)))
+
+    def local_path(self, hidden: Tensor) -> Tensor:
+        """(B, mid, D, H, W) -> the same, the plane in the last two axes."""
+        return self.local_unetpp(hidden)
+
+    def gate(self, g: Tensor) -> Tensor:
+        """Weights of the local path, 0 to 1, from the global one."""
+        return torch.sigmoid(self.fusion_gate(g).to(g.dtype))
+
+    def fuse(self, g: Tensor, local: Tensor) -> Tensor:
+        """Both paths, (B, mid, D, H, W), in one."""
+        return g + self.gate(g) * local
+
+    def from_other(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An original adapter's: its convolution is the global path."""
+        return {name.replace("conv.", "global_conv."): value for name, value in weights.items()}
+
+    def quieten(self) -> None:
+        """The local path at a tenth of its strength."""
+        nn.init.constant_(self.local_unetpp.conv_0_1.norm.weight, QUIET)
+
+    def set_plane(self, plane: str) -> None:
+        """Chooses the plane of the local path, one of :data:`PLANES`."""
+        self.plane = plane
+        self.published_plane.fill_(plane == PUBLISHED)
+
+    def read_plane(self) -> None:
+        """The plane that the weights say."""
+        if self.published_plane.device.type != "meta":
+            self.plane = PUBLISHED if bool(self.published_plane) else SLICE
+
+
+class DualPathNoGateAdapter3d(DualPathAdapter3d):
+    """DualPath without gate, ``a = 1``: both paths are added as they are."""
+
+    name = "dualpath_no_gate"
+    in_public_code = False
+
+    def add_gate(self, width: int) -> None:
+        """None."""
+
+    def gate(self, g: Tensor) -> Tensor:
+        """Ones."""
+        return torch.ones_like(g)
+
+    def fuse(self, g: Tensor, local: Tensor) -> Tensor:
+        return g + local
+
+
+class DualPathLocalOnlyAdapter3d(DualPathAdapter3d):
+    """DualPath whose global path is left out of the sum and only opens the gate."""
+
+    name = "dualpath_local_only"
+    in_public_code = False
+
+    def fuse(self, g: Tensor, local: Tensor) -> Tensor:
+        return self.gate(g) * local
+
+
+class DualPathConvAdapter3d(DualPathAdapter3d):
+    """DualPath whose local path is a convolution in the plane and one across planes, both depthwise.
+
+    Source: 3DMedSAM-FDA's ``adapter_convlocal``.
+    """
+
+    name = "dualpath_conv"
+
+    def add_local_path(self, width: int) -> None:
+        self.local_conv_2d = DepthwiseInPlane(width)
+        self.local_conv_3d = DepthwiseAcrossSlices(width)
+
+    def local_path(self, hidden: Tensor) -> Tensor:
+        return F.relu(in_float32(self.local_conv_3d, F.relu(in_float32(self.local_conv_2d, hidden))))
+
+    def quieten(self) -> None:
+        with torch.no_grad():
+            for parameter in self.local_conv_3d.parameters():
+                parameter.mul_(QUIET)
+
+
+class DualPathFFTAdapter3d(DualPathAdapter3d):
+    """DualPath whose local path amplifies high frequencies of the whole patch.
+
+    Source: 3DMedSAM-FDA's ``adapter_fftlocal``.
+    """
+
+    name = "dualpath_fft"
+
+    def add_local_path(self, width: int) -> None:
+        self.local_fft = HighFrequencies(width)
+
+    def local_path(self, hidden: Tensor) -> Tensor:
+        return self.local_fft(hidden)
+
+    def quieten(self) -> None:
+        nn.init.constant_(self.local_fft.norm.weight, QUIET)
+
+
+class UNetPlusPlus(nn.Module):
+    """UNet++ of two levels in the plane of the last two axes.
+
+    Source: Zhou et al., arXiv:1807.10165.
+
+    Shape:
+        x: (B, width, D, H, W) -> the same
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv_0_0 = InPlaneConv3d(width, width)
+        self.conv_1_0 = InPlaneConv3d(width, width)
+        self.conv_0_1 = InPlaneConv3d(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x00 = self.conv_0_0(x)
+        x10 = self.conv_1_0(pooled_in_plane(x00))
+        return self.conv_0_1(torch.cat([x00, enlarged_in_plane(x10, x00.shape[3:])], 1))
+
+
+class InPlaneConv3d(nn.Module):
     """Depthwise 1x3x3 convolution, pointwise 1x1x1 convolution, InstanceNorm3d, ReLU.
-
-    The convolutions have no bias: the normalisation would remove it.
 
     Shape:
         x: (B, in_channels, D, H, W) -> (B, out_channels, D, H, W)
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(
-            DepthwiseInPlane(in_channels),
-            Pointwise3d(in_channels, out_channels, bias=False),
-            nn.InstanceNorm3d(out_channels, affine=True),
-            nn.ReLU(),
-        )
+        super().__init__()
+        self.depthwise = DepthwiseInPlane(in_channels)
+        self.pointwise = Pointwise3d(in_channels, out_channels)
+        self.norm = AffineInstanceNorm3d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        depthwise, pointwise, norm, relu = self
-        y = in_float32(depthwise, x)
+        y = in_float32(self.depthwise, x)
         if in_bfloat16(x):
-            # The normalisation removes the mean anyway; without it, rounding is relative to what remains.
+            # the norm removes the mean anyway; without it, rounding is relative to what remains
             y = y - y.mean((2, 3, 4), keepdim=True)
-        return relu(norm(pointwise(y).to(x.dtype)))
-
-    def in_parts(self, slices: Callable[[slice], Tensor], parts: Sequence[slice]) -> Tensor:
-        """``forward`` of one sample in float32, (D, H, W, in_channels) -> (D, H, W, out_channels).
-
-        Args:
-            slices: gives the slices of a part of the input.
-            parts: of the input, see :func:`~nnunetv2_sam3d.network_architecture.parts.slabs`.
-        """
-        norm = cast(nn.InstanceNorm3d, self[2])
-        first = self._mixed(slices(parts[0]))
-        y = first.new_empty(parts[-1].stop, *first.shape[1:])
-        y[parts[0]] = first
-        for part in parts[1:]:
-            y[part] = self._mixed(slices(part))
-        mean = y.mean((0, 1, 2))
-        variance = torch.stack([(y[part] - mean).square_().sum((0, 1, 2)) for part in parts]).sum(0)
-        scale = norm.weight * torch.rsqrt(variance / y[..., 0].numel() + norm.eps)
-        shift = norm.bias - mean * scale
-        for part in parts:
-            torch.addcmul(shift, y[part], scale, out=y[part]).relu_()
-        return y
-
-    def _mixed(self, slices: Tensor) -> Tensor:
-        """Both convolutions of some slices, in float32."""
-        depthwise, pointwise = cast(nn.Conv3d, self[0]), cast(nn.Conv3d, self[1])
-        y = depthwise_slices(slices, depthwise.weight[:, :, 0])
-        weight = pointwise.weight.flatten(1)
-        if not in_bfloat16(y):
-            return F.linear(y, weight)
-        mean = y.mean((0, 1, 2))  # as in forward; these slices' mean comes back exactly
-        with torch.autocast("cpu", enabled=False):
-            exact = weight @ mean
-        return F.linear(y.sub_(mean), weight).to(y.dtype).add_(exact)
+        return F.relu(self.norm(self.pointwise(y).to(x.dtype)))
 
 
-class DualPathAdapter3d(nn.Module):
-    """Bottleneck adapter with a global 3x3x3 path, a local in-plane UNet++ path and a gate between them.
-
-    ``g`` is a depthwise 3x3x3 convolution of the bottleneck. The local path is a two-level UNet++ in the slice plane:
-    ``x00``, ``x10`` at half the in-plane resolution, ``x01`` from both. The gate mixes them voxel by voxel and channel
-    by channel: ``a * g + (1 - a) * x01``. Residual included.
-
-    bfloat16 on CPUs: normalising makes small differences between voxels large, and with them the rounding of all that
-    comes before. So what is cheap stays float32, and of the products ``linear1``.
-
-    Source: this project; Zhou et al., arXiv:1807.10165 (UNet++).
-
-    Args:
-        width: token width C.
-        bottleneck: hidden width.
+class AffineInstanceNorm3d(nn.InstanceNorm3d):
+    """``nn.InstanceNorm3d`` with weight and bias, of a single token, too: what is its own mean is zero.
 
     Shape:
-        tokens: (B, D, H, W, C) -> (B, D, H, W, C)
-
-    Raises:
-        ValueError: if ``bottleneck`` is not positive.
+        x: (B, channels, D, H, W) -> the same
     """
 
-    def __init__(self, width: int, bottleneck: int) -> None:
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x[0, 0].numel() > 1:
+            return super().forward(x)
+        return (x - x) * self.weight.view(1, -1, 1, 1, 1) + self.bias.view(1, -1, 1, 1, 1)
+
+
+class HighFrequencies(nn.Module):
+    """Amplifies what lies above a quarter of the largest frequency, then mixes the channels, norms and rectifies.
+
+    Shape:
+        x: (B, width, D, H, W) -> the same
+    """
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        _check_bottleneck(bottleneck)
-        self.linear1 = nn.Linear(width, bottleneck)
-        self.global_conv = Depthwise3x3x3(bottleneck)
-        self.conv_0_0 = InPlaneConv3d(bottleneck, bottleneck)
-        self.conv_1_0 = InPlaneConv3d(bottleneck, bottleneck)
-        self.conv_0_1 = InPlaneConv3d(2 * bottleneck, bottleneck)
-        self.gate = Pointwise3d(2 * bottleneck, bottleneck)
-        self.linear2 = nn.Linear(bottleneck, width)
+        self.post_conv = Pointwise3d(width, width)
+        self.norm = AffineInstanceNorm3d(width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        if in_parts(tokens):
-            return each_sample(self._forward_in_parts, tokens)
-        hidden = channels_first(F.relu(in_float32(self.linear1, tokens)))
-        g = in_float32(self.global_conv, hidden)
-        x00 = self.conv_0_0(hidden)
-        x10 = self.conv_1_0(_halved_in_plane(x00))
-        up = F.interpolate(x10, size=x00.shape[2:], mode="trilinear", align_corners=False)
-        x01 = self.conv_0_1(torch.cat([x00, up], 1))
-        a = torch.sigmoid(self.gate(torch.cat([g, x01], 1)).to(g.dtype))
-        fused = F.relu(torch.lerp(x01, g, a))  # a * g + (1 - a) * x01
-        return tokens + F.relu(self.linear2(channels_last(fused)))
-
-    def _forward_in_parts(self, tokens: Tensor, result: Tensor) -> None:
-        """``forward`` of one sample, (D, H, W, C); only the norms need more than a part of it at once."""
-        parts = slabs(tokens)
-        hidden = tokens.new_empty(*tokens.shape[:3], self.linear1.out_features)
-        for part in parts:
-            hidden[part] = F.relu_(in_float32(self.linear1, tokens[part]))
-        x00 = self.conv_0_0.in_parts(lambda part: hidden[part], parts)
-        x10 = self.conv_1_0.in_parts(lambda part: _of_slices(_halved_in_plane, x00[part]), parts)
-
-        def enlarged(volume: Tensor) -> Tensor:
-            size = (volume.shape[2], *tokens.shape[1:3])
-            return F.interpolate(volume, size=size, mode="trilinear", align_corners=False)
-
-        x01 = self.conv_0_1.in_parts(lambda part: torch.cat([x00[part], _of_slices(enlarged, x10[part])], -1), parts)
-        for part in parts:
-            g = depthwise_volume(hidden, part, self.global_conv)
-            a = torch.sigmoid(
-                F.linear(torch.cat([g, x01[part]], -1), self.gate.weight.flatten(1), self.gate.bias).to(g.dtype)
-            )
-            fused = F.relu_(torch.lerp(x01[part], g, a))
-            torch.add(tokens[part], F.relu_(self.linear2(fused)), out=result[part])
-
-    def bias_gate_to_global(self) -> None:
-        """Make the gate pass almost only the global path, the start that a trained original adapter needs."""
-        nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, WARM_GATE_BIAS)  # type: ignore[arg-type]
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            grid = (x.shape[2], x.shape[3], x.shape[4])
+            # the gain depends on the length of a frequency only, so half of a real volume's spectrum is enough
+            exact = x.to(torch.promote_types(x.dtype, torch.float32))
+            spectrum = torch.fft.rfftn(exact, dim=(2, 3, 4))
+            y = torch.fft.irfftn(spectrum * frequency_gain(grid, x.device), s=grid, dim=(2, 3, 4))
+            # its norm would make large what half precision rounds away
+            return F.relu(self.norm(self.post_conv(y))).to(x.dtype)
 
 
-def _halved_in_plane(volume: Tensor) -> Tensor:
-    """Means of 2x2 in H and W; odd edges and single rows keep what they have.
+@lru_cache(maxsize=16)
+def frequency_gain(grid: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Factor of each frequency of ``rfftn`` for a grid (D, H, W), 1 to 3."""
+    depth, height, width = grid
+    axes = torch.meshgrid(
+        torch.fft.fftfreq(depth, device=device),
+        torch.fft.fftfreq(height, device=device),
+        torch.fft.rfftfreq(width, device=device),
+        indexing="ij",
+    )
+    radius = torch.stack(axes).square().sum(0).sqrt()
+    radius = radius / radius.max().clamp(min=1e-6)  # a grid of one token has no frequency but zero
+    return 1 + FFT_GAIN * (radius - FFT_CUTOFF).clamp(min=0) / (1 - FFT_CUTOFF + 1e-6)
 
-    The slices are pooled in two dimensions: PyTorch's 3D average pooling knows no bfloat16 on CPUs.
+
+def pooled_in_plane(volume: Tensor) -> Tensor:
+    """Maxima of 2x2 in the last two axes; odd edges lose their last row, edges of one token are kept.
+
+    The planes are pooled in two dimensions: PyTorch's 3D pooling knows no bfloat16 on CPUs.
+
+    Shape:
+        (B, C, D, H, W) -> (B, C, D, H // 2, W // 2)
     """
     kernel = (min(2, volume.shape[3]), min(2, volume.shape[4]))
-    slices = F.avg_pool2d(volume.flatten(1, 2), kernel, 2, ceil_mode=True, count_include_pad=False)
-    return slices.unflatten(1, volume.shape[1:3])
+    return F.max_pool2d(volume.flatten(1, 2), kernel, kernel).unflatten(1, volume.shape[1:3])
 
 
-def _of_slices(function: Callable[[Tensor], Tensor], slices: Tensor) -> Tensor:
-    """A function of (B, C, D, H, W) on (D, H, W, C)."""
-    return channels_last(function(channels_first(slices[None])))[0]
+def enlarged_in_plane(volume: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Linear interpolation to another size of the last two axes."""
+    return F.interpolate(volume, size=(volume.shape[2], *size), mode="trilinear", align_corners=False)
 
 
-def _check_bottleneck(bottleneck: int) -> None:
-    if bottleneck < 1:
-        raise ValueError(f"an adapter's bottleneck must be at least 1 wide, got {bottleneck}")
+def to_plane(volume: Tensor, plane: str) -> Tensor:
+    """(B, C, D, H, W) -> the axis across the plane third, the plane's own last."""
+    return volume if plane == SLICE else volume.permute(0, 1, 3, 4, 2)
 
 
-ADAPTER_CLASSES: dict[str, type[OriginalAdapter3d] | type[DualPathAdapter3d]] = {
-    "original": OriginalAdapter3d,
-    "dualpath": DualPathAdapter3d,
-}
+def from_plane(volume: Tensor, plane: str) -> Tensor:
+    """The inverse of :func:`to_plane`."""
+    return volume if plane == SLICE else volume.permute(0, 1, 4, 2, 3)
+
+
+def has_convex_gate(names: Any) -> bool:
+    """Whether names of weights are those of DualPath adapters before version 0.2, which were another function."""
+    return any(str(name).endswith("adapter.gate.weight") for name in names)
+
+
+CONVEX_GATE = (
+    "it holds DualPath adapters of nnunetv2_sam3d 0.1, whose gate mixed two paths, a * g + (1 - a) * x01. Those of "
+    "this version are the published ones, which are another function, and no conversion leads from one to the other. "
+    "Train again, or use nnunetv2_sam3d 0.1.0 for this file"
+)
+
+
+def _refuse_convex_gate(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    if f"{prefix}gate.weight" in state:
+        raise ValueError(f"The checkpoint cannot be loaded: {CONVEX_GATE}.")
+
+
+def make_adapter(name: str, width: int, bottleneck: int, plane: str) -> Adapter3d:
+    """An adapter by its name.
+
+    Raises:
+        ValueError: for a name that no adapter has, naming those there are.
+    """
+    adapter = ADAPTERS[check_adapter(name)](width, bottleneck)
+    if isinstance(adapter, DualPathAdapter3d):
+        adapter.set_plane(plane)
+    return adapter
+
+
+def check_adapter(name: Any) -> str:
+    """The name, if an adapter has it; ValueError otherwise."""
+    if name not in ADAPTERS:
+        raise ValueError(f"adapter must be one of {tuple(ADAPTERS)}, got {name!r}")
+    return name

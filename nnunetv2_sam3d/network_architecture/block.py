@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from nnunetv2_sam3d.network_architecture.adapters import ADAPTER_CLASSES
+from nnunetv2_sam3d.network_architecture.adapters import make_adapter
 from nnunetv2_sam3d.network_architecture.attention import SAM_GLOBAL_ROWS, SAM_WINDOW_ROWS, WindowAttention3d
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.cpu_adapters import adapted
 from nnunetv2_sam3d.network_architecture.layers import MLP
 from nnunetv2_sam3d.network_architecture.parts import PART_TOKENS, in_parts, on_processor
 from nnunetv2_sam3d.network_architecture.windows import WindowLayout
@@ -34,21 +35,22 @@ class Block3d(nn.Module):
         width = config.embed_dim
         self.shifted = index % 2 == 0
         rows = SAM_GLOBAL_ROWS if index in config.global_attn_indexes else SAM_WINDOW_ROWS
-        self.adapter = ADAPTER_CLASSES[config.adapter](width, config.bottleneck)
+        self.adapter = make_adapter(config.adapter, width, config.bottleneck, config.adapter_plane)
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = WindowAttention3d(width, config.num_heads, rows)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width, 4 * width, nn.GELU)
 
     def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
-        x = self.adapter(x)
-        tokens = x.flatten(1, 3)
         if in_parts(x):
+            x = adapted(self.adapter, x)
+            tokens = x.flatten(1, 3)
             self.attend_in_parts(tokens, layout)
             for part in tokens.split(PART_TOKENS, 1):
                 part += self.mlp(self.norm2(part))
             return x
-        attended = self.attended(tokens, layout).flatten(1, 2)[:, layout.scatter]
+        x = self.adapter(x)
+        attended = self.attended(x.flatten(1, 3), layout).flatten(1, 2)[:, layout.scatter]
         x = x + attended.view_as(x)
         return x + self.mlp(self.norm2(x))
 

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from math import ceil
 from typing import Any
 
+from nnunetv2_sam3d.network_architecture.adapters import PLANES, SLICE, check_adapter
+
 TOKEN_STRIDES = (1, 2, 4, 8, 16)
-ADAPTERS = ("original", "dualpath")
 TAPS = 4
 
 
@@ -31,7 +32,9 @@ class SAM3DConfig:
         num_classes: channels of the logits.
         in_channels: channels of the image, see :class:`~nnunetv2_sam3d.network_architecture.stem.FoldedStem3d`.
         token_stride: voxels per token and axis ``(D, H, W)``; each 1, 2, 4, 8 or 16. The reference's 128^3 crop has 4.
-        adapter: ``"original"`` or ``"dualpath"``.
+        adapter: name of an adapter, see :data:`~nnunetv2_sam3d.network_architecture.adapters.ADAPTERS`.
+        adapter_plane: plane of the DualPath adapters' local path, ``"slice"`` (H and W) or ``"published"`` (W and D, as
+            in files of the public implementation).
         adapter_dim: bottleneck width of the adapters; ``None`` means ``embed_dim // 2``.
         prompt_encoder: ``False`` gives the reference's ``train_auto`` network, which refuses points.
         signed_clicks: whether the prompt encoder tells background clicks from foreground clicks, which goes beyond the
@@ -57,6 +60,7 @@ class SAM3DConfig:
     in_channels: int = 1
     token_stride: tuple[int, int, int] = (4, 4, 4)
     adapter: str = "original"
+    adapter_plane: str = SLICE
     adapter_dim: int | None = None
     prompt_encoder: bool = True
     signed_clicks: bool = False
@@ -84,8 +88,9 @@ class SAM3DConfig:
             raise ValueError(f"depth must be a multiple of {TAPS} (one tap after each quarter), got {self.depth}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
-        if self.adapter not in ADAPTERS:
-            raise ValueError(f"adapter must be one of {ADAPTERS}, got {self.adapter!r}")
+        check_adapter(self.adapter)
+        if self.adapter_plane not in PLANES:
+            raise ValueError(f"adapter_plane must be one of {PLANES}, got {self.adapter_plane!r}")
         if self.adapter_dim is not None and (type(self.adapter_dim) is not int or self.adapter_dim < 1):
             raise ValueError(f"adapter_dim must be a whole number of at least 1, got {self.adapter_dim!r}")
         for name in ("signed_clicks", "click_maps"):
@@ -115,13 +120,6 @@ class SAM3DConfig:
             raise ValueError(
                 f"the network is three-dimensional; expected a patch size of three positive voxel counts, "
                 f"got {list(patch_size)}"
-            )
-        depth, height, width = self.token_grid(patch_size)
-        if depth * ceil(height / 2) * ceil(width / 2) < 2:
-            raise ValueError(
-                f"a patch of {list(patch_size)} voxels at token stride {list(self.token_stride)} is a grid of only "
-                f"{depth}x{height}x{width} tokens, too few to normalise over. Choose a larger patch or a smaller "
-                f"stride: nnUNetv2_sam3d plan --patch-size D H W --token-stride S"
             )
 
     def to_dict(self) -> dict[str, Any]:

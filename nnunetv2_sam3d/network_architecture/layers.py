@@ -79,19 +79,38 @@ class Pointwise3d(Conv3d):
 
 
 class DepthwiseInPlane(Conv3d):
-    """Depthwise 1x3x3 convolution (padding 1, no bias), on CPUs of single slices and always in float32.
+    """Depthwise 1x3x3 convolution (padding 1), on CPUs of single slices and always in float32.
 
     Shape:
         x: (B, channels, D, H, W) -> the same
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, (1, 3, 3), padding=(0, 1, 1), groups=channels, bias=False)
+        super().__init__(channels, channels, (1, 3, 3), padding=(0, 1, 1), groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         if not on_processor(x):
             return super().forward(x)
-        return channels_first(_each_slice(channels_last(x).contiguous(), self.weight[:, :, 0]))
+        assert self.bias is not None
+        return channels_first(_each_slice(channels_last(x).contiguous(), self.weight[:, :, 0]) + self.bias)
+
+
+class DepthwiseAcrossSlices(Conv3d):
+    """Depthwise 3x1x1 convolution (padding 1), on CPUs the sum of three shifted volumes and always in float32.
+
+    Shape:
+        x: (B, channels, D, H, W) -> the same
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, (3, 1, 1), padding=(1, 0, 0), groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not on_processor(x):
+            return super().forward(x)
+        assert self.bias is not None
+        before, here, after = (channels_last(x) * weight for weight in self.weight[:, 0, :, 0, 0].unbind(1))
+        return channels_first(here + self.bias + _shifted(before, after))
 
 
 class Depthwise3x3x3(Conv3d):
@@ -110,9 +129,12 @@ class Depthwise3x3x3(Conv3d):
         x = channels_last(x).contiguous()
         before, here, after = (_each_slice(x, weight) for weight in self.weight.unbind(2))
         assert self.bias is not None
-        y = here + self.bias
-        y = y + F.pad(before[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0)) + F.pad(after[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
-        return channels_first(y)
+        return channels_first(here + self.bias + _shifted(before, after))
+
+
+def _shifted(before: Tensor, after: Tensor) -> Tensor:
+    """The sum of (B, D, H, W, C), one moved by a slice to where it comes after, the other to where it comes before."""
+    return F.pad(before[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0)) + F.pad(after[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
 
 
 def _each_slice(x: Tensor, weight: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_sam3d.network_architecture.adapters import DualPathAdapter3d
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.encoder import ImageEncoder3d
 from nnunetv2_sam3d.network_architecture.mask_decoder import MaskDecoder3d
@@ -112,6 +114,13 @@ class SAM3D(nn.Module):
         """Computes once what depends on the size of the image, for the size (voxels, D H W) that is mostly used."""
         self.encoder.prepare(self.config.token_grid(patch_size))
         return self
+
+    def set_adapter_plane(self, plane: str) -> None:
+        """Lets DualPath adapters work in another plane, ``slice`` or ``published``."""
+        self.config = replace(self.config, adapter_plane=plane)
+        for module in self.modules():
+            if isinstance(module, DualPathAdapter3d):
+                module.set_plane(plane)
 
     def _checked(self, image: Tensor, points: Tensor | None, signs: Tensor | None) -> Tensor:
         if points is None:

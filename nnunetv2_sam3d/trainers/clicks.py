@@ -16,9 +16,10 @@ AUTOMATIC_LOSSES = "val_losses_target_automatic"
 CLICKED_LOSSES = "val_losses_target_with_clicks"
 
 
-def seed_of(fold: int | str) -> int:
-    """Seed of a fold's clicks."""
-    return crc32(f"clicks of fold {fold}".encode())
+def seed_of(fold: int | str, repeat: int = 1) -> int:
+    """Seed of the clicks of a fold in a repeat."""
+    which = "" if repeat == 1 else f" in repeat {repeat}"
+    return crc32(f"clicks of fold {fold}{which}".encode())
 
 
 class ClickSteps:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from torch import nn
+if TYPE_CHECKING:  # the names of trainers are wanted where PyTorch is not
+    from torch import nn
 
 ADAPTERS = "encoder.blocks.*.adapter.*"
 PROMPT_ENCODER = "prompt_encoder.*"
@@ -27,10 +29,14 @@ class Recipe:
     """One trainer's recipe.
 
     Attributes:
-        adapter: ``"original"`` or ``"dualpath"``.
+        adapter: name of an adapter, see :data:`~nnunetv2_sam3d.network_architecture.adapters.ADAPTERS`.
         groups: name patterns of the trained parameters, one tuple for each group of the optimizer.
         clip_groups: name patterns whose gradients are clipped together to ``max_grad_norm``; others are not clipped.
         starts_from: trainers whose finished model of the same fold is the start, the first that exists.
+        adapter_start: how adapters begin that differ from the start's, see :class:`~nnunetv2_sam3d.settings.Settings`;
+            ``None`` leaves it to the plans.
+        control: short name of the trainer that this one is compared with; it differs in what ``question`` asks.
+        question: what the comparison with the control answers.
         max_grad_norm: norm that every clip group is limited to.
         weight_decay: of AdamW.
     """
@@ -39,6 +45,9 @@ class Recipe:
     groups: tuple[tuple[str, ...], ...]
     clip_groups: tuple[tuple[str, ...], ...] = ()
     starts_from: tuple[str, ...] = ()
+    adapter_start: str | None = None
+    control: str | None = None
+    question: str = ""
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
 
@@ -48,24 +57,69 @@ ORIGINAL = Recipe(
     adapter="original",
     groups=(ENCODER_TRAINED, (PROMPT_ENCODER,), (MASK_DECODER,)),
     clip_groups=(("encoder.*",), (MASK_DECODER,), (PROMPT_ENCODER,)),
-)
-DUALPATH = Recipe(
-    adapter="dualpath",
-    groups=(ENCODER_TRAINED,),
-    clip_groups=((ADAPTERS,),),
-    starts_from=("nnUNetTrainer_SAM3DOriginal", "nnUNetTrainer_SAM3DFull"),
+    question="What does 3DSAM-adapter reach as published?",
 )
 FULL = Recipe(
     adapter="original",
     groups=(("encoder.*",), (PROMPT_ENCODER,), (MASK_DECODER,)),
     clip_groups=(("encoder.*",), (MASK_DECODER,), (PROMPT_ENCODER,)),
+    question="What does training everything reach?",
 )
+STARTS = ("nnUNetTrainer_SAM3DOriginal", "nnUNetTrainer_SAM3DFull")
 ORIGINAL_EVAL = Recipe(
     adapter="original",
     groups=(),
-    starts_from=("nnUNetTrainer_SAM3DOriginal", "nnUNetTrainer_SAM3DFull"),
+    starts_from=STARTS,
+    question="What did the start reach, measured again without training?",
 )
-RECIPES = {"DualPath": DUALPATH, "Original": ORIGINAL, "Full": FULL}  # those that train, by their trainers' names
+DUALPATH = Recipe(
+    adapter="dualpath",
+    groups=(ENCODER_TRAINED,),
+    clip_groups=((ADAPTERS,),),
+    starts_from=STARTS,
+    control="OriginalContinued",
+    question="Does the DualPath adapter do better than the original one, all else equal?",
+)
+# The controls and ablations are DualPath's recipe with one thing changed.
+ORIGINAL_CONTINUED = replace(
+    DUALPATH,
+    adapter="original",
+    control="OriginalEval",
+    question="Is it only the longer training?",
+)
+ORIGINAL_WIDE = replace(
+    DUALPATH,
+    adapter="original_wide",
+    control="OriginalContinued",
+    question="Is it only the number of trained parameters?",
+)
+
+
+def _evaluation(adapter: str) -> Recipe:
+    return Recipe(adapter, groups=(), question="What does a trained model of these adapters reach, without training?")
+
+
+def _ablation(question: str, **changes: str) -> Recipe:
+    return replace(DUALPATH, control="DualPath", question=question, **changes)  # type: ignore[arg-type]
+
+
+# By the trainers' short names; what others start from comes first.
+RECIPES: dict[str, Recipe] = {
+    "Original": ORIGINAL,
+    "Full": FULL,
+    "OriginalEval": ORIGINAL_EVAL,
+    "OriginalContinued": ORIGINAL_CONTINUED,
+    "OriginalWide": ORIGINAL_WIDE,
+    "DualPath": DUALPATH,
+    "DualPathCold": _ablation("What is the warm start of the adapters worth?", adapter_start="cold"),
+    "DualPathNoGate": _ablation("What is the gate worth?", adapter="dualpath_no_gate"),
+    "DualPathLocalOnly": _ablation("What is the global path worth?", adapter="dualpath_local_only"),
+    "DualPathConv": _ablation("What is UNet++ worth against two convolutions?", adapter="dualpath_conv"),
+    "DualPathFFT": _ablation("What is UNet++ worth against amplified high frequencies?", adapter="dualpath_fft"),
+    "DualPathEval": _evaluation("dualpath"),
+    "DualPathConvEval": _evaluation("dualpath_conv"),
+    "DualPathFFTEval": _evaluation("dualpath_fft"),
+}
 
 
 def select(names: Iterable[str], patterns: Iterable[str], *, optional: Iterable[str] = ()) -> list[str]:

@@ -31,6 +31,7 @@ from nnunetv2_sam3d.trainers.clicks import AUTOMATIC_LOSSES, CLICKED_LOSSES, Cli
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
+from nnunetv2_sam3d.trainers.seeds import seed_loaders, seed_of_run, seed_process
 from nnunetv2_sam3d.trainers.start import Run, Start, outputs_of, take_over_pretrained_weights
 from nnunetv2_sam3d.trainers.threads import keep_thread_limit
 from nnunetv2_sam3d.weights.files import write_checkpoint
@@ -71,10 +72,11 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         training, clicks = settings.click_preset(), None
         if training is not None:
             target = click_target(dataset_json["labels"], labels, settings.click_targets)
-            clicks = SimulatedClicks(training, target, settings.signed_clicks, seed_of(fold))
+            clicks = SimulatedClicks(training, target, settings.signed_clicks, seed_of(fold, settings.repeat))
         super().__init__(plans, configuration, fold, dataset_json, device)
         keep_thread_limit(device)
         self.settings = settings
+        self.seed = seed_of_run(settings.repeat, fold)
         self.clicks = None if clicks is None else ClickSteps(clicks, self.local_rank)
         self.initial_lr = settings.initial_lr
         self.weight_decay = self.recipe.weight_decay
@@ -107,6 +109,11 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         )
         return SAM3D(config, settings.precision).prepare(configuration_manager.patch_size)
 
+    def initialize(self) -> None:
+        """nnU-Net's, whose random weights are those of the repeat and the fold."""
+        seed_process(self.seed)
+        super().initialize()
+
     @property
     def plain_network(self) -> SAM3D:
         """The network without DDP's and torch.compile's wrappers."""
@@ -127,7 +134,8 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         network = self.plain_network
         groups = apply_freezing(network, self.recipe)
         outputs = outputs_of(self.dataset_json["labels"], self.label_manager.has_regions)
-        self.start = Start(network, self.print_to_log_file, outputs, self.settings.map_class)
+        start = self.recipe.adapter_start or self.settings.adapter_start
+        self.start = Start(network, self.print_to_log_file, outputs, self.settings.map_class, start)
         self._load_start()
         if self.recipe.groups and (lacking := self.start.lacking()):
             for parameter in lacking.values():
@@ -169,6 +177,12 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             self.inference_allowed_mirroring_axes = axes
         return rotation, dummy_2d, patch_size, axes
 
+    def get_dataloaders(self) -> tuple:
+        """nnU-Net's, whose cases, crops and augmentation are those of the repeat and the fold."""
+        seed = (self.seed, self.current_epoch, self.local_rank)  # a resumed training draws what it has not yet seen
+        seed_process(*seed)
+        return seed_loaders(super().get_dataloaders(), *seed)
+
     def _build_loss(self) -> nn.Module:
         return DiceCELoss(self.label_manager, self.configuration_manager.batch_dice, self.is_ddp)
 
@@ -193,6 +207,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         assert self.start is not None
         self.start.check(self.run(), self.recipe)
         self._check_data()
+        self.print_to_log_file(f"Seed {self.seed} of repeat {self.settings.repeat}, fold {self.fold}")
         if self.recipe.groups and self.clicks is not None:
             self.print_to_log_file(
                 f"Clicks ({self.settings.clicks}) are simulated on {self.clicks.simulated.target.name}: "
@@ -335,6 +350,8 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
                     "outputs": self.start.outputs.to_dict() if self.start.outputs else None,
                     "provenance": self.start.provenance,
                     "trained": [name for name, parameter in network.named_parameters() if parameter.requires_grad],
+                    "repeat": self.settings.repeat,
+                    "seed": self.seed,
                 },
             },
             filename,
@@ -350,6 +367,8 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         if not self.was_initialized:
             self.resumed_from = weights
             self.initialize()
+        if weights.config is not None and weights.config.adapter == self.plain_network.config.adapter:
+            self.plain_network.set_adapter_plane(weights.config.adapter_plane)  # its start may have brought it
         check_same_network(weights, self.plain_network)
         super().load_checkpoint(filename_or_checkpoint)
 

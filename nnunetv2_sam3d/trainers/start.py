@@ -61,6 +61,7 @@ class Start:
     Attributes:
         outputs: meaning of the network's channels.
         class_map: channel of the file for classes of the data set, if the plans ask for it.
+        adapter_start: how adapters of another kind than a file's begin.
         provenance: for each part of the network the record of its file, or ``RANDOM``.
         loaded: names of the weights that came from a file.
     """
@@ -69,6 +70,7 @@ class Start:
     log: Callable[[str], None]
     outputs: Outputs | None = None
     class_map: Mapping[str, int] | None = None
+    adapter_start: str = "published"
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
 
@@ -83,7 +85,9 @@ class Start:
             WeightsError: if the file cannot be used; the network is then unchanged.
         """
         weights = read_weights(path)
-        given = load_into(self.network, weights, outputs=self.outputs, class_map=self.class_map)
+        given = load_into(
+            self.network, weights, outputs=self.outputs, class_map=self.class_map, adapter_start=self.adapter_start
+        )
         self.log(f"Weights from {weights.describe()}: {len(given.names)} tensors")
         for note in given.notes:
             self.log(f"  {note}")

@@ -1,4 +1,4 @@
-"""The four trainers; nnU-Net names results folders after the class, so every recipe is one."""
+"""The trainers; nnU-Net names results folders after the class, so every recipe is one."""
 
 from __future__ import annotations
 
@@ -12,34 +12,17 @@ from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.run import as_text, run_protocol
 from nnunetv2_sam3d.evaluation.targets import find_target
 from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
-from nnunetv2_sam3d.trainers.recipes import DUALPATH, FULL, ORIGINAL, ORIGINAL_EVAL
+from nnunetv2_sam3d.trainers.names import SHORT_NAMES
+from nnunetv2_sam3d.trainers.recipes import RECIPES
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
+from nnunetv2_sam3d.trainers.time_budget import nnUNetTrainer_TimeBudget
 from nnunetv2_sam3d.weights import load_model
 
 
-class nnUNetTrainer_SAM3DOriginal(nnUNetTrainer_SAM3D):
-    """3DSAM-adapter as published: SAM's encoder frozen; adapters, 3D parts, prompt encoder and decoder trained."""
+class EvaluatingTrainer(nnUNetTrainer_SAM3D):
+    """A finished model: nothing is trained, nnU-Net validates it, the reference's test follows."""
 
-    recipe = ORIGINAL
-
-
-class nnUNetTrainer_SAM3DDualPath(nnUNetTrainer_SAM3D):
-    """DualPath adapters and the encoder's 3D parts trained, everything else frozen and pretrained."""
-
-    recipe = DUALPATH
-
-
-class nnUNetTrainer_SAM3DFull(nnUNetTrainer_SAM3D):
-    """Nothing frozen: the upper bound of trained parameters, and the way to train sizes without published weights."""
-
-    recipe = FULL
-
-
-class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
-    """A finished original-adapter model: nothing is trained, nnU-Net validates it, the reference's test follows."""
-
-    recipe = ORIGINAL_EVAL
     is_ddp: bool  # nnU-Net's
 
     def __init__(
@@ -114,3 +97,14 @@ class nnUNetTrainer_SAM3DOriginalEval(nnUNetTrainer_SAM3D):
             )
             return
         self.print_to_log_file(as_text(summary), also_print_to_console=True)
+
+
+# A recipe is all in which trainers differ.
+for _short, _recipe in RECIPES.items():
+    globals()[SHORT_NAMES[_short]] = type(
+        SHORT_NAMES[_short],
+        (nnUNetTrainer_SAM3D if _recipe.groups else EvaluatingTrainer,),
+        {"recipe": _recipe, "__doc__": _recipe.question, "__module__": __name__},
+    )
+
+__all__ = [nnUNetTrainer_TimeBudget.__name__, *(SHORT_NAMES[short] for short in RECIPES)]  # noqa: PLE0604

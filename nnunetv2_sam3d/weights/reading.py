@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.adapters import CONVEX_GATE, has_convex_gate
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file
 from nnunetv2_sam3d.weights.classes import Outputs, check_class_map
 from nnunetv2_sam3d.weights.errors import WeightsError
@@ -73,7 +74,7 @@ def read_weights(path: str | os.PathLike[str], *, automatic: bool = False) -> We
 
     Args:
         path: SAM or MedSAM ``.pth``, the same from Hugging Face (``model.safetensors``, ``pytorch_model.bin``),
-            3DSAM-adapter ``.pth.tar``, a converted file or a checkpoint of the SAM3D trainers.
+            3DSAM-adapter or 3DMedSAM-FDA ``.pth.tar``, a converted file or a checkpoint of the SAM3D trainers.
         automatic: leave a 3DSAM-adapter checkpoint's prompt encoder out.
 
     Raises:
@@ -128,6 +129,8 @@ def _ours(path: Path, content: Mapping[str, Any], automatic: bool) -> Weights:
             raise WeightsError(f"the file describes SAM's encoder and holds {odd[0]!r}, too; it is damaged")
         encoder_sizes(state)
         return Weights(path, "converted-sam", state, None, dict(metadata))
+    if has_convex_gate(state):
+        raise WeightsError(CONVEX_GATE)
     try:
         config = SAM3DConfig.from_dict(metadata["network"])
     except (ValueError, TypeError) as error:

@@ -1,20 +1,25 @@
-"""3DSAM-adapter checkpoints -> our names and axis order (pure functions on tensors).
+"""Checkpoints of 3DSAM-adapter and 3DMedSAM-FDA -> our names and axis order (pure functions on tensors).
 
-The reference keeps tokens as (H, W, D); every 3D kernel is permuted to (D, H, W).
+The reference keeps tokens as (H, W, D); every 3D kernel is permuted to (D, H, W). The kernels of a DualPath adapter's
+local path are not: they stay in the published plane, in which the adapter then works.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS, PUBLISHED, DualPathAdapter3d
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.state import as_state, config_from_shapes
 
+LOCAL_PATH = re.compile(r"encoder\.blocks\.\d+\.adapter\.local_")
 # Stored by the reference, but recomputed from the grid or never used in its output.
 ENCODER_UNUSED = re.compile(r"blocks\.\d+\.attn_mask")
 PROMPT_UNUSED = re.compile(
@@ -64,8 +69,13 @@ def convert_reference(content: Mapping[str, Any], *, automatic: bool = False) ->
     if prompts and not automatic:
         # four prompt encoders are stored, only the last one takes part
         state |= _rename(prompts[-1], PROMPT_NAMES, PROMPT_UNUSED, "feature_dict[-1]")
-    state = {key: _to_dhw(tensor) for key, tensor in state.items()}
-    return state, config_from_shapes(state)
+    state = {key: tensor if LOCAL_PATH.match(key) else _to_dhw(tensor) for key, tensor in state.items()}
+    config = config_from_shapes(state)
+    if issubclass(ADAPTERS[config.adapter], DualPathAdapter3d):
+        config = replace(config, adapter_plane=PUBLISHED)
+        for index in range(config.depth):
+            state[f"encoder.blocks.{index}.adapter.published_plane"] = torch.ones(())
+    return state, config
 
 
 def _rename(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.network_architecture.attention import SAM_WINDOW_ROWS
 from nnunetv2_sam3d.weights.errors import WeightsError
 
@@ -77,6 +78,23 @@ def encoder_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+def adapter_of(state: Mapping[str, Tensor]) -> str:
+    """The published adapter whose weights a state has in its first block, told from their names.
+
+    Raises:
+        WeightsError: for names that no published adapter has.
+    """
+    prefix = "encoder.blocks.0.adapter."
+    names = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
+    for name, adapter in ADAPTERS.items():
+        if names == {parameter for parameter, _ in adapter(1, 1).named_parameters()}:
+            return name
+    raise WeightsError(
+        f"no known adapter has the weights of these ({', '.join(sorted(names)[:4]) or 'none'}). Known are those of "
+        f"3DSAM-adapter, and unetlocal, convlocal and fftlocal of 3DMedSAM-FDA"
+    )
+
+
 def config_from_shapes(state: Mapping[str, Tensor]) -> SAM3DConfig:
     """Sizes of a whole network from the shapes of its weights, under our names.
 
@@ -93,7 +111,7 @@ def config_from_shapes(state: Mapping[str, Tensor]) -> SAM3DConfig:
             decoder_channels=size(state, "mask_decoder.fuse.0.weight", 0),
             prompt_mlp_dim=size(state, "prompt_encoder.layers.0.mlp.lin1.weight", 0) if prompted else 2048,
             num_classes=size(state, "mask_decoder.seg_layers.0.weight", 0),
-            adapter="dualpath" if "encoder.blocks.0.adapter.gate.weight" in state else "original",
+            adapter=adapter_of(state),
             adapter_dim=size(state, "encoder.blocks.0.adapter.linear1.weight", 0),
             prompt_encoder=prompted,
         )

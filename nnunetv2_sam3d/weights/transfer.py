@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
-from nnunetv2_sam3d.network_architecture.adapters import DualPathAdapter3d
+from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS, Adapter3d, DualPathAdapter3d
 from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
 from nnunetv2_sam3d.weights.classes import Outputs, map_channels
@@ -33,6 +34,7 @@ PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("last convolution", re.compile(r"mask_decoder\.seg_layers\..+")),
     ("mask decoder", re.compile(r"mask_decoder\..+")),
 )
+ADAPTER = re.compile(r"encoder\.blocks\.\d+\.adapter\.")
 SEG_LAYERS = "mask_decoder.seg_layers."
 LAST_CONVOLUTION = f"{SEG_LAYERS}0.weight"
 # Sizes that decide whether weights fit; the others leave no trace in the shapes or are handled below.
@@ -89,12 +91,13 @@ def load_into(
     *,
     outputs: Outputs | None = None,
     class_map: Mapping[str, int] | None = None,
+    adapter_start: str = "published",
 ) -> Loaded:
     """Puts a file's weights into a network of the same sizes.
 
     SAM's files fill the pretrained part of the encoder. Whole models fill everything, with exceptions that are
-    reported: the new paths of DualPath adapters when the file has original ones (the gate then starts at the global
-    path), the last convolution when the classes differ, the prompt encoder when the network has none, and what goes
+    reported: what other adapters do not give, such as the local path of DualPath adapters when the file has original
+    ones, the last convolution when the classes differ, the prompt encoder when the network has none, and what goes
     beyond the reference's prompt encoder when only one of the two has it.
 
     Args:
@@ -103,6 +106,8 @@ def load_into(
         outputs: meaning of the network's channels, where known.
         class_map: channel of the file for labels or regions of the data set; by default what ``weights convert
             --map-class`` noted in the file. Needs ``outputs``.
+        adapter_start: how adapters begin that the file has in another kind, see
+            :class:`~nnunetv2_sam3d.settings.Settings`.
 
     Raises:
         WeightsError: if sizes differ, or the file cannot give what the network needs; the network is then unchanged.
@@ -114,7 +119,7 @@ def load_into(
         _check_encoder(weights, network.config)
     else:
         _check_sizes(weights, weights.config, network.config)
-        _match_adapters(state, weights, weights.config, network, loaded)
+        _match_adapters(state, weights, weights.config, network, adapter_start, loaded)
         if weights.config.prompt_encoder and not network.config.prompt_encoder:
             state = {key: value for key, value in state.items() if not key.startswith("prompt_encoder.")}
             loaded.notes.append("the file's prompt encoder was left out, the plans ask for a network without one")
@@ -141,11 +146,13 @@ def load_into(
             f"{weights.describe()} lacks {len(missing)} weights that the network needs, the first is "
             f"{missing[0]!r}; the file is incomplete or of another kind."
         )
-    if weights.config is not None and weights.config.adapter == "original" and network.config.adapter == "dualpath":
-        for module in network.modules():
-            if isinstance(module, DualPathAdapter3d):
-                module.bias_gate_to_global()
     network.load_state_dict(state, strict=False)
+    if weights.config is not None and weights.config.adapter == network.config.adapter:
+        network.set_adapter_plane(weights.config.adapter_plane)
+    elif weights.config is not None and adapter_start == "quiet":
+        for module in network.modules():
+            if isinstance(module, Adapter3d):
+                module.quieten()
     loaded.names = set(state) - ({LAST_CONVOLUTION} if fresh_last else set())
     return loaded
 
@@ -216,22 +223,38 @@ def _check_sizes(weights: Weights, source: SAM3DConfig, target: SAM3DConfig) -> 
 
 
 def _match_adapters(
-    state: dict[str, Tensor], weights: Weights, source: SAM3DConfig, network: SAM3D, loaded: Loaded
+    state: dict[str, Tensor], weights: Weights, source: SAM3DConfig, network: SAM3D, start: str, loaded: Loaded
 ) -> None:
-    """Renames an original adapter's weights to their place in a DualPath adapter."""
-    if source.adapter == network.config.adapter:
+    """Turns the file's adapters into the network's, as far as they give any; the others start at random."""
+    target = network.config.adapter
+    if source.adapter == target:
+        if source.adapter_plane != network.config.adapter_plane and issubclass(ADAPTERS[target], DualPathAdapter3d):
+            loaded.notes.append(
+                f"the local path works in the file's plane, {source.adapter_plane!r}: its weights mean that plane"
+            )
         return
-    if source.adapter == "dualpath":
+    if source.adapter not in ADAPTERS[target].starts_from:
         raise WeightsError(
-            f"{weights.describe()} has DualPath adapters, this trainer has original ones, and there is no "
-            f"way back. Use nnUNetTrainer_SAM3DDualPath, or a file with original adapters."
+            f"{weights.describe()} has {source.adapter} adapters, which give nothing to this trainer's {target} ones. "
+            f"Use a file with {' or '.join((target, *ADAPTERS[target].starts_from))} adapters, or a trainer of "
+            f"{source.adapter} adapters."
         )
-    for key in [key for key in state if ".adapter.conv." in key]:
-        state[key.replace(".adapter.conv.", ".adapter.global_conv.")] = state.pop(key)
-    loaded.notes.append(
-        "original adapters were taken into the global path of the DualPath adapters; their local path "
-        "starts at random behind a gate that is biased to the global path"
-    )
+    given: dict[str, dict[str, Tensor]] = {}
+    for key in [key for key in state if ADAPTER.match(key)]:
+        prefix = ADAPTER.match(key)[0]  # type: ignore[index]
+        given.setdefault(prefix, {})[key.removeprefix(prefix)] = state.pop(key)
+    if start == "cold":
+        loaded.notes.append(f"the file's {source.adapter} adapters were left out: all of the {target} ones start anew")
+        return
+    new: set[str] = set()
+    for prefix, tensors in given.items():
+        adapter = cast(Adapter3d, network.get_submodule(prefix.removesuffix(".")))
+        taken = adapter.from_other(tensors)
+        state.update({prefix + name: value for name, value in taken.items()})
+        new |= {name.split(".")[0] for name, _ in adapter.named_parameters()} - {name.split(".")[0] for name in taken}
+    rest = f"; their {', '.join(sorted(new))} start at random" if new else ""
+    quietly = ", the local path at a tenth of its strength" if new and start == "quiet" else ""
+    loaded.notes.append(f"the file's {source.adapter} adapters were taken into the {target} ones{rest}{quietly}")
 
 
 def _match_additions(state: dict[str, Tensor], target: Mapping[str, Tensor], loaded: Loaded) -> dict[str, Tensor]:
@@ -292,14 +315,13 @@ def _match_classes(
 
 
 def _missing(state: Mapping[str, Tensor], target: Mapping[str, Tensor], weights: Weights, network: SAM3D) -> list[str]:
-    """What a file lacks: a whole model gives everything but DualPath's new paths, SAM its whole encoder."""
-    new_in_dualpath = re.compile(r".*\.adapter\.(conv_\d_\d|gate)\..+")
+    """What a file lacks: a whole model gives everything but new parts of its adapters, SAM its whole encoder."""
     warm_start = weights.config is not None and weights.config.adapter != network.config.adapter
     return [
         key
         for key in target
         if key not in state
         and (weights.config is not None or IN_SAM.fullmatch(key))
-        and not (warm_start and new_in_dualpath.fullmatch(key))
+        and not (warm_start and ADAPTER.match(key))
         and not is_addition(key)
     ]

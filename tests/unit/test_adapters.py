@@ -1,165 +1,211 @@
-"""The adapters against their formulas."""
+"""The adapters against their formulas, on grids of every shape, and in parts against at once."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture.adapters import (
-    ADAPTER_CLASSES,
+    ADAPTERS,
+    PLANES,
+    Adapter3d,
     DualPathAdapter3d,
     InPlaneConv3d,
     OriginalAdapter3d,
+    make_adapter,
+    pooled_in_plane,
 )
+from nnunetv2_sam3d.network_architecture.cpu_adapters import adapted
+from nnunetv2_sam3d.network_architecture.parts import as_on_gpus
 
 WIDTH, BOTTLENECK = 12, 5
-GRIDS = [(4, 6, 8), (3, 5, 7), (3, 1, 5), (2, 4, 1), (1, 3, 3), (2, 1, 1)]
+GRIDS = [(4, 6, 8), (3, 5, 7), (3, 1, 5), (2, 4, 1), (1, 3, 3), (2, 1, 1), (5, 2, 3), (1, 1, 1)]
+with_each_adapter = pytest.mark.parametrize("name", ADAPTERS)
+with_each_grid = pytest.mark.parametrize("grid", GRIDS)
+with_each_plane = pytest.mark.parametrize("plane", PLANES)
 
 
-def make_adapter(name: str) -> nn.Module:
+def strong_adapter(name: str, plane: str = "slice") -> Adapter3d:
     """An adapter in which every weight counts, normalisation included."""
     torch.manual_seed(0)
-    adapter = ADAPTER_CLASSES[name](WIDTH, BOTTLENECK)
+    adapter = make_adapter(name, WIDTH, BOTTLENECK, plane)
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return adapter
 
 
-def depthwise(volume: Tensor, convolution: nn.Conv3d) -> Tensor:
-    """A 3x3x3 depthwise convolution as a sum over its 27 taps."""
-    d, h, w = volume.shape[2:]
-    padded = F.pad(volume, [1] * 6)
-    out = torch.zeros_like(volume) + convolution.bias.view(1, -1, 1, 1, 1)
-    for z in range(3):
-        for y in range(3):
-            for x in range(3):
-                tap = convolution.weight[:, 0, z, y, x].view(1, -1, 1, 1, 1)
-                out = out + tap * padded[:, :, z : z + d, y : y + h, x : x + w]
-    return out
+def tokens_of(grid: tuple[int, int, int], batch: int = 2) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(batch, *grid, WIDTH)
 
 
 def in_plane(volume: Tensor, layer: InPlaneConv3d) -> Tensor:
-    """Depthwise 3x3 in every slice, pointwise, InstanceNorm over the volume, ReLU."""
-    spatial, pointwise, norm, _ = layer
+    """1x3x3 slice by slice, 1x1x1 as a product, the norm from its definition."""
     slices = [
-        F.conv2d(volume[:, :, z], spatial.weight[:, :, 0], padding=1, groups=volume.shape[1])
+        F.conv2d(
+            volume[:, :, z], layer.depthwise.weight[:, :, 0], layer.depthwise.bias, padding=1, groups=volume.shape[1]
+        )
         for z in range(volume.shape[2])
     ]
-    mixed = torch.einsum("bcdhw,oc->bodhw", torch.stack(slices, 2), pointwise.weight.flatten(1))
+    mixed = torch.einsum("bcdhw,oc->bodhw", torch.stack(slices, 2), layer.pointwise.weight.flatten(1))
+    mixed = mixed + layer.pointwise.bias.view(1, -1, 1, 1, 1)
     mean = mixed.mean((2, 3, 4), keepdim=True)
     variance = mixed.var((2, 3, 4), unbiased=False, keepdim=True)
     normal = (mixed - mean) / (variance + 1e-5).sqrt()
-    return (normal * norm.weight.view(1, -1, 1, 1, 1) + norm.bias.view(1, -1, 1, 1, 1)).clamp(min=0)
+    return (normal * layer.norm.weight.view(1, -1, 1, 1, 1) + layer.norm.bias.view(1, -1, 1, 1, 1)).clamp(min=0)
 
 
-def halved(volume: Tensor) -> Tensor:
-    """The mean of each 2x2 of a slice, or of what of it lies inside."""
-    rows = [volume[:, :, :, y : y + 2].mean(3) for y in range(0, volume.shape[3], 2)]
-    volume = torch.stack(rows, 3)
-    return torch.stack([volume[..., x : x + 2].mean(4) for x in range(0, volume.shape[4], 2)], 4)
+def pooled(volume: Tensor) -> Tensor:
+    """The largest of each whole 2x2 of a slice; an edge of one token stays."""
+    for axis in (3, 4):
+        if volume.shape[axis] > 1:
+            whole = volume.narrow(axis, 0, volume.shape[axis] // 2 * 2)
+            volume = whole.unflatten(axis, (-1, 2)).amax(axis + 1)
+    return volume
 
 
-def restored(volume: Tensor, size: torch.Size) -> Tensor:
-    slices = [
-        F.interpolate(volume[:, :, z], size=size[3:], mode="bilinear", align_corners=False)
-        for z in range(volume.shape[2])
-    ]
-    return torch.stack(slices, 2)
+def dual_path(adapter: DualPathAdapter3d, tokens: Tensor) -> Tensor:
+    """DESIGN's formulas for UNet++ with gate, in the slice plane."""
+    h = (tokens @ adapter.linear1.weight.t() + adapter.linear1.bias).clamp(min=0).permute(0, 4, 1, 2, 3)
+    conv = adapter.global_conv
+    g = F.conv3d(h, conv.weight, conv.bias, padding=1, groups=h.shape[1]).clamp(min=0)
+    path = adapter.local_unetpp
+    x00 = in_plane(h, path.conv_0_0)
+    x10 = in_plane(pooled(x00), path.conv_1_0)
+    up = torch.stack(
+        [
+            F.interpolate(x10[:, :, z], size=x00.shape[3:], mode="bilinear", align_corners=False)
+            for z in range(x10.shape[2])
+        ],
+        2,
+    )
+    x01 = in_plane(torch.cat([x00, up], 1), path.conv_0_1)
+    mixed = torch.einsum("bcdhw,oc->bodhw", g, adapter.fusion_gate.weight.flatten(1))
+    a = 1 / (1 + torch.exp(-mixed - adapter.fusion_gate.bias.view(1, -1, 1, 1, 1)))
+    f = (g + a * x01).permute(0, 2, 3, 4, 1)
+    return tokens + (f @ adapter.linear2.weight.t() + adapter.linear2.bias).clamp(min=0)
 
 
-def plain_original(adapter: OriginalAdapter3d, tokens: Tensor) -> Tensor:
-    hidden = (tokens @ adapter.linear1.weight.t() + adapter.linear1.bias).clamp(min=0).permute(0, 4, 1, 2, 3)
-    hidden = depthwise(hidden, adapter.conv).clamp(min=0).permute(0, 2, 3, 4, 1)
-    return tokens + (hidden @ adapter.linear2.weight.t() + adapter.linear2.bias).clamp(min=0)
+@with_each_grid
+def test_the_dual_path_is_its_formulas(grid: tuple[int, int, int]) -> None:
+    adapter, tokens = strong_adapter("dualpath"), tokens_of(grid)
+    torch.testing.assert_close(adapter(tokens), dual_path(adapter, tokens), atol=1e-5, rtol=1e-5)
 
 
-def plain_dualpath(adapter: DualPathAdapter3d, tokens: Tensor) -> Tensor:
-    hidden = (tokens @ adapter.linear1.weight.t() + adapter.linear1.bias).clamp(min=0).permute(0, 4, 1, 2, 3)
-    g = depthwise(hidden, adapter.global_conv)
-    x00 = in_plane(hidden, adapter.conv_0_0)
-    x10 = in_plane(halved(x00), adapter.conv_1_0)
-    x01 = in_plane(torch.cat([x00, restored(x10, x00.shape)], 1), adapter.conv_0_1)
-    gate = torch.einsum("bcdhw,oc->bodhw", torch.cat([g, x01], 1), adapter.gate.weight.flatten(1))
-    a = 1 / (1 + torch.exp(-gate - adapter.gate.bias.view(1, -1, 1, 1, 1)))
-    fused = (a * g + (1 - a) * x01).clamp(min=0).permute(0, 2, 3, 4, 1)
-    return tokens + (fused @ adapter.linear2.weight.t() + adapter.linear2.bias).clamp(min=0)
+def test_the_published_plane_is_that_of_width_and_depth() -> None:
+    tokens = tokens_of((4, 6, 8))
+    adapter = strong_adapter("dualpath", "published")
+    turned = strong_adapter("dualpath")
+    with torch.no_grad():  # the global path keeps its axes, so its kernel has to turn with the volume
+        turned.global_conv.weight.copy_(adapter.global_conv.weight.permute(0, 1, 3, 4, 2))
+    expected = dual_path(turned, tokens.permute(0, 2, 3, 1, 4)).permute(0, 3, 1, 2, 4)
+    torch.testing.assert_close(adapter(tokens), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(strong_adapter("dualpath")(tokens), expected, atol=1e-2)
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-def test_original_is_its_formula(grid: tuple[int, int, int]) -> None:
-    adapter, tokens = make_adapter("original"), torch.randn(2, *grid, WIDTH)
-    torch.testing.assert_close(adapter(tokens), plain_original(adapter, tokens), rtol=0, atol=1e-5)
+@with_each_adapter
+@with_each_grid
+@with_each_plane
+def test_in_parts_on_gpus_and_at_once_are_the_same(
+    name: str, grid: tuple[int, int, int], plane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunetv2_sam3d.network_architecture.parts.PART_TOKENS", 13)
+    # in double precision, since the norm of two tokens that hardly differ makes much of rounding
+    adapter, tokens = strong_adapter(name, plane).double(), tokens_of(grid).double()
+    expected = adapter(tokens)
+    assert expected.shape == tokens.shape
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(adapter, tokens), expected, atol=1e-5, rtol=1e-5)
+    with as_on_gpus():
+        torch.testing.assert_close(adapter(tokens), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-def test_dualpath_is_its_formula(grid: tuple[int, int, int]) -> None:
-    adapter, tokens = make_adapter("dualpath"), torch.randn(2, *grid, WIDTH)
-    torch.testing.assert_close(adapter(tokens), plain_dualpath(adapter, tokens), rtol=0, atol=2e-5)
+@with_each_adapter
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    adapter = strong_adapter(name)
+    (adapter(tokens_of((3, 4, 5))) ** 2).sum().backward()
+    assert [parameter for parameter, value in adapter.named_parameters() if value.grad is None] == []
 
 
-def test_names_in_the_state_dict() -> None:
-    assert [name for name, _ in DualPathAdapter3d(WIDTH, BOTTLENECK).named_children()] == [
-        "linear1",
-        "global_conv",
-        "conv_0_0",
-        "conv_1_0",
-        "conv_0_1",
-        "gate",
-        "linear2",
-    ]
-    assert [name for name, _ in OriginalAdapter3d(WIDTH, BOTTLENECK).named_children()] == ["linear1", "conv", "linear2"]
-    owners = {key.split(".")[0] for key in DualPathAdapter3d(WIDTH, BOTTLENECK).state_dict()}
-    assert owners == {"linear1", "global_conv", "conv_0_0", "conv_1_0", "conv_0_1", "gate", "linear2"}
+@pytest.mark.parametrize("name", [name for name, adapter in ADAPTERS.items() if "original" in adapter.starts_from])
+def test_without_its_local_path_a_dual_path_is_the_original_it_started_from(name: str) -> None:
+    original, adapter = strong_adapter("original"), strong_adapter(name)
+    taken = adapter.from_other({key: value.clone() for key, value in original.state_dict().items()})
+    missing, unexpected = adapter.load_state_dict(taken, strict=False)
+    assert not unexpected
+    if isinstance(adapter, DualPathAdapter3d):
+        adapter.fuse = lambda g, local: g  # type: ignore[method-assign]
+    tokens = tokens_of((3, 4, 5))
+    torch.testing.assert_close(adapter(tokens), original(tokens), atol=1e-6, rtol=1e-6)
 
 
-def test_local_path_stays_in_its_slice() -> None:
-    """Without the normalisation, whose mean is over the volume, a slice of the local path sees only itself."""
-    spatial, pointwise, _, _ = make_adapter("dualpath").conv_0_0
-    layer = nn.Sequential(spatial, pointwise)
-    volume = torch.randn(1, BOTTLENECK, 4, 6, 6)
-    other = volume.clone()
-    other[:, :, 2] += 1
-    changed = (layer(other) != layer(volume)).flatten(3).any(3).any(1)[0]
-    assert changed.tolist() == [False, False, True, False]
+def test_the_wide_original_has_the_dual_paths_size() -> None:
+    for width, bottleneck in ((64, 32), (768, 384), (1280, 640)):
+        with torch.device("meta"):
+            wide, dual = (
+                sum(value.numel() for value in make_adapter(name, width, bottleneck, "slice").parameters())
+                for name in ("original_wide", "dualpath")
+            )
+        assert abs(wide - dual) / dual < 0.01
 
 
-def test_warm_start_is_close_to_the_original_adapter() -> None:
-    original = make_adapter("original")
-    dualpath = DualPathAdapter3d(WIDTH, BOTTLENECK)
-    for source, target in (("linear1", "linear1"), ("conv", "global_conv"), ("linear2", "linear2")):
-        getattr(dualpath, target).load_state_dict(getattr(original, source).state_dict())
-    tokens = torch.randn(2, 4, 6, 8, WIDTH)
-    before = (dualpath(tokens) - original(tokens)).norm() / (original(tokens) - tokens).norm()
-    dualpath.bias_gate_to_global()
-    after = (dualpath(tokens) - original(tokens)).norm() / (original(tokens) - tokens).norm()
-    # of what the adapter adds to the tokens; measured 0.0021, and 0.46 to 0.60 with a gate that is not biased
-    assert after < 0.005 < 0.1 < before
+def test_the_wide_originals_new_units_learn() -> None:
+    original, wide = strong_adapter("original"), strong_adapter("original_wide")
+    wide.load_state_dict(wide.from_other(original.state_dict()))
+    (wide(tokens_of((3, 4, 5))) ** 2).sum().backward()
+    assert wide.linear2.weight.grad[:, BOTTLENECK:].abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["original", "dualpath"])
-def test_gradients_reach_every_parameter(name: str) -> None:
-    adapter = make_adapter(name)
-    adapter(torch.randn(2, 4, 6, 8, WIDTH)).square().sum().backward()
-    still = [
-        key
-        for key, parameter in adapter.named_parameters()
-        if parameter.grad is None or not parameter.grad.abs().max() > 0
-    ]
-    assert still == []
+@pytest.mark.parametrize("name", ["dualpath", "dualpath_conv", "dualpath_fft"])
+def test_a_quiet_start_is_nearly_the_original(name: str) -> None:
+    torch.manual_seed(0)
+    original, adapter = OriginalAdapter3d(WIDTH, BOTTLENECK), make_adapter(name, WIDTH, BOTTLENECK, "slice")
+    adapter.load_state_dict(adapter.from_other(original.state_dict()), strict=False)
+    tokens = tokens_of((4, 6, 8))
+    loud = (adapter(tokens) - original(tokens)).norm()
+    adapter.quieten()
+    quiet = (adapter(tokens) - original(tokens)).norm()
+    assert 0 < quiet < 0.15 * loud
 
 
-def test_biased_gate_still_learns() -> None:
-    adapter = make_adapter("dualpath")
-    adapter.bias_gate_to_global()
-    adapter(torch.randn(2, 4, 6, 8, WIDTH)).square().sum().backward()
-    assert all(parameter.grad.abs().max() > 0 for parameter in adapter.parameters())
+def test_odd_edges_lose_their_last_row_and_single_tokens_stay() -> None:
+    volume = torch.arange(15.0).view(1, 1, 1, 5, 3)
+    assert pooled_in_plane(volume).flatten().tolist() == [4.0, 10.0]
+    assert pooled_in_plane(volume[..., :1]).shape == (1, 1, 1, 2, 1)
 
 
-@pytest.mark.parametrize("name", ["original", "dualpath"])
-@pytest.mark.parametrize("bottleneck", [0, -1])
-def test_bottleneck_must_be_positive(name: str, bottleneck: int) -> None:
-    with pytest.raises(ValueError, match=f"bottleneck must be at least 1 wide, got {bottleneck}"):
-        ADAPTER_CLASSES[name](WIDTH, bottleneck)
+def test_planes_travel_with_the_weights() -> None:
+    published = strong_adapter("dualpath", "published")
+    fresh = make_adapter("dualpath", WIDTH, BOTTLENECK, "slice")
+    fresh.load_state_dict(published.state_dict())
+    tokens = tokens_of((4, 6, 8))
+    assert fresh.plane == "published"
+    torch.testing.assert_close(fresh(tokens), published(tokens))
+
+
+def test_the_earlier_convex_gate_is_refused_with_a_sentence() -> None:
+    adapter = strong_adapter("dualpath")
+    state = adapter.state_dict() | {"gate.weight": torch.zeros(BOTTLENECK, 2 * BOTTLENECK, 1, 1, 1)}
+    with pytest.raises(ValueError, match=r"nnunetv2_sam3d 0\.1.*Train again"):
+        adapter.load_state_dict(state)
+
+
+def test_two_adapters_cannot_share_a_name() -> None:
+    with pytest.raises(ValueError, match="two adapters are called 'original'"):
+        type("Another", (Adapter3d,), {"name": "original"})
+
+
+def test_bottlenecks_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="at least 1 wide, got 0"):
+        make_adapter("original", WIDTH, 0, "slice")
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "dualpath_fft"])
+def test_compiles_in_one_graph(name: str) -> None:
+    """FFTs have no compiled form in PyTorch's default backend; the graph is captured whole for all others."""
+    adapter, tokens = strong_adapter(name), tokens_of((3, 4, 5))
+    compiled = torch.compile(adapter, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(tokens), adapter(tokens), atol=1e-5, rtol=1e-5)

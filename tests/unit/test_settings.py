@@ -52,6 +52,7 @@ def test_network_has_the_trainers_and_the_datas_part() -> None:
         ),
         Settings(mirror_axes=()),
         Settings(clicks="none"),
+        Settings(repeat=3),
         Settings(automatic_share=0.25, max_clicks=5, click_targets=("tumour", "2")),
         Settings(network={"signed_clicks": True, "click_maps": True}),
     ],

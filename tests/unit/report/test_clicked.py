@@ -21,8 +21,8 @@ from nnunetv2_sam3d.evaluation.folds import find_models, open_dataset
 from nnunetv2_sam3d.evaluation.kept import clicks_file, mask_file
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
-from nnunetv2_sam3d.experiment.comparison import SHORT_NAMES
 from nnunetv2_sam3d.report.build import Request, write_report
+from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 
 NSD = "NSD 5 mm"
 

@@ -39,12 +39,15 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def make_trainer() -> MakeTrainer:
-    """A function that makes a trainer, each with other random weights; `classes` counts the background."""
+    """A function that makes a trainer; `classes` counts the background.
+
+    Each has other random weights, unless it is to be `reproducible` as it is for users.
+    """
     made: list[nnUNetTrainer_SAM3D] = []
 
     def make(
         kind: str, *, classes: int = 3, fold: int = 0, configuration: str = CONFIGURATION, initialize: bool = False,
-        labels: dict[str, Any] | None = None, regions_class_order: list[int] | None = None,
+        reproducible: bool = False, labels: dict[str, Any] | None = None, regions_class_order: list[int] | None = None,
         plans: dict[str, Any] | None = None, **settings: Any,
     ) -> nnUNetTrainer_SAM3D:  # fmt: skip
         torch.manual_seed(len(made))
@@ -56,6 +59,7 @@ def make_trainer() -> MakeTrainer:
         trainer = getattr(trainers, f"nnUNetTrainer_SAM3D{kind}")(
             plans, configuration, fold, dataset, torch.device("cpu")
         )
+        trainer.seed += 0 if reproducible else len(made)
         made.append(trainer)
         if initialize:
             trainer.initialize()

@@ -1,0 +1,62 @@
+"""What the trainers are called, and which of them belong together in a study. Imports neither PyTorch nor nnU-Net."""
+
+from __future__ import annotations
+
+from nnunetv2_sam3d.trainers.recipes import RECIPES, Recipe
+
+PREFIX = "nnUNetTrainer_SAM3D"
+TIME_BUDGET = "nnUNetTrainer_TimeBudget"
+# Short names and class names of this package's trainers; what others start from comes first.
+SHORT_NAMES = {short: PREFIX + short for short in RECIPES} | {"TimeBudget": TIME_BUDGET}
+
+# The arms of a study beside the start, which is Original or Full.
+STUDIES: dict[str, tuple[str, ...]] = {
+    "controls": ("OriginalEval", "OriginalContinued", "OriginalWide", "DualPath", "DualPathCold"),
+    "paths": (
+        "OriginalContinued",
+        "DualPath",
+        "DualPathNoGate",
+        "DualPathLocalOnly",
+        "DualPathConv",
+        "DualPathFFT",
+    ),
+}
+
+
+def full_name(trainer: str) -> str:
+    """``DualPath`` -> ``nnUNetTrainer_SAM3DDualPath``; class names stay as they are."""
+    return SHORT_NAMES.get(trainer, trainer)
+
+
+def short_name(trainer: str) -> str:
+    """``nnUNetTrainer_SAM3DDualPath`` -> ``DualPath``; trainers of others keep their class names."""
+    return next((short for short, full in SHORT_NAMES.items() if full == trainer), trainer)
+
+
+def recipe_of(trainer: str) -> Recipe | None:
+    """The recipe of a trainer of this package, by either name; ``None`` for other trainers."""
+    return RECIPES.get(short_name(trainer))
+
+
+def ordered(trainers: list[str]) -> list[str]:
+    """Class names, those first that others start from; other trainers last.
+
+    Raises:
+        ValueError: if a trainer is named twice.
+    """
+    names = [full_name(trainer) for trainer in trainers]
+    if len(set(names)) != len(names):
+        raise ValueError(f"a trainer is named twice in {trainers}")
+    order = list(SHORT_NAMES.values())
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def study_arms(studies: list[str], start: str) -> list[str]:
+    """Short names of all arms of the studies, each once, in the order in which they start from each other.
+
+    Args:
+        studies: keys of :data:`STUDIES`.
+        start: the arm that the others start from, ``Original`` or ``Full``.
+    """
+    wanted = {start, *(arm for study in studies for arm in STUDIES[study])}
+    return [short for short in SHORT_NAMES if short in wanted]
