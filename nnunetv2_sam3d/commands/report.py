@@ -67,7 +67,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--view-cases", nargs="*", metavar="CASE", help="cases of the 3D viewer (default: those of the overlays)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("-np", "--processes", type=int, help="that measure (default: the cores, at most 8)")
     parser.set_defaults(run=run)
 
@@ -77,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.experiment.run import check_paths
     from nnunetv2_sam3d.planning import dataset_folder
     from nnunetv2_sam3d.report.build import Request, write_report
-    from nnunetv2_sam3d.trainers.names import SHORT_NAMES
+    from nnunetv2_sam3d.trainers.names import SHORT_NAMES, full_name
+    from nnunetv2_sam3d.trainers.recipes import RECIPES
 
     check_paths()
     check_output_folder(options.output)
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
             focus=options.focus,
             volume_groups_ml=options.volume_groups_ml,
             view_cases=options.view_cases,
-            seed=options.seed,
+            controls={full_name(short): full_name(r.control) for short, r in RECIPES.items() if r.control},
             processes=options.processes or default_processes(),
             command=command_line(options),
         ),

@@ -8,8 +8,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,17 @@ from tqdm import tqdm
 from nnunetv2_sam3d.evaluation.cases import Row, measure_all
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults, collect_clicked, summarise_clicked
 from nnunetv2_sam3d.evaluation.compare import METRICS, Difference, Summary, differences, summarise, volume_groups
-from nnunetv2_sam3d.evaluation.folds import Dataset, Item, Model, check_splits, collect, find_models, open_dataset
+from nnunetv2_sam3d.evaluation.folds import (
+    Dataset,
+    Item,
+    Model,
+    check_splits,
+    collect,
+    declared_controls,
+    find_models,
+    finished_repeats,
+    open_dataset,
+)
 from nnunetv2_sam3d.evaluation.structures import IGNORE, Structure, structures_of
 from nnunetv2_sam3d.report import sections
 from nnunetv2_sam3d.report.clicks import clicks_csv
@@ -35,7 +45,7 @@ class Request:
 
     Attributes:
         dataset: folder in ``nnUNet_preprocessed``.
-        trainers: short names, class names or ``TRAINER__PLANS``; the first is the one that others are compared with.
+        trainers: short names, class names or ``TRAINER__PLANS``.
         names: short names and their classes.
         plans: name of the plans.
         configuration: such as ``3d_fullres``.
@@ -46,7 +56,7 @@ class Request:
         focus: structure of the overlays and sub-groups.
         volume_groups_ml: borders of the sub-groups.
         view_cases: cases of the 3D viewer; by default those of the overlays.
-        seed: of the bootstrap.
+        controls: classes of trainers and of their declared controls; without any, all pairs are compared.
         processes: that measure.
         command: how the report was asked for.
     """
@@ -63,7 +73,7 @@ class Request:
     focus: str | None = None
     volume_groups_ml: Sequence[float] | None = None
     view_cases: Sequence[str] | None = None
-    seed: int = 0
+    controls: Mapping[str, str] = field(default_factory=dict)
     processes: int = 1
     command: Sequence[str] = ()
 
@@ -85,7 +95,7 @@ class Results:
     trainings: Sequence[Training]
     clicked: Sequence[ClickedResults]
     provenance: dict[str, Any]
-    seed: int
+    notes: Sequence[str] = ()
 
     @property
     def names(self) -> list[str]:
@@ -118,14 +128,15 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
     dataset = open_dataset(request.dataset)
     structures = structures_of(dataset.json, request.tolerances_mm, kits=request.kits, lesions=request.lesions)
     focus = focus_of(structures, request.focus)
-    if request.seed < 0:
-        raise ValueError(f"--seed takes a whole number from 0 on, got {request.seed}")
     borders = _checked_borders(request.volume_groups_ml)
     folds = check_splits(dataset, request.folds)
     models = find_models(dataset, request.trainers, request.plans, request.configuration, request.names)
     for given, model in zip(request.trainers, models, strict=True):
         if model.plans != request.plans and "__" not in given:
             say(f"{given} has no results with {request.plans}; those with {model.plans} are taken")
+    models, unfinished = finished_repeats(dataset, models, folds)
+    if unfinished:
+        say(unfinished)
     items = collect(dataset, models, folds)
     absent = sorted(set(request.view_cases or ()) - {item.case for item in items})
     if absent:
@@ -142,6 +153,7 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         store=output / "measured.jsonl",
         processes=request.processes,
     )
+    controls = declared_controls(models, request.controls)
     results = Results(
         dataset,
         models,
@@ -150,13 +162,13 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         focus,
         items,
         rows,
-        [entry for metric in METRICS for entry in summarise(rows, metric, request.seed)],
-        [entry for metric in METRICS for entry in differences(rows, metric, request.seed)],
+        [entry for metric in METRICS for entry in summarise(rows, metric)],
+        [entry for metric in METRICS for entry in differences(rows, metric, controls)],
         volume_groups(rows, focus.name, borders),
         trainings,
         clicked,
         provenance(dataset, models, trainings, items, request.configuration, request.command),
-        request.seed,
+        [unfinished] if unfinished else [],
     )
     for folder in ("tables", "figures"):  # nothing of an earlier report stays beside this one
         shutil.rmtree(output / folder, ignore_errors=True)
@@ -201,16 +213,17 @@ def focus_of(structures: Sequence[Structure], name: str | None) -> Structure:
 
 
 def cases_csv(rows: Sequence[Row]) -> str:
-    """One line for each structure of each case with each model; an empty cell where a figure is not defined."""
+    """One line for each structure of each case with each repeat of a model; an empty cell where a figure is not defined."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     figures = ("dice", "surface_dice", "hd95_mm", "reference_ml", "predicted_ml", "volume_error_ml")
     counts = ("volume_error_percent", "empty", "lesions", "detected", "false_lesions")
-    writer.writerow(["model", "fold", "case", "structure", "tolerance_mm", *figures, *counts])
+    writer.writerow(["model", "repeat", "fold", "case", "structure", "tolerance_mm", *figures, *counts])
     for row in rows:
         values = [getattr(row.measures, name) for name in (*figures, *counts)]
         names = [csv_text(text) for text in (row.model, row.case, row.structure)]
-        writer.writerow([names[0], row.fold, names[1], names[2], f"{row.tolerance_mm:.10g}", *map(_cell, values)])
+        about = [names[0], row.repeat, row.fold, *names[1:], f"{row.tolerance_mm:.10g}"]
+        writer.writerow([*about, *map(_cell, values)])
     return text.getvalue()
 
 
@@ -222,7 +235,6 @@ def summary_json(results: Results) -> str:
         "cases": len({item.case for item in results.items}),
         "structures": [asdict(structure) for structure in results.structures],
         "rules": sections.RULES,
-        "bootstrap seed": results.seed,
         "summaries": [asdict(entry) for entry in results.summaries],
         "differences": [asdict(entry) for entry in results.differences],
         "with clicks": [
@@ -230,7 +242,7 @@ def summary_json(results: Results) -> str:
                 "protocol": entry.protocol,
                 "settings": entry.settings,
                 "left out": entry.left_out,
-                "summaries": [asdict(summary) for summary in summarise_clicked(entry, results.seed)],
+                "summaries": [asdict(summary) for summary in summarise_clicked(entry)],
             }
             for entry in results.clicked
         ],

@@ -15,7 +15,7 @@ from nnunetv2_sam3d.evaluation.compare import (
     Difference,
     Metric,
     Summary,
-    bootstrap_interval,
+    summarise,
     verdict,
 )
 from nnunetv2_sam3d.evaluation.structures import Structure
@@ -43,7 +43,7 @@ def pooled_table(summaries: Sequence[Summary], structures: Sequence[Structure], 
     header = ["structure", "model", "tolerance [mm]", "cases", "both empty", *(_title(metric) for metric in METRICS)]
     header[7] += " (defined in)"
     caption = (
-        "Automatic results: mean over the cases of all folds with 95 % bootstrap interval. Dice and surface "
+        "Automatic results: mean over the cases of all folds with 95 % interval over repeats, folds and cases. Dice and surface "
         "Dice count 1 in the cases with both masks empty and 0 where one is; HD95 is not defined there and left out."
     )
     return Table("pooled_automatic", caption, header, lines, frozenset({0, 1}))
@@ -76,13 +76,13 @@ def fold_table(summaries: Sequence[Summary], structures: Sequence[Structure]) ->
 def difference_tables(differences: Sequence[Difference], structures: Sequence[Structure]) -> list[Table]:
     """Paired differences with their tests, a table for each metric; none with one model."""
     header = [
-        "structure", "difference", "pairs", "mean [95 % interval]", "median", "p", "p (Holm)", "effect",
-        "what it carries",
+        "structure", "difference", "pairs", "mean [95 % interval]", "SD of repeats", "p", "p (Holm)",
+        "p over cases", "effect", "what it carries",
     ]  # fmt: skip
     tables = []
     for metric in METRICS:
         family = [entry for entry in differences if entry.metric == metric.key]
-        comparisons = sum(entry.cases > 0 for entry in family)
+        comparisons = max((entry.comparisons for entry in family), default=0)
         digits = _digits(metric)
         lines = [
             [
@@ -90,11 +90,12 @@ def difference_tables(differences: Sequence[Difference], structures: Sequence[St
                 f"{entry.second} - {entry.first}",
                 str(entry.cases),
                 interval(entry.mean, entry.low, entry.high, digits),
-                number(entry.median, digits),
+                number(entry.repeat_sd, digits),
                 p_value(entry.p),
                 p_value(entry.p_holm),
+                p_value(entry.p_cases),
                 "-" if math.isnan(entry.effect) else f"{entry.effect:+.2f}",
-                verdict(entry, metric, comparisons),
+                verdict(entry, metric),
             ]
             for structure in structures
             for entry in family
@@ -102,12 +103,13 @@ def difference_tables(differences: Sequence[Difference], structures: Sequence[St
         ]
         caption = (
             f"{_title(metric)}, automatic results: paired differences over the cases of all folds; {metric.better} is "
-            f"better. p: two-sided Wilcoxon signed-rank test; Holm's adjustment is over the {comparisons} comparisons "
-            f"of this metric. Effect: matched-pairs rank-biserial correlation, from -1 to 1."
+            f"better. Interval and p include repeats where there are two or more; Holm's adjustment is over the "
+            f"{comparisons} comparisons of this metric. p over cases: two-sided Wilcoxon signed-rank test, which leaves "
+            f"training noise out. Effect: matched-pairs rank-biserial correlation, from -1 to 1."
         )
         if lines:
             name = f"differences_{metric.key}_automatic"
-            tables.append(Table(name, caption, header, lines, frozenset({0, 1}), frozenset({8})))
+            tables.append(Table(name, caption, header, lines, frozenset({0, 1}), frozenset({9})))
     return tables
 
 
@@ -148,7 +150,7 @@ def detection_table(rows: Sequence[Row], models: Sequence[str], structures: Sequ
 
 
 def group_table(
-    rows: Sequence[Row], models: Sequence[str], structure: Structure, groups: Mapping[str, str], seed: int
+    rows: Sequence[Row], models: Sequence[str], structure: Structure, groups: Mapping[str, str]
 ) -> Table:
     """Dice and surface Dice of one structure by its volume."""
     lines = []
@@ -161,14 +163,12 @@ def group_table(
             ]
             cells = []
             for key in ("dice", "surface_dice"):
-                values = [BY_KEY[key].value(row) for row in group]
-                low, high = math.nan, math.nan
-                if len(values) >= FEW_CASES:
-                    low, high = bootstrap_interval(values, seed)
-                cells.append(interval(math.fsum(values) / len(values), low, high))
-            found = [row.measures for row in group]
-            lesions, detected = sum(m.lesions or 0 for m in found), sum(m.detected or 0 for m in found)
-            lines.append([title, model, str(len(group)), *cells, f"{detected}/{lesions}" if structure.lesion else "-"])
+                (found,) = summarise(group, BY_KEY[key])
+                low, high = (found.low, found.high) if found.counted >= FEW_CASES else (math.nan, math.nan)
+                cells.append(interval(found.mean, low, high))
+            masks = [row.measures for row in group]
+            lesions, detected = sum(m.lesions or 0 for m in masks), sum(m.detected or 0 for m in masks)
+            lines.append([title, model, str(found.cases), *cells, f"{detected}/{lesions}" if structure.lesion else "-"])
     caption = (
         f"Automatic results of {structure.name} by its annotated volume. Intervals are left out below "
         f"{FEW_CASES} cases; no test is made within groups."

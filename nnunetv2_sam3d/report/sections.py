@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults
-from nnunetv2_sam3d.evaluation.compare import ALPHA, FEW_CASES, METRICS, RESAMPLES
+from nnunetv2_sam3d.evaluation.compare import FEW_CASES, METRICS
 from nnunetv2_sam3d.evaluation.folds import Dataset
+from nnunetv2_sam3d.evaluation.hierarchical import ALPHA
 from nnunetv2_sam3d.report import clicks, contents, plots
 from nnunetv2_sam3d.report.click_pictures import click_pictures
 from nnunetv2_sam3d.report.meshes import scene
@@ -30,11 +31,13 @@ RULES = (
     "Surface Dice: share of both surfaces within the tolerance of the other one, with the areas of surface elements "
     "(DeepMind's surface-distance, which KiTS uses). HD95: the larger one of both directed 95th percentiles, weighted "
     "by area. All distances in millimetres on the grid of the annotation.",
-    f"Intervals: 95 %, percentile bootstrap of the mean over cases, {RESAMPLES:,} resamples with a fixed seed. "
-    f"Differences: Wilcoxon signed-rank test over cases, two-sided, pairs without difference dropped, Holm-adjusted "
-    f"over all comparisons of one metric; {ALPHA} is taken as the limit.",
-    "What the tests do not know: cases of one fold share a model, the folds share training cases, and every fold was "
-    "trained once. Another training seed would move the figures by an amount that none of these intervals contains.",
+    f"Intervals: 95 %, of the mean that the recipe would reach with other cases, folds and trainings: a variance over "
+    f"repeats, folds and cases (two-way random effects, Student's t with Satterthwaite's degrees of freedom). p is from "
+    f"the same variance, Holm-adjusted over all comparisons of one metric; {ALPHA} is taken as the limit.",
+    "p over cases: Wilcoxon signed-rank test over cases, two-sided, pairs without difference dropped. It leaves training "
+    "noise out: another training would move the figures by an amount that it does not know.",
+    "With one repeat, the intervals know of other trainings only what the folds tell. Folds share training cases, which "
+    "no interval takes into account.",
 )
 
 
@@ -58,7 +61,7 @@ def all_sections(
     chapters = [
         _reading(results),
         _results(results, figures),
-        *clicks.clicked_sections(results.clicked, results.names, results.seed, figures, draw_clicked),
+        *clicks.clicked_sections(results.clicked, results.names, figures, draw_clicked),
         _training(results, figures),
     ]
     chapters += _cases(results, figures, view_cases, progress)
@@ -69,7 +72,7 @@ def all_sections(
 
 def _reading(results: Results) -> Section:
     cases = len({item.case for item in results.items})
-    notes = []
+    notes = list(results.notes)
     if len(results.folds) < len(results.dataset.splits):
         notes.append(
             f"Not all folds: {len(results.folds)} of {len(results.dataset.splits)}. The figures are of {cases} cases "
@@ -79,7 +82,7 @@ def _reading(results: Results) -> Section:
         notes.append("With one fold there is no standard deviation over folds.")
     if cases < FEW_CASES:
         notes.append(
-            f"Only {cases} cases: bootstrap intervals of so few are too narrow, and tests can hardly show anything. "
+            f"Only {cases} cases: intervals and tests of so few can hardly show anything. "
             f"Read the single cases instead."
         )
     for name, start in sorted({(run.model, run.start) for run in results.trainings if run.start_replaced}):
@@ -106,7 +109,7 @@ def _results(results: Results, figures: Path) -> Section:
     ]
     texts = []
     if results.groups:
-        tables.append(contents.group_table(rows, models, results.focus, results.groups, results.seed))
+        tables.append(contents.group_table(rows, models, results.focus, results.groups))
     else:
         texts.append(f"Too few cases with {results.focus.name} for sub-groups by its volume.")
     pictures = []
@@ -150,6 +153,7 @@ def _cases(
     results: Results, figures: Path, view_cases: Sequence[str] | None, progress: Callable[..., Any]
 ) -> list[Section]:
     rows = results.rows
+    first = {model.name: model.repeats[0] for model in results.models}
     chosen = choose_cases(rows, results.focus.name)
     viewed = list(view_cases) if view_cases is not None else list(chosen.values())
     titles = {case: title for title, case in chosen.items()}
@@ -157,11 +161,15 @@ def _cases(
     window = _window(results.dataset)
     pictures, scenes = [], []
     for case in progress(list(dict.fromkeys([*chosen.values(), *viewed])), "draw", unit="case"):
-        items = [item for item in results.items if item.case == case]
+        items = [item for item in results.items if (item.case, item.repeat) == (case, first[item.model])]
         view = load_view(items, images.get(case), results.focus, results.labels)
         label = f"{titles[case]} case: {case}" if case in titles else case
         if case in titles:
-            dice = {r.model: r.measures.dice for r in rows if (r.case, r.structure) == (case, results.focus.name)}
+            dice = {
+                r.model: r.measures.dice
+                for r in rows
+                if (r.case, r.structure, r.repeat) == (case, results.focus.name, first[r.model])
+            }
             caption = (
                 f"{label[0].upper()}{label[1:]}; {results.focus.name}, on the slices that show most of it, around the "
                 f"annotation. Yellow dashes: annotation; white line: the model; orange: too much; blue: missed."

@@ -94,10 +94,6 @@ def test_damaged_descriptions(tree: Tree, fails, name: str, content: str, messag
     assert str(file) in found and message in found
 
 
-def test_a_seed_below_zero(fails) -> None:
-    assert "--seed takes a whole number from 0 on" in fails("--seed", "-1")
-
-
 def test_a_case_in_no_fold(tree: Tree, fails) -> None:
     file = tree.preprocessed / "splits_final.json"
     splits = json.loads(file.read_text())
