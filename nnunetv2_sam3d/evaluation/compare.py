@@ -39,6 +39,11 @@ class Metric:
     better: str
     value: Callable[[Row], float]
 
+    @property
+    def label(self) -> str:
+        """Title with the unit."""
+        return self.title + (f" [{self.unit}]" if self.unit else "")
+
 
 METRICS = (
     Metric("dice", "Dice", "", "higher", lambda row: row.measures.dice),
@@ -271,18 +276,27 @@ def verdict(difference: Difference, metric: Metric) -> str:
         return "No case has a value for both models."
     if not difference.effect and difference.least_p == 1.0:
         return "No difference in any case."
-    if difference.least_p * difference.comparisons >= ALPHA:
+    if _too_few(difference):
         return (
             f"Too few cases: the {difference.cases} pairs cannot give an adjusted p below {ALPHA} without assuming how "
             f"differences are distributed."
         )
-    if not difference.p_holm < ALPHA:
+    if not is_shown(difference):
         return "No difference shown, which is not to say that there is none."
     higher = (difference.mean > 0) == (metric.better == "higher")
     better, other = (difference.second, difference.first) if higher else (difference.first, difference.second)
     if not difference.includes_training_noise:
         return f"{better} did better than {other} in this one repeat; whether it would again takes repeats to say."
     return f"{better} is better than {other}, {len(difference.repeats)} repeats included."
+
+
+def is_shown(difference: Difference) -> bool:
+    """Whether the adjusted interval leaves 0 out, with pairs enough to say so without assumptions on differences."""
+    return difference.p_holm < ALPHA and not _too_few(difference)
+
+
+def _too_few(difference: Difference) -> bool:
+    return difference.least_p * difference.comparisons >= ALPHA
 
 
 def volume_groups(rows: Sequence[Row], structure: str, borders_ml: Sequence[float] | None = None) -> dict[str, str]:

@@ -293,8 +293,7 @@ def finished_repeats(
     for model in models:
         whole = [model.repeats[0]]
         for repeat in model.repeats[1:]:
-            lacking = [fold for fold in folds if _missing(dataset, model, repeat, fold)]
-            if lacking:
+            if lacking := unfinished_folds(dataset, model, repeat, folds):
                 unfinished.append(f"{model.name} repeat {repeat} (fold {' '.join(map(str, lacking))})")
             else:
                 whole.append(repeat)
@@ -306,6 +305,11 @@ def finished_repeats(
         f"{count} left out: {_some(unfinished)}. nnUNetv2_sam3d crossval --repeats {max(max(m.repeats) for m in models)} "
         f"does what is missing"
     )
+
+
+def unfinished_folds(dataset: Dataset, model: Model, repeat: int, folds: Sequence[int]) -> list[int]:
+    """The folds of a model's repeat that lack predictions."""
+    return [fold for fold in folds if _missing(dataset, model, repeat, fold)]
 
 
 def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> list[Item]:

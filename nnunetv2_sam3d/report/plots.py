@@ -68,7 +68,7 @@ def boxes(rows: Sequence[Row], models: Sequence[str], structures: Sequence[str],
             axis.text(0.5, 0.5, "defined in no case", transform=axis.transAxes, ha="center", fontsize=8)
         else:
             axis.set_ylim(bottom=0)
-    axes[0].set_ylabel(metric.title + (f" [{metric.unit}]" if metric.unit else ""))
+    axes[0].set_ylabel(metric.label)
     return figure
 
 

@@ -5,105 +5,129 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults
-from nnunetv2_sam3d.evaluation.compare import FEW_CASES, METRICS
+from nnunetv2_sam3d.evaluation.compare import METRICS
 from nnunetv2_sam3d.evaluation.folds import Dataset
-from nnunetv2_sam3d.evaluation.hierarchical import ALPHA
 from nnunetv2_sam3d.report import clicks, contents, plots
+from nnunetv2_sam3d.report.answer import answer, answer_figure, caption
+from nnunetv2_sam3d.report.arms import arms_table, noise_table
 from nnunetv2_sam3d.report.click_pictures import click_pictures
+from nnunetv2_sam3d.report.gates import changed_table, gate_pictures, gate_table, unmeasured
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import choose_cases, draw_overlays, load_view
 from nnunetv2_sam3d.report.page import Picture, Scene, Section
+from nnunetv2_sam3d.report.results import Results
+from nnunetv2_sam3d.report.rules import RULES
 from nnunetv2_sam3d.report.style import picture
-
-if TYPE_CHECKING:
-    from nnunetv2_sam3d.report.build import Results
+from nnunetv2_sam3d.report.tables import counted
+from nnunetv2_sam3d.report.threats import threats
 
 CT_WINDOW_HU = (-160.0, 240.0)
-RULES = (
-    "Empty masks: where prediction and annotation are both empty, Dice and surface Dice count 1; where one of them is, "
-    "0 (as KiTS counts; nnU-Net's own summary leaves the first kind out). HD95 is not defined in either case and left "
-    "out; the tables say in how many cases it is defined.",
-    "Surface Dice: share of both surfaces within the tolerance of the other one, with the areas of surface elements "
-    "(DeepMind's surface-distance, which KiTS uses). HD95: the larger one of both directed 95th percentiles, weighted "
-    "by area. All distances in millimetres on the grid of the annotation.",
-    f"Intervals: 95 %, of the mean that the recipe would reach with other cases, folds and trainings: a variance over "
-    f"repeats, folds and cases (two-way random effects, Student's t with Satterthwaite's degrees of freedom). p is from "
-    f"the same variance, Holm-adjusted over all comparisons of one metric; {ALPHA} is taken as the limit.",
-    "p over cases: Wilcoxon signed-rank test over cases, two-sided, pairs without difference dropped. It leaves training "
-    "noise out: another training would move the figures by an amount that it does not know.",
-    "With one repeat, the intervals know of other trainings only what the folds tell. Folds share training cases, which "
-    "no interval takes into account.",
-)
 
 
 def subtitle(results: Results) -> str:
     """One line on what was measured."""
-    cases = len({item.case for item in results.items})
     whole = len({case for split in results.dataset.splits for case in (*split.get("train", ()), *split["val"])})
     folds = f"{len(results.folds)} of {len(results.dataset.splits)} folds"
-    return f"{cases} of {whole} cases, each as a validation case of its fold; {folds}; {len(results.models)} models"
+    repeats = sorted({len(model.repeats) for model in results.models})
+    trained = counted(repeats[0], "repeat") if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]} repeats"
+    return (
+        f"{results.cases} of {whole} cases, each as a validation case of its fold; {folds}; "
+        f"{counted(len(results.models), 'model')}; {trained}"
+    )
 
 
 def all_sections(
     results: Results, figures: Path, view_cases: Sequence[str] | None, progress: Callable[..., Any]
 ) -> list[Section]:
-    """Draws all figures into a folder and puts the chapters together."""
+    """Draws all figures into a folder and puts the chapters together: the answer, then cases, then the rest."""
 
     def draw_clicked(clicked: ClickedResults, name: str) -> list[Picture]:
         images, window = _images(results.dataset), _window(results.dataset)
         return click_pictures(clicked, results.models, results.dataset, images, results.labels, window, figures, name)
 
-    chapters = [
-        _reading(results),
+    dangers = threats(results)
+    text = json.dumps(results.provenance, indent=1, ensure_ascii=False)
+    return [
+        _answer(results, figures, len(dangers)),
+        *_cases(results, figures, view_cases, progress),
+        Section("arms", "Arms", tables=[arms_table(results.models, results.trainings, results.wanted_controls)]),
+        *_differences(results),
+        *_noise(results),
+        *_gates(results),
         _results(results, figures),
         *clicks.clicked_sections(results.clicked, results.names, figures, draw_clicked),
+        _tables(results),
         _training(results, figures),
+        Section("threats", f"Threats to validity ({len(dangers)})", texts=dangers, folded=True),
+        Section("reading", "How it was measured", texts=RULES, folded=True),
+        Section("provenance", "Provenance", code=[text], folded=True),
     ]
-    chapters += _cases(results, figures, view_cases, progress)
-    text = json.dumps(results.provenance, indent=1, ensure_ascii=False)
-    chapters.append(Section("provenance", "Provenance", code=[text]))
-    return chapters
 
 
-def _reading(results: Results) -> Section:
-    cases = len({item.case for item in results.items})
-    notes = list(results.notes)
-    if len(results.folds) < len(results.dataset.splits):
-        notes.append(
-            f"Not all folds: {len(results.folds)} of {len(results.dataset.splits)}. The figures are of {cases} cases "
-            f"and stand for these only."
-        )
-    if len(results.folds) == 1:
-        notes.append("With one fold there is no standard deviation over folds.")
-    if cases < FEW_CASES:
-        notes.append(
-            f"Only {cases} cases: intervals and tests of so few can hardly show anything. "
-            f"Read the single cases instead."
-        )
-    for name, start in sorted({(run.model, run.start) for run in results.trainings if run.start_replaced}):
-        folds = [str(run.fold) for run in results.trainings if run.start_replaced and run.model == name]
-        notes.append(
-            f"{name} started from {start}, which has been trained again since in these folds: {', '.join(folds)}. "
-            f"Results of both do not belong together."
-        )
-    if len({model.plans for model in results.models}) > 1:
-        plans = ", ".join(f"{model.name}: {model.plans}" for model in results.models)
-        notes.append(f"The models have different plans ({plans}), so that spacing and patch may differ, too.")
-    return Section("reading", "How to read this", notes, RULES)
+def _answer(results: Results, figures: Path, dangers: int) -> Section:
+    shown = picture(answer_figure(results), figures, "answer", caption(results))
+    more = f"What this does not carry stands below, under threats to validity ({dangers})."
+    return Section("answer", "Answer", lead=answer(results), pictures=[shown], closing=more)
+
+
+def _differences(results: Results) -> list[Section]:
+    tables = contents.difference_tables(results.differences, results.structures)
+    title = "Differences from the declared controls" if results.controls else "Differences"
+    return [Section("differences", title, tables=tables, folded=True)] if tables else []
+
+
+def _noise(results: Results) -> list[Section]:
+    table = noise_table(results.summaries, results.structures)
+    return [Section("noise", "Noise between repeats", tables=[table], folded=True)] if table else []
+
+
+def _gates(results: Results) -> list[Section]:
+    if not results.gates:
+        return []
+    lacking = unmeasured(results.gates)
+    tables = [table for table in (gate_table(results.gates), changed_table(results.gates)) if table]
+    texts = [lacking] if lacking else []
+    return [Section("gates", "Gates and paths", (), texts, tables, gate_pictures(results.gates), folded=True)]
 
 
 def _results(results: Results, figures: Path) -> Section:
     structures, models = results.structures, results.names
-    rows = results.rows
     names = [structure.name for structure in structures]
+    once = (
+        "" if all(len(model.repeats) == 1 for model in results.models) else " Of each case, the mean over the repeats."
+    )
+    pictures = []
+    for metric in METRICS[:3]:
+        pictures.append(
+            picture(
+                plots.boxes(results.rows, models, names, metric),
+                figures,
+                f"{metric.key}_automatic",
+                f"{metric.title} by case (automatic). Box: quartiles, line: median, diamond: mean, whiskers: to the "
+                f"last case within 1.5 interquartile ranges. Grey lines join a case's results.{once}",
+            )
+        )
+    pictures.append(
+        picture(
+            plots.bland_altman(results.rows, models, names),
+            figures,
+            "volumes_automatic",
+            "Bland-Altman plot of volumes (automatic). Solid: bias, dashed: 95 % limits of agreement; cases empty in "
+            "both masks are left out." + (" All repeats." if once else ""),
+        )
+    )
+    return Section("automatic", "Automatic results", pictures=pictures)
+
+
+def _tables(results: Results) -> Section:
+    structures, models, rows = results.structures, results.names, results.rows
     tables = [
         contents.pooled_table(results.summaries, structures, rows),
-        *contents.difference_tables(results.differences, structures),
         contents.fold_table(results.summaries, structures),
         contents.detection_table(rows, models, structures),
     ]
@@ -112,41 +136,19 @@ def _results(results: Results, figures: Path) -> Section:
         tables.append(contents.group_table(rows, models, results.focus, results.groups))
     else:
         texts.append(f"Too few cases with {results.focus.name} for sub-groups by its volume.")
-    pictures = []
-    for metric in METRICS[:3]:
-        pictures.append(
-            picture(
-                plots.boxes(rows, models, names, metric),
-                figures,
-                f"{metric.key}_automatic",
-                f"{metric.title} by case (automatic). Box: quartiles, line: median, diamond: mean, whiskers: to the "
-                f"last case within 1.5 interquartile ranges. Grey lines join a case's results.",
-            )
-        )
-    pictures.append(
-        picture(
-            plots.bland_altman(rows, models, names),
-            figures,
-            "volumes_automatic",
-            "Bland-Altman plot of volumes (automatic). Solid: bias, dashed: 95 % limits of agreement; cases empty in "
-            "both masks are left out.",
-        )
-    )
-    return Section("automatic", "Automatic results", (), texts, tables, pictures)
+    return Section("tables", "Tables of the automatic results", texts=texts, tables=tables, folded=True)
 
 
 def _training(results: Results, figures: Path) -> Section:
-    table = contents.cost_table(results.trainings, results.names)
     curves = plots.learning_curves(results.trainings, results.names)
     if curves is None:
-        return Section("training", "Training", texts=["No training log holds an epoch."], tables=[table])
-    caption = (
-        "Learning curves from nnU-Net's logs. Each model's validation loss is its own trainer's; loss values of "
-        "different trainers need not be comparable. Pseudo Dice is of random patches, not of whole cases."
+        return Section("training", "Training", texts=["No training log holds an epoch."], folded=True)
+    legend = (
+        "Learning curves from nnU-Net's logs, those of all repeats. Each model's validation loss is its own trainer's; "
+        "loss values of different trainers need not be comparable. Pseudo Dice is of patches, not of whole cases."
     )
-    return Section(
-        "training", "Training", tables=[table], pictures=[picture(curves, figures, "learning_curves", caption)]
-    )
+    pictures = [picture(curves, figures, "learning_curves", legend)]
+    return Section("training", "Training", pictures=pictures, folded=True)
 
 
 def _cases(
@@ -170,16 +172,17 @@ def _cases(
                 for r in rows
                 if (r.case, r.structure, r.repeat) == (case, results.focus.name, first[r.model])
             }
-            caption = (
+            legend = (
                 f"{label[0].upper()}{label[1:]}; {results.focus.name}, on the slices that show most of it, around the "
                 f"annotation. Yellow dashes: annotation; white line: the model; orange: too much; blue: missed."
             )
             figure = draw_overlays(view, results.focus, label, window, dice)
-            pictures.append(picture(figure, figures, f"overlay_{titles[case]}", caption, "png"))
+            pictures.append(picture(figure, figures, f"overlay_{titles[case]}", legend, "png"))
         if case in viewed:
             scenes.append(Scene(label, scene(view, results.structures, results.focus)))
     text = (
         f"Worst, median and best by the models' mean Dice of {results.focus.name}, among the cases that have it."
+        + (" Masks of the first repeat." if any(len(model.repeats) > 1 for model in results.models) else "")
         if chosen
         else f"No case has {results.focus.name} in its annotation; there is nothing to draw."
     )
