@@ -86,10 +86,12 @@ def run(options: argparse.Namespace) -> int:
     """Writes the report."""
     from nnunetv2_sam3d.experiment.run import check_paths
     from nnunetv2_sam3d.planning import dataset_folder
-    from nnunetv2_sam3d.report.build import Request, write_report
-    from nnunetv2_sam3d.trainers.names import SHORT_NAMES, full_name
-    from nnunetv2_sam3d.trainers.recipes import RECIPES
+    from nnunetv2_sam3d.report.build import write_report
+    from nnunetv2_sam3d.report.results import Request
+    from nnunetv2_sam3d.report.study import controls
 
+    if not options.study and not options.trainers:
+        raise ValueError("nothing to report: name the arms with --study or --trainers")
     check_paths()
     check_output_folder(options.output)
     page = write_report(
@@ -106,7 +108,8 @@ def run(options: argparse.Namespace) -> int:
             focus=options.focus,
             volume_groups_ml=options.volume_groups_ml,
             view_cases=options.view_cases,
-            controls={full_name(short): full_name(r.control) for short, r in RECIPES.items() if r.control},
+            controls=controls(),
+            study=options.study,
             processes=options.processes or default_processes(),
             command=command_line(options),
         ),

@@ -70,7 +70,7 @@ def caption(results: Results) -> str:
     )
     return (
         f"{what}: mean difference in {METRIC.title} over {cases}. Thick line: 95 % interval; thin line: adjusted for "
-        f"all comparisons (Holm), the one that decides; small dots: the single repeats. A hollow symbol marks one repeat, "
+        f"all comparisons (Holm), the one that decides; small dots: single repeats. A hollow symbol marks one repeat, "
         f"whose interval leaves training noise out."
     )
 

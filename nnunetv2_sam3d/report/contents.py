@@ -107,7 +107,7 @@ def difference_tables(differences: Sequence[Difference], structures: Sequence[St
         caption = (
             f"{metric.label}, automatic results: paired differences over the cases of all folds; {metric.better} is "
             f"better. Intervals and p include repeats where there are two or more; with one, training noise is left "
-            f"out. Holm's adjustment is over the {comparisons} comparisons of this metric. p over cases: two-sided Wilcoxon "
+            f"out. Holm's adjustment is over the {comparisons} comparisons of this metric. p over cases: Wilcoxon's "
             f"signed-rank test, which leaves training noise out. Effect: matched-pairs rank-biserial correlation, from "
             f"-1 to 1."
         )

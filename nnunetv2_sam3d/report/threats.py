@@ -31,8 +31,9 @@ def _controls(results: Results) -> Iterator[str]:
     for control in dict.fromkeys(lacking.values()):
         arms = [name for name, wanted in lacking.items() if wanted == control]
         yield (
-            f"No control: {listed(arms)} is to be compared with {control}, which is not in this report. What the "
-            f"figures of {listed(arms)} owe to the adapter and what to longer training or more parameters cannot be told apart."
+            f"No control: {listed(arms)} is to be compared with {control}, not in this report. What the "
+            f"figures of {listed(arms)} owe to the adapter and what to longer training or more parameters cannot be told "
+            f"apart."
         )
     if results.controls:
         alone = [n for n in results.names if n not in results.controls and n not in results.controls.values()]
@@ -45,9 +46,9 @@ def _repeats(results: Results) -> Iterator[str]:
     if once:
         who = "Every arm" if len(once) == len(results.models) and len(once) > 1 else listed(once)
         yield (
-            f"One repeat only: {who} was trained once on each fold. Training noise is left out of the intervals but "
-            f"for what the folds tell; another training would move the figures. nnUNetv2_sam3d crossval --repeats 3 trains "
-            f"more."
+            f"One repeat only: {who} was trained once a fold. Training noise is left out of the intervals but "
+            f"for what the folds tell; another training would move the figures. nnUNetv2_sam3d crossval --repeats 3 "
+            f"trains more."
         )
     if len({model.repeats for model in results.models}) > 1:
         numbers = ", ".join(f"{model.name} {len(model.repeats)}" for model in results.models)
