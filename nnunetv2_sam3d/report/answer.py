@@ -17,30 +17,18 @@ PANELS = 3  # structures that fit beside each other
 
 
 def answer(results: Results) -> str:
-    """What the comparisons of Dice of the focus structure show, in one sentence."""
+    """What the comparisons of Dice of the focus structure show, in one sentence; those between adapters first."""
     structure = results.focus.name
     found = [d for d in results.differences if (d.metric, d.structure) == (METRIC.key, structure) and d.cases]
     if not found:
         return _means(results)
-    shown = [_shown(entry, results.controls) for entry in found if is_shown(entry)]
-    others = [entry for entry in found if not is_shown(entry)]
-    parts = [f"{METRIC.title} of {structure}: {shown[0]}", *shown[1:]] if shown else []
-    if shown and others:
-        parts.append(f"no difference is shown for {listed(_pair(entry, results.controls) for entry in others)}")
-    elif len(others) == 1:
-        parts.append(
-            f"{METRIC.title} of {structure}: {others[0].second} is not shown to be better or worse than "
-            f"{_first(others[0], results.controls)}, {_figures(others[0])}"
-        )
-    elif others:
-        pairs = listed(f"{_pair(entry, results.controls)} {_figures(entry)}" for entry in others)
-        what = "arm is shown to be better or worse than its declared control"
-        what = what if results.controls else "model is shown to be better or worse than another"
-        parts.append(f"{METRIC.title} of {structure}: no {what}: {pairs}")
+    adapter = {run.model: run.adapter for run in results.trainings}
+    between = [entry for entry in found if adapter[entry.first] != adapter[entry.second]]
+    parts = [*_parts(between, results.controls), *_parts([d for d in found if d not in between], results.controls)]
     if once := [entry for entry in found if not entry.includes_training_noise]:
         which = "every arm was" if len(once) == len(found) else f"{listed(entry.second for entry in once)} was"
         parts.append(f"{which} trained once only, so that training noise is left out")
-    return "; ".join(parts) + "."
+    return f"{METRIC.title} of {structure}: {'; '.join(parts)}."
 
 
 def answer_figure(results: Results) -> Figure:
@@ -73,6 +61,18 @@ def caption(results: Results) -> str:
         f"all comparisons (Holm), the one that decides; small dots: single repeats. A hollow symbol marks one repeat, "
         f"whose interval leaves training noise out."
     )
+
+
+def _parts(entries: Sequence[Difference], controls: Mapping[str, str]) -> list[str]:
+    """What is shown, comparison by comparison, and then for which ones nothing is."""
+    parts = [_shown(entry, controls) for entry in entries if is_shown(entry)]
+    others = [entry for entry in entries if not is_shown(entry)]
+    if len(others) == 1:
+        one = others[0]
+        parts.append(f"{one.second} is not shown to be better or worse than {_first(one, controls)}, {_figures(one)}")
+    elif others:
+        parts.append(f"no difference is shown for {listed(f'{_pair(d, controls)}, {_figures(d)}' for d in others)}")
+    return parts
 
 
 def _means(results: Results) -> str:

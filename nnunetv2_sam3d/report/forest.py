@@ -78,4 +78,5 @@ def _draw(axis: Axes, line: Line, y: int, signed: bool) -> None:
     ends = line.interval if math.isnan(line.adjusted[0]) else line.adjusted
     if not math.isnan(ends[0]):
         text += f" [{ends[0]:{sign}.3f}, {ends[1]:{sign}.3f}]"
-    axis.annotate(text, (line.mean, y), (0, 7), textcoords="offset points", ha="center", fontsize=7.5)
+    right = axis.get_yaxis_transform()  # x in shares of the axis: beside a short line there is no room
+    axis.annotate(text, (1.0, y), (0, 8), xycoords=right, textcoords="offset points", ha="right", fontsize=7.5)

@@ -83,7 +83,12 @@ def _differences(results: Results) -> list[Section]:
 
 def _noise(results: Results) -> list[Section]:
     table = noise_table(results.summaries, results.structures)
-    return [Section("noise", "Noise between repeats", tables=[table], folded=True)] if table else []
+    title = "Noise between repeats"
+    if table:
+        return [Section("noise", title, tables=[table], folded=True)]
+    lacking = "No arm has two repeats, so that nothing tells how far another training would be from these."
+    remedy = "nnUNetv2_sam3d crossval --repeats 3 trains more."
+    return [Section("noise", title, texts=[f"{lacking} {remedy}"], folded=True)] if results.study else []
 
 
 def _gates(results: Results) -> list[Section]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nnunetv2_sam3d.evaluation.compare import FEW_CASES
+from nnunetv2_sam3d.report.arms import start_of_arm
 from nnunetv2_sam3d.report.gates import unmeasured
 from nnunetv2_sam3d.report.results import Results
 from nnunetv2_sam3d.report.study import question_of
-from nnunetv2_sam3d.report.tables import counted, listed
+from nnunetv2_sam3d.report.tables import listed
 from nnunetv2_sam3d.report.training import Training
 
 LIKE = 0.01  # parameters that differ by less are as many
@@ -32,19 +33,18 @@ def _controls(results: Results) -> Iterator[str]:
         arms = [name for name, wanted in lacking.items() if wanted == control]
         yield (
             f"No control: {listed(arms)} is to be compared with {control}, not in this report. What the "
-            f"figures of {listed(arms)} owe to the adapter and what to longer training or more parameters cannot be told "
-            f"apart."
+            f"figures of {listed(arms)} owe to the adapter, to longer training or to more parameters cannot be told."
         )
     if results.controls:
-        alone = [n for n in results.names if n not in results.controls and n not in results.controls.values()]
-        if alone := [name for name in alone if name not in lacking]:
+        known = {*results.wanted_controls, *results.controls.values(), *map(start_of_arm, results.trainings)}
+        if alone := [name for name in results.names if name not in known]:
             yield f"{listed(alone)} has no declared control and is no control here: it is compared with nothing."
 
 
 def _repeats(results: Results) -> Iterator[str]:
     once = [model.name for model in results.models if len(model.repeats) == 1]
     if once:
-        who = "Every arm" if len(once) == len(results.models) and len(once) > 1 else listed(once)
+        who = "every arm" if len(once) == len(results.models) and len(once) > 1 else listed(once)
         yield (
             f"One repeat only: {who} was trained once a fold. Training noise is left out of the intervals but "
             f"for what the folds tell; another training would move the figures. nnUNetv2_sam3d crossval --repeats 3 "
@@ -101,7 +101,7 @@ def _confounds(results: Results) -> Iterator[str]:
             if mine and its and mine != its:
                 differs.append(f"{what} ({mine} against {its})")
         if differs:
-            yield f"{arm} and its control {control} also differ in {listed(differs, 4)}."
+            yield f"{arm} and its control {control} differ in {listed(differs, 4)}."
 
 
 def _unlike(one: int, other: int) -> bool:
@@ -114,8 +114,7 @@ def _not_run(results: Results) -> Iterator[str]:
         yield f"Not in this report: {arm} ({why}). " + (f"Left open: {question}" if question else "")
     if results.absent:
         yield (
-            f"nnUNetv2_sam3d crossval -d {results.dataset.name} --study {' '.join(results.study)} trains the "
-            f"{counted(len(results.absent), 'arm')} that this report lacks."
+            f"nnUNetv2_sam3d crossval -d {results.dataset.name} --study {' '.join(results.study)} trains what is missing."
         )
     if results.study and all(model.trainer.startswith("nnUNetTrainer_SAM3D") for model in results.models):
         yield "No nnU-Net of equal memory (such as ResEnc-M) is in this report: nothing tells how the arms stand to it."

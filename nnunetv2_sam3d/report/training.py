@@ -12,8 +12,10 @@ from typing import Any
 from nnunetv2_sam3d.evaluation.folds import Model, read_table
 from nnunetv2_sam3d.experiment.results import parameters
 from nnunetv2_sam3d.experiment.starts import start_of
+from nnunetv2_sam3d.network_architecture import SAM3DConfig
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.inspect import buffer_names
 from nnunetv2_sam3d.weights.reading import METADATA_KEY
 from nnunetv2_sam3d.weights.transfer import PARTS, part_of
 
@@ -107,8 +109,9 @@ def read_training(model: Model, fold: int, repeat: int | None = None) -> Trainin
 def trained_parts(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
     """Parts of the network that a trainer of this package trained, in the network's order of :data:`PARTS`."""
     trained = set(checkpoint[METADATA_KEY]["trained"])
+    fixed = buffer_names(SAM3DConfig.from_dict(checkpoint[METADATA_KEY]["network"])) | trained
     whole = {part_of(name) for name in trained} - {
-        part_of(name) for name in checkpoint["network_weights"] if name not in trained
+        part_of(name) for name in checkpoint["network_weights"] if name not in fixed
     }
     some = {part_of(name) for name in trained}
     return tuple(part if part in whole else f"{part} (in part)" for part, _ in PARTS if part in some)
