@@ -23,11 +23,11 @@ def answer(results: Results) -> str:
     if not found:
         return _means(results)
     adapter = {run.model: run.adapter for run in results.trainings}
-    between = [entry for entry in found if adapter[entry.first] != adapter[entry.second]]
+    between = [d for d in found if len({adapter[d.first], adapter[d.second]} - {""}) == 2]
     parts = [*_parts(between, results.controls), *_parts([d for d in found if d not in between], results.controls)]
     if once := [entry for entry in found if not entry.includes_training_noise]:
-        which = "every arm was" if len(once) == len(found) else f"{listed(entry.second for entry in once)} was"
-        parts.append(f"{which} trained once only, so that training noise is left out")
+        which = "" if len(once) == len(found) else f" for {listed(_pair(entry, results.controls) for entry in once)}"
+        parts.append(f"with one repeat, training noise is left out{which}")
     return f"{METRIC.title} of {structure}: {'; '.join(parts)}."
 
 
