@@ -62,7 +62,7 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_network() -> Callable[..., SAM3D]:
     """A function that builds a small network in which no weight has a value that hides an error."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2_sam3d.commands.common import add_command, check_output_folder, say
 from nnunetv2_sam3d.commands.experiment import default_processes
+from nnunetv2_sam3d.trainers.names import SHORT_NAMES, STUDIES
 
 
 def add_parser(commands: Any) -> None:
@@ -19,7 +20,8 @@ def add_parser(commands: Any) -> None:
         "with tables (also Markdown, LaTeX, CSV), figures (SVG, PNG), overlays and a 3D viewer. What was measured "
         "before is not measured again.",
         """\
-        nnUNetv2_sam3d report -d 220 --trainers Original DualPath OriginalEval -o kits_report
+        nnUNetv2_sam3d report -d 220 --study controls -o kits_report
+        nnUNetv2_sam3d report -d 220 --trainers OriginalContinued DualPath -o kits_report
         nnUNetv2_sam3d report -d 220 --trainers nnUNetTrainer__nnUNetPlans DualPath --folds 0 1 -o two_folds
         nnUNetv2_sam3d report -d 4 --trainers Full DualPath --tolerance-mm 1 --focus Anterior -o hippocampus_report
         """,
@@ -28,12 +30,21 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-p", "--plans", default="nnUNetSAM3DPlans", help="plans of the results (default: %(default)s)")
     parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
     parser.add_argument(
+        "--study",
+        nargs="+",
+        default=[],
+        choices=sorted(STUDIES),
+        help="report the arms of a study that are finished, each against its declared control; what was not run stands "
+        "under threats to validity",
+    )
+    parser.add_argument(
         "--trainers",
         nargs="+",
-        required=True,
+        default=[],
         metavar="NAME",
-        help="Full, Original, DualPath, OriginalEval, TimeBudget, or any trainer's class; differences are later minus "
-        "earlier. A trainer without results of the plans is taken with those it has; TRAINER__PLANS says which",
+        help=f"{', '.join(SHORT_NAMES)}, or any trainer's class; beside those of --study. Without any declared control "
+        "among them, differences are later minus earlier. A trainer without results of the plans is taken with those "
+        "it has; TRAINER__PLANS says which. Repeats are found by themselves",
     )
     parser.add_argument("-f", "--folds", nargs="+", type=int, help="default: all of splits_final.json")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the report")
@@ -67,7 +78,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--view-cases", nargs="*", metavar="CASE", help="cases of the 3D viewer (default: those of the overlays)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("-np", "--processes", type=int, help="that measure (default: the cores, at most 8)")
     parser.set_defaults(run=run)
 
@@ -76,9 +86,12 @@ def run(options: argparse.Namespace) -> int:
     """Writes the report."""
     from nnunetv2_sam3d.experiment.run import check_paths
     from nnunetv2_sam3d.planning import dataset_folder
-    from nnunetv2_sam3d.report.build import Request, write_report
-    from nnunetv2_sam3d.trainers.names import SHORT_NAMES
+    from nnunetv2_sam3d.report.build import write_report
+    from nnunetv2_sam3d.report.results import Request
+    from nnunetv2_sam3d.report.study import controls
 
+    if not options.study and not options.trainers:
+        raise ValueError("nothing to report: name the arms with --study or --trainers")
     check_paths()
     check_output_folder(options.output)
     page = write_report(
@@ -95,7 +108,8 @@ def run(options: argparse.Namespace) -> int:
             focus=options.focus,
             volume_groups_ml=options.volume_groups_ml,
             view_cases=options.view_cases,
-            seed=options.seed,
+            controls=controls(),
+            study=options.study,
             processes=options.processes or default_processes(),
             command=command_line(options),
         ),
@@ -112,6 +126,8 @@ def command_line(options: argparse.Namespace) -> list[str]:
     parts = ["nnUNetv2_sam3d", "report"]
     for action, value in sorted(vars(options).items()):
         if action in ("run", "command", "output", "processes") or value is None or value is False:
+            continue
+        if action in ("study", "trainers") and not value:
             continue
         parts.append(f"--{action.replace('_', '-')}")
         if value is not True:

@@ -35,6 +35,7 @@ class Row:
         structure: label or region.
         tolerance_mm: of the surface Dice.
         measures: the figures.
+        repeat: of the training.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Row:
     structure: str
     tolerance_mm: float
     measures: Measures
+    repeat: int = 1
 
 
 def measure_all(
@@ -83,7 +85,7 @@ def measure_all(
             file.write(json.dumps({"key": keys[number], "measures": [asdict(entry) for entry in measures]}) + "\n")
             file.flush()
     return [
-        Row(item.model, item.fold, item.case, structure.name, structure.tolerance_mm, measures)
+        Row(item.model, item.fold, item.case, structure.name, structure.tolerance_mm, measures, item.repeat)
         for item, key in zip(items, keys, strict=True)
         for structure, measures in zip(structures, known[key], strict=True)
     ]

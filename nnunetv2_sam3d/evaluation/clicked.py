@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.evaluation.compare import bootstrap_interval
+import numpy as np
+
 from nnunetv2_sam3d.evaluation.folds import Dataset, Model, read_json
+from nnunetv2_sam3d.evaluation.hierarchical import estimate
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.weights.files import sha256
@@ -69,7 +70,7 @@ class ClickedSummary:
         clicks: how many.
         figure: name.
         mean: over the cases.
-        low: lower end of the bootstrap interval of the mean.
+        low: lower end of the 95 % interval of the mean, over folds and cases.
         high: upper end.
         cases: their number.
         folds: whose cases they are.
@@ -130,8 +131,8 @@ def results_of(summary: Mapping[str, Any], model: str, fold: int) -> ClickedResu
     return ClickedResults(summary["protocol"], settings, cases, dict(summary["cases_left_out"]))
 
 
-def summarise_clicked(results: ClickedResults, seed: int = 0) -> list[ClickedSummary]:
-    """Means over the cases with bootstrap intervals; in the order of models, numbers of clicks and figures."""
+def summarise_clicked(results: ClickedResults) -> list[ClickedSummary]:
+    """Means over the cases with intervals; in the order of models, numbers of clicks and figures."""
     groups: dict[tuple[str, int], list[ClickedCase]] = {}
     for entry in results.cases:
         groups.setdefault((entry.model, entry.clicks), []).append(entry)
@@ -142,9 +143,9 @@ def summarise_clicked(results: ClickedResults, seed: int = 0) -> list[ClickedSum
         folds = tuple(sorted({entry.fold for entry in cases}))
         for figure in cases[0].figures:
             values = [entry.figures[figure] for entry in cases]
-            low, high = bootstrap_interval(values, seed)
-            mean = math.fsum(values) / len(values)
-            summaries.append(ClickedSummary(model, clicks, figure, mean, low, high, len(values), folds))
+            found = estimate(np.array([values]), np.array([entry.fold for entry in cases]))
+            low, high = map(float, found.interval())
+            summaries.append(ClickedSummary(model, clicks, figure, float(found.mean), low, high, len(values), folds))
     return summaries
 
 

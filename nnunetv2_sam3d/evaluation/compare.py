@@ -1,4 +1,8 @@
-"""Statistics over the table of cases; what the numbers do not carry is not claimed."""
+"""Statistics over the table of cases; what the numbers do not carry is not claimed.
+
+Means, intervals and p-values are those of :mod:`nnunetv2_sam3d.evaluation.hierarchical`: of the recipe, over repeats,
+folds and cases. The ordinary test over cases stands beside them; it is of these trainings only.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from nnunetv2_sam3d.evaluation.cases import Row
+from nnunetv2_sam3d.evaluation.hierarchical import ALPHA, Estimate, estimate
 
-Entry = TypeVar("Entry")
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
-ALPHA = 0.05
-FEW_CASES = 10  # below, a bootstrap interval of a mean is known to be too narrow
+FEW_CASES = 10  # below, single cases say more than statistics
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Metric:
     better: str
     value: Callable[[Row], float]
 
+    @property
+    def label(self) -> str:
+        """Title with the unit."""
+        return self.title + (f" [{self.unit}]" if self.unit else "")
+
 
 METRICS = (
     Metric("dice", "Dice", "", "higher", lambda row: row.measures.dice),
@@ -49,7 +55,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """One metric of one structure with one model.
+    """One metric of one structure with one model. A case counts with its mean over repeats.
 
     Attributes:
         model: name.
@@ -58,11 +64,14 @@ class Summary:
         folds: mean of each fold; NaN where no case of it counts.
         fold_mean: mean of the folds' means.
         fold_sd: their standard deviation (n - 1); NaN with one fold.
+        repeats: mean over cases of each repeat.
+        repeat_sd: their standard deviation (n - 1); NaN with one repeat.
         mean: over all cases that count.
-        low: lower end of the bootstrap interval of the mean.
+        low: lower end of the 95 % interval of the mean; NaN with one case.
         high: upper end.
+        includes_training_noise: whether repeats are in the interval; if not, only folds tell of other trainings.
         median: over all cases that count.
-        counted: number of these cases.
+        counted: number of these cases: the metric is defined for them in one repeat at least.
         cases: number of all cases.
     """
 
@@ -72,9 +81,12 @@ class Summary:
     folds: Mapping[int, float]
     fold_mean: float
     fold_sd: float
+    repeats: Mapping[int, float]
+    repeat_sd: float
     mean: float
     low: float
     high: float
+    includes_training_noise: bool
     median: float
     counted: int
     cases: int
@@ -82,22 +94,30 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired differences between two models, second minus first.
+    """Paired differences between two models, second minus first, in the same cases and repeats.
 
     Attributes:
-        first: name of a model.
+        first: name of a model; the control where one is declared.
         second: name of the other one.
         structure: label or region.
         metric: key.
-        cases: pairs in which the metric is defined for both.
-        mean: of the differences.
-        low: lower end of its bootstrap interval.
+        cases: pairs in which the metric is defined for both, in one repeat at least.
+        repeats: mean difference of each repeat that both have; without a common one, of their means under 1.
+        repeat_sd: their standard deviation (n - 1); NaN with one repeat.
+        mean: over the cases, of their means over these repeats.
+        low: lower end of the 95 % interval of the mean; NaN with one case.
         high: upper end.
-        median: of the differences.
-        p: of the two-sided Wilcoxon signed-rank test; 1 if nothing differs, NaN without pairs.
-        p_holm: adjusted for all comparisons of this metric that have pairs.
+        includes_training_noise: whether repeats are in interval and p; if not, only folds tell of other trainings.
+        median: of the differences by case.
+        p: two-sided, from the variance of the interval; NaN where there is none.
+        p_holm: adjusted for all comparisons of this metric that have a p.
+        low_holm: lower end of the interval that leaves 0 out exactly where ``p_holm`` is below 0.05.
+        high_holm: upper end.
+        comparisons: number of comparisons that are adjusted for.
+        p_cases: of the two-sided Wilcoxon signed-rank test over the cases, which leaves training noise out; 1 if
+            nothing differs, NaN without pairs.
         effect: matched-pairs rank-biserial correlation, -1 to 1; 0 if nothing differs, NaN without pairs.
-        least_p: the smallest p that as many pairs can give at all; NaN without pairs.
+        least_p: the smallest p that as many pairs can give in a test of ranks or signs; NaN without pairs.
     """
 
     first: str
@@ -105,94 +125,118 @@ class Difference:
     structure: str
     metric: str
     cases: int
+    repeats: Mapping[int, float]
+    repeat_sd: float
     mean: float
     low: float
     high: float
+    includes_training_noise: bool
     median: float
     p: float
     p_holm: float
+    low_holm: float
+    high_holm: float
+    comparisons: int
+    p_cases: float
     effect: float
     least_p: float
 
 
-def summarise(rows: Sequence[Row], metric: Metric, seed: int = 0) -> list[Summary]:
+def case_means(rows: Sequence[Row], metric: Metric) -> dict[tuple[str, str], dict[str, float]]:
+    """Mean over repeats of every case, by model and structure; NaN where the metric is defined in no repeat."""
+    means = _frame(rows, metric).groupby(["model", "structure", "case"], sort=False)["value"].mean()
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for (model, structure, case), value in means.items():
+        found.setdefault((model, structure), {})[case] = float(value)
+    return found
+
+
+def summarise(rows: Sequence[Row], metric: Metric) -> list[Summary]:
     """Per fold, over the folds, and pooled over cases; for every model and structure in their order."""
     summaries = []
-    for (model, structure), group in _groups(rows, lambda row: (row.model, row.structure)).items():
-        by_fold = _groups(group, lambda row: row.fold)
-        folds = {fold: _mean(_values(by_fold[fold], metric)) for fold in sorted(by_fold)}
-        means = _finite(list(folds.values()))
-        values = _values(group, metric)
-        low, high = bootstrap_interval(values, seed)
+    for (model, structure), group in _frame(rows, metric).groupby(["model", "structure"], sort=False):
+        values = _repeats_and_cases(group)
+        found, by_case, repeats = _estimate(values, group)
+        low, high = found.interval()
+        folds = by_case.reindex(values.columns).groupby(_folds(group, values)).mean()
         summaries.append(
             Summary(
                 model,
                 structure,
                 metric.key,
-                folds,
-                _mean(means),
-                float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
-                _mean(values),
-                low,
-                high,
-                float(np.median(values)) if len(values) else math.nan,
-                len(values),
-                len(group),
+                folds.to_dict(),
+                float(folds.mean()),
+                float(folds.std()),
+                repeats.to_dict(),
+                float(repeats.std()),
+                float(found.mean),
+                float(low),
+                float(high),
+                len(values) > 1,
+                float(by_case.median()),
+                len(by_case),
+                values.shape[1],
             )
         )
     return summaries
 
 
-def differences(rows: Sequence[Row], metric: Metric, seed: int = 0) -> list[Difference]:
-    """All pairs of models on the cases that both have, by structure; p-values adjusted by Holm."""
-    found = []
-    for structure, group in _groups(rows, lambda row: row.structure).items():
-        by_model = _groups(group, lambda row: row.model)
-        for first, second in combinations(by_model, 2):
-            one = {row.case: metric.value(row) for row in by_model[first]}
-            two = {row.case: metric.value(row) for row in by_model[second]}
-            common = [case for case in one if case in two]
-            delta = _finite([two[case] - one[case] for case in common])
-            low, high = bootstrap_interval(delta, seed)
-            p, effect, least_p = paired_test(delta)
+def differences(rows: Sequence[Row], metric: Metric, controls: Mapping[str, str] | None = None) -> list[Difference]:
+    """Each model minus its control on the cases that both have, by structure; p-values adjusted by Holm.
+
+    Args:
+        rows: of all models.
+        metric: what differs.
+        controls: models and their declared controls. Where no model's control is there, all pairs are compared.
+    """
+    found, estimates = [], []
+    for structure, group in _frame(rows, metric).groupby("structure", sort=False):
+        values = {model: _repeats_and_cases(entries) for model, entries in group.groupby("model", sort=False)}
+        for first, second in pairs(list(values), controls or {}):
+            delta = _difference(values[first], values[second])
+            one, by_case, repeats = _estimate(delta, group)
+            low, high = one.interval()
+            p_cases, effect, least_p = paired_test(by_case.tolist())
+            estimates.append(one)
             found.append(
                 Difference(
                     first,
                     second,
-                    structure,
+                    str(structure),
                     metric.key,
-                    len(delta),
-                    _mean(delta),
-                    low,
-                    high,
-                    float(np.median(delta)) if len(delta) else math.nan,
-                    p,
+                    len(by_case),
+                    repeats.to_dict(),
+                    float(repeats.std()),
+                    float(one.mean),
+                    float(low),
+                    float(high),
+                    len(delta) > 1,
+                    float(by_case.median()),
+                    float(one.p),
                     math.nan,
+                    math.nan,
+                    math.nan,
+                    0,
+                    p_cases,
                     effect,
                     least_p,
                 )
             )
-    p_values = holm([difference.p for difference in found])
-    return [replace(entry, p_holm=p) for entry, p in zip(found, p_values, strict=True)]
+    tested = [not math.isnan(entry.p) for entry in found]
+    adjusted = []
+    for entry, one, p_holm in zip(found, estimates, holm([entry.p for entry in found]), strict=True):
+        factor = p_holm / entry.p if entry.p else sum(tested)
+        low, high = one.interval(ALPHA / factor)
+        adjusted.append(
+            replace(entry, p_holm=p_holm, low_holm=float(low), high_holm=float(high), comparisons=sum(tested))
+        )
+    return adjusted
 
 
-def bootstrap_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
-    """Percentile interval of the mean over cases, from resampled cases; NaN with fewer than two values.
-
-    Args:
-        values: of the cases.
-        seed: of the resampling; the same for all quantities, so that equal values get equal intervals.
-    """
-    if len(values) < 2:
-        return math.nan, math.nan
-    generator = np.random.default_rng(seed)
-    data = np.asarray(values, float)
-    means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, 500):  # 500 at a time: memory stays small with thousands of cases
-        means[start : start + 500] = data[generator.integers(0, len(data), (500, len(data)))].mean(1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+def pairs(models: Sequence[str], controls: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Which models are compared: (control, model) for all whose control is there, else every earlier with later."""
+    declared = [(controls[model], model) for model in models if controls.get(model) in models]
+    return declared or list(combinations(models, 2))
 
 
 def paired_test(delta: Sequence[float]) -> tuple[float, float, float]:
@@ -219,29 +263,40 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment of the p-values that are defined."""
     adjusted = [math.nan] * len(p_values)
     highest = 0.0
-    tests = len(_finite(p_values))
+    tests = sum(not math.isnan(p) for p in p_values)
     for rank, index in enumerate(np.argsort(p_values, kind="stable")[:tests]):  # NaN comes last
         highest = max(highest, min(1.0, (tests - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
 
 
-def verdict(difference: Difference, metric: Metric, comparisons: int) -> str:
+def verdict(difference: Difference, metric: Metric) -> str:
     """One sentence that says no more than the test does."""
     if not difference.cases:
         return "No case has a value for both models."
     if not difference.effect and difference.least_p == 1.0:
         return "No difference in any case."
-    if difference.least_p * comparisons >= ALPHA:
+    if _too_few(difference):
         return (
-            f"Too few cases: the {difference.cases} pairs cannot give an adjusted p below {ALPHA}, whatever they hold."
+            f"Too few cases: the {difference.cases} pairs cannot give an adjusted p below {ALPHA} without assuming how "
+            f"differences are distributed."
         )
-    if difference.p_holm >= ALPHA:
+    if not is_shown(difference):
         return "No difference shown, which is not to say that there is none."
-    if not difference.mean * difference.effect > 0:
-        return "The test finds a difference, but mean and ranks point in opposite directions: look at the cases."
-    better = difference.second if (difference.effect > 0) == (metric.better == "higher") else difference.first
-    return f"{better} is better on these cases."
+    higher = (difference.mean > 0) == (metric.better == "higher")
+    better, other = (difference.second, difference.first) if higher else (difference.first, difference.second)
+    if not difference.includes_training_noise:
+        return f"{better} did better than {other} in this one repeat; whether it would again takes repeats to say."
+    return f"{better} is better than {other}, {len(difference.repeats)} repeats included."
+
+
+def is_shown(difference: Difference) -> bool:
+    """Whether the adjusted interval leaves 0 out, with pairs enough to say so without assumptions on differences."""
+    return difference.p_holm < ALPHA and not _too_few(difference)
+
+
+def _too_few(difference: Difference) -> bool:
+    return difference.least_p * difference.comparisons >= ALPHA
 
 
 def volume_groups(rows: Sequence[Row], structure: str, borders_ml: Sequence[float] | None = None) -> dict[str, str]:
@@ -269,21 +324,33 @@ def volume_groups(rows: Sequence[Row], structure: str, borders_ml: Sequence[floa
     return {case: titles[places[case]] for case in sorted(volumes, key=lambda case: (places[case], case))}
 
 
-def _values(rows: Sequence[Row], metric: Metric) -> list[float]:
-    return _finite([metric.value(row) for row in rows])
+def _frame(rows: Sequence[Row], metric: Metric) -> pd.DataFrame:
+    """One line for each row: model, structure, repeat, fold, case, value."""
+    lines = [(row.model, row.structure, row.repeat, row.fold, row.case, metric.value(row)) for row in rows]
+    return pd.DataFrame(lines, columns=["model", "structure", "repeat", "fold", "case", "value"])
 
 
-def _finite(values: Sequence[float]) -> list[float]:
-    return [value for value in values if not math.isnan(value)]
+def _repeats_and_cases(entries: pd.DataFrame) -> pd.DataFrame:
+    """Values of one model and structure, (repeats, cases)."""
+    return entries.pivot(index="repeat", columns="case", values="value")
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if len(values) else math.nan
+def _difference(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Second minus first, (common repeats, common cases)."""
+    cases = first.columns.intersection(second.columns)
+    repeats = first.index.intersection(second.index)
+    if repeats.empty:  # unlike repeats that were asked for by name
+        return (second[cases].mean() - first[cases].mean()).to_frame(1).T
+    return second.loc[repeats, cases] - first.loc[repeats, cases]
 
 
-def _groups(entries: Sequence[Entry], key: Callable[[Entry], Any]) -> dict[Any, list[Entry]]:
-    """Entries by key, both in their first order."""
-    groups: dict[Any, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(key(entry), []).append(entry)
-    return groups
+def _estimate(values: pd.DataFrame, entries: pd.DataFrame) -> tuple[Estimate, pd.Series, pd.Series]:
+    """The estimate from (repeats, cases), the means of the cases that count, and the means of the repeats."""
+    counted = values.dropna(axis="columns", how="all")
+    found = estimate(counted.to_numpy(), _folds(entries, counted).to_numpy())
+    return found, counted.mean(), counted.mean(axis="columns")
+
+
+def _folds(entries: pd.DataFrame, values: pd.DataFrame) -> pd.Series:
+    """Fold of each column of (repeats, cases)."""
+    return entries.drop_duplicates("case").set_index("case")["fold"].reindex(values.columns)

@@ -6,33 +6,42 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.experiment.training import check_trainers
 from nnunetv2_sam3d.planning import PLANS_NAME
+from nnunetv2_sam3d.repeats import repeat_of, repeat_plans
 from nnunetv2_sam3d.splits import read_folds
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trainer's results with one configuration.
+    """A trainer's results with one configuration: one arm of a comparison, with all of its repeats.
 
     Attributes:
         name: what tables call it.
         trainer: class name.
-        folder: nnU-Net's ``TRAINER__PLANS__CONFIGURATION``.
+        folder: nnU-Net's ``TRAINER__PLANS__CONFIGURATION`` of the first repeat.
+        repeats: numbers of the repeats, ascending.
     """
 
     name: str
     trainer: str
     folder: Path
+    repeats: tuple[int, ...] = (1,)
 
     @property
     def plans(self) -> str:
-        """Name of its plans."""
+        """Name of the plans of the first repeat."""
         return self.folder.name.split("__")[1]
+
+    def folder_of(self, repeat: int) -> Path:
+        """nnU-Net's folder of a repeat."""
+        configuration = self.folder.name.split("__")[2]
+        plans = repeat_plans(repeat_of(self.plans)[0], repeat)
+        return self.folder.with_name(f"{self.trainer}__{plans}__{configuration}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Item:
         case: nnU-Net's identifier.
         prediction: file.
         reference: file.
+        repeat: of the training that predicted it.
     """
 
     model: str
@@ -52,6 +62,7 @@ class Item:
     case: str
     prediction: Path
     reference: Path
+    repeat: int = 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,10 @@ def read_table(file: Path, remedy: str) -> dict[str, Any]:
 def find_models(
     dataset: Dataset, trainers: Sequence[str], plans: str, configuration: str, names: Mapping[str, str]
 ) -> tuple[Model, ...]:
-    """The result folders of the trainers.
+    """The result folders of the trainers, each with those of its repeats.
+
+    Results with the plans P_repeat2, P_repeat3, ... are repeats of those with P. Plans that are asked for by the name of
+    a repeat stand for this repeat alone.
 
     Args:
         dataset: where to look.
@@ -145,7 +159,8 @@ def find_models(
     Raises:
         FileNotFoundError: for a trainer without results.
         ValueError: for trainers that nnU-Net does not know and that have no results, plans that do not exist, a trainer
-            that is named twice or has results with several other plans.
+            that is named twice or has results with several other plans, and repeats of plans that differ from the
+            first repeat's.
     """
     there = model_folders(dataset.results)
     of_results = {folder.split("__")[1] for folder in there}
@@ -165,7 +180,8 @@ def find_models(
         trainer = names.get(short, short)
         found = sorted(path for path in dataset.results.glob(f"{trainer}__*__{configuration}") if path.is_dir())
         exact = [path for path in found if path.name.split("__")[1] == (wanted or plans)]
-        chosen = exact or ([] if wanted else found)
+        firsts = [path for path in found if repeat_of(path.name.split("__")[1])[1] == 1]
+        chosen = exact or ([] if wanted else firsts)
         if not chosen:
             raise FileNotFoundError(
                 f"{dataset.results / f'{trainer}__{wanted or plans}__{configuration}'} does not exist. Train it first, "
@@ -177,11 +193,58 @@ def find_models(
                 f"-p, or write {given}__PLANS"
             )
         name = shorts.get(trainer, trainer)
-        models.append(Model(f"{name} ({wanted})" if wanted else name, trainer, chosen[0]))
+        title = f"{name} ({wanted})" if wanted else name
+        models.append(Model(title, trainer, chosen[0], _repeats(chosen[0], found)))
     doubles = [name for name, count in Counter(model.folder.name for model in models).items() if count > 1]
     if doubles:
         raise ValueError(f"{doubles[0]} is named twice in --trainers")
     return tuple(models)
+
+
+def _repeats(folder: Path, others: Sequence[Path]) -> tuple[int, ...]:
+    """Numbers of the repeats of a model's folder among other folders of its trainer, after a check of their plans."""
+    plans, number = repeat_of(folder.name.split("__")[1])
+    if number > 1:  # asked for by name
+        return (number,)
+    repeats = {1: folder}
+    for other in others:
+        repeated, number = repeat_of(other.name.split("__")[1])
+        if repeated == plans and number > 1:
+            repeats[number] = other
+    contents = {number: _plans_without_repeat(repeats[number] / "plans.json") for number in sorted(repeats)}
+    for number, content in contents.items():
+        if None not in (content, contents[1]) and content != contents[1]:
+            raise ValueError(
+                f"{repeats[number] / 'plans.json'} differs from {folder / 'plans.json'} in more than the repeat, so that "
+                f"the two are no repeats of one training. Delete or rename the folder of the older plans"
+            )
+    return tuple(contents)
+
+
+def _plans_without_repeat(file: Path) -> dict[str, Any] | None:
+    """What the plans of all repeats have in common; nothing where the file is absent."""
+    if not file.is_file():
+        return None
+    plans = read_table(file, "Copy it from nnUNet_preprocessed")
+    plans.pop("plans_name", None)
+    for configuration in plans.get("configurations", {}).values():
+        configuration.get("sam3d", {}).pop("repeat", None)
+    return plans
+
+
+def declared_controls(models: Sequence[Model], controls: Mapping[str, str]) -> dict[str, str]:
+    """Which model each one is to be compared with.
+
+    Args:
+        models: of a report.
+        controls: class names of trainers and of their declared controls.
+
+    Returns:
+        names of models by name, for those whose control is among the models with the same plans.
+    """
+    names = {(model.trainer, model.plans): model.name for model in models}
+    wanted = {model.name: (controls.get(model.trainer, ""), model.plans) for model in models}
+    return {name: names[control] for name, control in wanted.items() if control in names}
 
 
 def model_folders(results: Path) -> list[str]:
@@ -218,37 +281,69 @@ def check_splits(dataset: Dataset, folds: Sequence[int] | None) -> tuple[int, ..
     return chosen
 
 
+def finished_repeats(
+    dataset: Dataset, models: Sequence[Model], folds: Sequence[int]
+) -> tuple[tuple[Model, ...], str | None]:
+    """The models without those further repeats that lack predictions.
+
+    Returns:
+        the models, and a sentence on what was left out; ``None`` if nothing was.
+    """
+    kept, unfinished = [], []
+    for model in models:
+        whole = [model.repeats[0]]
+        for repeat in model.repeats[1:]:
+            if lacking := unfinished_folds(dataset, model, repeat, folds):
+                unfinished.append(f"{model.name} repeat {repeat} (fold {' '.join(map(str, lacking))})")
+            else:
+                whole.append(repeat)
+        kept.append(replace(model, repeats=tuple(whole)))
+    if not unfinished:
+        return tuple(kept), None
+    count = "1 unfinished repeat is" if len(unfinished) == 1 else f"{len(unfinished)} unfinished repeats are"
+    return tuple(kept), (
+        f"{count} left out: {_some(unfinished)}. nnUNetv2_sam3d crossval --repeats {max(max(m.repeats) for m in models)} "
+        f"does what is missing"
+    )
+
+
+def unfinished_folds(dataset: Dataset, model: Model, repeat: int, folds: Sequence[int]) -> list[int]:
+    """The folds of a model's repeat that lack predictions."""
+    return [fold for fold in folds if _missing(dataset, model, repeat, fold)]
+
+
 def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> list[Item]:
-    """Every validation case of every model and fold, exactly once.
+    """Every validation case of every model, repeat and fold, exactly once.
 
     Raises:
         FileNotFoundError: for missing predictions or annotations, all of them in one message.
         ValueError: for predictions that the split does not have.
     """
-    items, problems = [], []
-    for model in models:
-        for fold in folds:
-            folder = model.folder / f"fold_{fold}" / "validation"
-            cases = sorted(dataset.splits[fold]["val"])
-            present = {path.name[: -len(dataset.ending)] for path in folder.glob(f"*{dataset.ending}")}
-            if missing := sorted(set(cases) - present):
-                trained = (folder.parent / "checkpoint_final.pth").is_file()
-                problems.append(f"{folder} lacks {_some(missing)}{'' if trained else ', its fold is not trained'}")
-            if foreign := sorted(present - set(cases)):
-                raise ValueError(
-                    f"{folder} holds {_some(foreign)} not in fold {fold} of {dataset.folder / 'splits_final.json'}: "
-                    f"the split was changed after this training, or the folder holds other predictions. Validate the "
-                    f"fold again (nnUNetv2_train ... --val) in an empty folder"
-                )
-            items += [
-                Item(model.name, fold, case, folder / f"{case}{dataset.ending}", dataset.reference(case))
-                for case in cases
-            ]
-    if problems:
+    items: list[Item] = []
+    lacking, missing_count = [], 0
+    for model, repeat, fold in ((m, r, f) for m in models for r in m.repeats for f in folds):
+        folder = model.folder_of(repeat) / f"fold_{fold}" / "validation"
+        cases = sorted(dataset.splits[fold]["val"])
+        if missing := _missing(dataset, model, repeat, fold):
+            trained = (folder.parent / "checkpoint_final.pth").is_file()
+            what = _some(missing) if trained or len(missing) < len(cases) else "not trained"
+            lacking.append(f"{folder.parent.relative_to(dataset.results)} ({what})")
+            missing_count += len(missing)
+        if foreign := sorted(_predicted(dataset, folder) - set(cases)):
+            raise ValueError(
+                f"{folder} holds {_some(foreign)} not in fold {fold} of {dataset.folder / 'splits_final.json'}: "
+                f"the split was changed after this training, or the folder holds other predictions. Validate the "
+                f"fold again (nnUNetv2_train ... --val) in an empty folder"
+            )
+        items += [
+            Item(model.name, fold, case, folder / f"{case}{dataset.ending}", dataset.reference(case), repeat)
+            for case in cases
+        ]
+    if lacking:
         raise FileNotFoundError(
-            "predictions are missing: " + "; ".join(problems) + ". Finish the training or validation "
-            "(nnUNetv2_sam3d crossval does what is missing; nnUNetv2_train ... --val validates a trained fold), "
-            "or report the finished folds only (--folds)"
+            f"{missing_count} of {len(items)} predictions are missing in {dataset.results}, in {len(lacking)} folds: "
+            f"{_some(lacking)}. nnUNetv2_sam3d crossval does what is missing, nnUNetv2_train ... --val validates a "
+            f"trained fold, --folds reports finished folds only"
         )
     without = sorted({item.reference.name for item in items if not item.reference.is_file()})
     if without:
@@ -259,7 +354,17 @@ def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> 
     return items
 
 
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    """``a, b and 3 more (5 cases)`` for messages."""
+def _missing(dataset: Dataset, model: Model, repeat: int, fold: int) -> list[str]:
+    """Validation cases of a fold without a prediction."""
+    folder = model.folder_of(repeat) / f"fold_{fold}" / "validation"
+    return sorted(set(dataset.splits[fold]["val"]) - _predicted(dataset, folder))
+
+
+def _predicted(dataset: Dataset, folder: Path) -> set[str]:
+    return {path.name[: -len(dataset.ending)] for path in folder.glob(f"*{dataset.ending}")}
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    """``a, b, c and 4 more`` for messages."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -20,7 +20,6 @@ from nnunetv2_sam3d.report.tables import Table, csv_text, interval
 def clicked_sections(
     clicked: Sequence[ClickedResults],
     models: Sequence[str],
-    seed: int,
     figures: Path,
     draw_cases: Callable[[ClickedResults, str], list[Picture]],
 ) -> list[Section]:
@@ -29,13 +28,12 @@ def clicked_sections(
     Args:
         clicked: the results.
         models: all of the report, in their order.
-        seed: of the bootstrap.
         figures: folder that the curves are drawn into.
         draw_cases: pictures of cases, for results and the name that their files get.
     """
     chapters = []
     for number, results in enumerate(clicked):
-        summaries = summarise_clicked(results, seed)
+        summaries = summarise_clicked(results)
         notes = []
         cases = {model: {entry.case for entry in results.cases if entry.model == model} for model in models}
         if absent := [model for model, have in cases.items() if not have]:

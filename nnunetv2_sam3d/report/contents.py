@@ -15,19 +15,19 @@ from nnunetv2_sam3d.evaluation.compare import (
     Difference,
     Metric,
     Summary,
-    bootstrap_interval,
+    summarise,
     verdict,
 )
 from nnunetv2_sam3d.evaluation.structures import Structure
-from nnunetv2_sam3d.report.tables import Table, duration, interval, number, p_value
-from nnunetv2_sam3d.report.training import Training
+from nnunetv2_sam3d.report.tables import Table, interval, number, p_value
 
 BY_KEY = {metric.key: metric for metric in METRICS}
 
 
 def pooled_table(summaries: Sequence[Summary], structures: Sequence[Structure], rows: Sequence[Row]) -> Table:
     """All metrics, pooled over the cases."""
-    empty = Counter((row.model, row.structure) for row in rows if row.measures.empty == "both")
+    both_empty = {(row.model, row.structure, row.case) for row in rows if row.measures.empty == "both"}
+    empty = Counter((model, structure) for model, structure, _ in both_empty)
     lines = []
     for structure in structures:
         for model in dict.fromkeys(summary.model for summary in summaries):
@@ -40,11 +40,12 @@ def pooled_table(summaries: Sequence[Summary], structures: Sequence[Structure], 
             cells[2] += f" ({hd95.counted}/{hd95.cases})"
             counts = [str(hd95.cases), str(empty[model, structure.name])]
             lines.append([structure.name, model, f"{structure.tolerance_mm:.3g}", *counts, *cells])
-    header = ["structure", "model", "tolerance [mm]", "cases", "both empty", *(_title(metric) for metric in METRICS)]
+    header = ["structure", "model", "tolerance [mm]", "cases", "both empty", *(metric.label for metric in METRICS)]
     header[7] += " (defined in)"
     caption = (
-        "Automatic results: mean over the cases of all folds with 95 % bootstrap interval. Dice and surface "
-        "Dice count 1 in the cases with both masks empty and 0 where one is; HD95 is not defined there and left out."
+        "Automatic results: mean over the cases of all folds with 95 % interval over repeats, folds and cases; a case "
+        "counts with its mean over the repeats. Dice and surface Dice count 1 in the cases with both masks empty (in "
+        "one repeat at least) and 0 where one is; HD95 is not defined there and left out."
     )
     return Table("pooled_automatic", caption, header, lines, frozenset({0, 1}))
 
@@ -64,7 +65,7 @@ def fold_table(summaries: Sequence[Summary], structures: Sequence[Structure]) ->
                 defined = sum(not math.isnan(mean) for mean in summary.folds.values())
                 if 0 < defined < len(summary.folds):
                     spread += f" ({defined} of {len(summary.folds)} folds)"
-                lines.append([structure.name, _title(metric), summary.model, *means, overall + spread])
+                lines.append([structure.name, metric.label, summary.model, *means, overall + spread])
     header = ["structure", "metric", "model", *(f"fold {fold}" for fold in folds), "mean ± SD of folds"]
     caption = (
         "Automatic results: mean of each fold's cases; the last column weighs folds equally, those without a case that "
@@ -76,38 +77,43 @@ def fold_table(summaries: Sequence[Summary], structures: Sequence[Structure]) ->
 def difference_tables(differences: Sequence[Difference], structures: Sequence[Structure]) -> list[Table]:
     """Paired differences with their tests, a table for each metric; none with one model."""
     header = [
-        "structure", "difference", "pairs", "mean [95 % interval]", "median", "p", "p (Holm)", "effect",
-        "what it carries",
+        "structure", "difference", "cases", "repeats", "mean [95 % interval]", "adjusted interval", "SD of repeats",
+        "p", "p (Holm)", "p over cases", "effect", "what it carries",
     ]  # fmt: skip
     tables = []
     for metric in METRICS:
         family = [entry for entry in differences if entry.metric == metric.key]
-        comparisons = sum(entry.cases > 0 for entry in family)
+        comparisons = max((entry.comparisons for entry in family), default=0)
         digits = _digits(metric)
         lines = [
             [
                 entry.structure,
                 f"{entry.second} - {entry.first}",
                 str(entry.cases),
+                str(len(entry.repeats)),
                 interval(entry.mean, entry.low, entry.high, digits),
-                number(entry.median, digits),
+                interval(entry.mean, entry.low_holm, entry.high_holm, digits).partition(" ")[2] or "-",
+                number(entry.repeat_sd, digits),
                 p_value(entry.p),
                 p_value(entry.p_holm),
+                p_value(entry.p_cases),
                 "-" if math.isnan(entry.effect) else f"{entry.effect:+.2f}",
-                verdict(entry, metric, comparisons),
+                verdict(entry, metric),
             ]
             for structure in structures
             for entry in family
             if entry.structure == structure.name
         ]
         caption = (
-            f"{_title(metric)}, automatic results: paired differences over the cases of all folds; {metric.better} is "
-            f"better. p: two-sided Wilcoxon signed-rank test; Holm's adjustment is over the {comparisons} comparisons "
-            f"of this metric. Effect: matched-pairs rank-biserial correlation, from -1 to 1."
+            f"{metric.label}, automatic results: paired differences over the cases of all folds; {metric.better} is "
+            f"better. Intervals and p include repeats where there are two or more; with one, training noise is left "
+            f"out. Holm's adjustment is over the {comparisons} comparisons of this metric. p over cases: Wilcoxon's "
+            f"signed-rank test, which leaves training noise out. Effect: matched-pairs rank-biserial correlation, from "
+            f"-1 to 1."
         )
         if lines:
             name = f"differences_{metric.key}_automatic"
-            tables.append(Table(name, caption, header, lines, frozenset({0, 1}), frozenset({8})))
+            tables.append(Table(name, caption, header, lines, frozenset({0, 1}), frozenset({11})))
     return tables
 
 
@@ -136,20 +142,19 @@ def detection_table(rows: Sequence[Row], models: Sequence[str], structures: Sequ
                 ]
             )
     header = [
-        "structure", "model", "cases", "both empty", "missed wholly", "found where none is", "lesions detected",
+        "structure", "model", "masks", "both empty", "missed wholly", "found where none is", "lesions detected",
         "false lesions", "mean volume error [ml]", "median volume error [%]",
     ]  # fmt: skip
     caption = (
-        "Automatic results: cases with empty masks, lesions, volumes (predicted minus annotated). A lesion "
+        "Automatic results: empty masks, lesions, volumes (predicted minus annotated), counted in the masks of all "
+        "repeats. A lesion "
         "is a 26-connected component of the annotation; one common voxel detects it. A false lesion is a component of "
         "the prediction without a common voxel."
     )
     return Table("detection_automatic", caption, header, lines, frozenset({0, 1}))
 
 
-def group_table(
-    rows: Sequence[Row], models: Sequence[str], structure: Structure, groups: Mapping[str, str], seed: int
-) -> Table:
+def group_table(rows: Sequence[Row], models: Sequence[str], structure: Structure, groups: Mapping[str, str]) -> Table:
     """Dice and surface Dice of one structure by its volume."""
     lines = []
     for title in dict.fromkeys(groups.values()):
@@ -161,55 +166,18 @@ def group_table(
             ]
             cells = []
             for key in ("dice", "surface_dice"):
-                values = [BY_KEY[key].value(row) for row in group]
-                low, high = math.nan, math.nan
-                if len(values) >= FEW_CASES:
-                    low, high = bootstrap_interval(values, seed)
-                cells.append(interval(math.fsum(values) / len(values), low, high))
-            found = [row.measures for row in group]
-            lesions, detected = sum(m.lesions or 0 for m in found), sum(m.detected or 0 for m in found)
-            lines.append([title, model, str(len(group)), *cells, f"{detected}/{lesions}" if structure.lesion else "-"])
+                (found,) = summarise(group, BY_KEY[key])
+                low, high = (found.low, found.high) if found.counted >= FEW_CASES else (math.nan, math.nan)
+                cells.append(interval(found.mean, low, high))
+            masks = [row.measures for row in group]
+            lesions, detected = sum(m.lesions or 0 for m in masks), sum(m.detected or 0 for m in masks)
+            lines.append([title, model, str(found.cases), *cells, f"{detected}/{lesions}" if structure.lesion else "-"])
     caption = (
         f"Automatic results of {structure.name} by its annotated volume. Intervals are left out below "
         f"{FEW_CASES} cases; no test is made within groups."
     )
     header = ["volume", "model", "cases", "Dice", "Surface Dice", "lesions detected"]
     return Table("groups_automatic", caption, header, lines, frozenset({0, 1}))
-
-
-def cost_table(trainings: Sequence[Training], models: Sequence[str]) -> Table:
-    """Trained parameters, hours and memory."""
-    lines = []
-    for model in models:
-        runs = [run for run in trainings if run.model == model]
-        parameters = sorted({(run.trained or 0, run.parameters) for run in runs if run.parameters})
-        hours = [run.hours for run in runs if not math.isnan(run.hours)]
-        peaks = [run.peak_bytes for run in runs if run.peak_bytes]
-        spread = float(np.std(hours, ddof=1)) if len(hours) > 1 else math.nan
-        lines.append(
-            [
-                model,
-                str(len(runs)),
-                " / ".join(f"{trained:,} ({100 * trained / (total or 1):.1f} %)" for trained, total in parameters)
-                or "-",
-                duration(float(np.mean(hours)), spread) if hours else "-",
-                duration(math.fsum(hours)) if hours else "-",
-                f"{max(peaks) / 1e9:.2f}" if peaks else "-",
-                ", ".join(sorted({run.device for run in runs if run.device})) or "-",
-            ]
-        )
-    caption = (
-        "Costs, from nnU-Net's logs and checkpoints. Time is that of all epochs (mean ± SD of the folds), without "
-        "validation and without the training of the model that a training starts from (DualPath and OriginalEval start "
-        "from a finished one). Peak memory is the largest resident memory of a training process where it was recorded. "
-        "A dash: not recorded."
-    )
-    header = ["model", "folds", "trained parameters", "time a fold", "time in all", "peak memory [GB]", "device"]
-    return Table("costs", caption, header, lines, frozenset({0, 6}))
-
-
-def _title(metric: Metric) -> str:
-    return metric.title + (f" [{metric.unit}]" if metric.unit else "")
 
 
 def _digits(metric: Metric) -> int:

@@ -12,23 +12,21 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from nnunetv2_sam3d.evaluation.cases import Row
-from nnunetv2_sam3d.evaluation.compare import Metric
+from nnunetv2_sam3d.evaluation.compare import Metric, case_means
 from nnunetv2_sam3d.report.style import MODEL_LINES, MODEL_MARKERS, colour, new_figure, short
 from nnunetv2_sam3d.report.training import Training
 
 
 def boxes(rows: Sequence[Row], models: Sequence[str], structures: Sequence[str], metric: Metric) -> Figure:
-    """A box of every model with the cases as dots; thin lines join the same case.
+    """A box of every model with the cases, means over repeats, as dots; thin lines join the same case.
 
     Whiskers reach to the last case within 1.5 interquartile ranges; the diamond is the mean.
     """
     figure = new_figure(min(11.0, 1.2 + len(structures) * (0.9 + 0.62 * len(models))), 3.6)
+    means = case_means(rows, metric)
     axes = figure.subplots(1, len(structures), sharey=metric.unit == "", squeeze=False)[0]
     for axis, structure in zip(axes, structures, strict=True):
-        columns = [
-            {row.case: metric.value(row) for row in rows if (row.model, row.structure) == (model, structure)}
-            for model in models
-        ]
+        columns = [means.get((model, structure), {}) for model in models]
         cases = sorted(set().union(*columns))
         spread = {case: ((index * 0.618) % 1 - 0.5) * 0.28 for index, case in enumerate(cases)}
         for case in cases:
@@ -70,7 +68,7 @@ def boxes(rows: Sequence[Row], models: Sequence[str], structures: Sequence[str],
             axis.text(0.5, 0.5, "defined in no case", transform=axis.transAxes, ha="center", fontsize=8)
         else:
             axis.set_ylim(bottom=0)
-    axes[0].set_ylabel(metric.title + (f" [{metric.unit}]" if metric.unit else ""))
+    axes[0].set_ylabel(metric.label)
     return figure
 
 

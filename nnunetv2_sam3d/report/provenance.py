@@ -47,7 +47,7 @@ def provenance(
                 "training commands": [
                     shlex.join(
                         ["nnUNetv2_train", dataset.name, configuration, str(run.fold), "-tr", model.trainer]
-                        + ["-p", model.plans]
+                        + ["-p", model.folder_of(run.repeat).name.split("__")[1]]
                     )
                     for run in trainings
                     if run.model == model.name

@@ -5,151 +5,162 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults
-from nnunetv2_sam3d.evaluation.compare import ALPHA, FEW_CASES, METRICS, RESAMPLES
+from nnunetv2_sam3d.evaluation.compare import METRICS
 from nnunetv2_sam3d.evaluation.folds import Dataset
 from nnunetv2_sam3d.report import clicks, contents, plots
+from nnunetv2_sam3d.report.answer import answer, answer_figure, caption
+from nnunetv2_sam3d.report.arms import arms_table, noise_table
 from nnunetv2_sam3d.report.click_pictures import click_pictures
+from nnunetv2_sam3d.report.gates import changed_table, gate_pictures, gate_table, unmeasured
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import choose_cases, draw_overlays, load_view
 from nnunetv2_sam3d.report.page import Picture, Scene, Section
+from nnunetv2_sam3d.report.results import Results
+from nnunetv2_sam3d.report.rules import RULES
 from nnunetv2_sam3d.report.style import picture
-
-if TYPE_CHECKING:
-    from nnunetv2_sam3d.report.build import Results
+from nnunetv2_sam3d.report.tables import counted
+from nnunetv2_sam3d.report.threats import threats
 
 CT_WINDOW_HU = (-160.0, 240.0)
-RULES = (
-    "Empty masks: where prediction and annotation are both empty, Dice and surface Dice count 1; where one of them is, "
-    "0 (as KiTS counts; nnU-Net's own summary leaves the first kind out). HD95 is not defined in either case and left "
-    "out; the tables say in how many cases it is defined.",
-    "Surface Dice: share of both surfaces within the tolerance of the other one, with the areas of surface elements "
-    "(DeepMind's surface-distance, which KiTS uses). HD95: the larger one of both directed 95th percentiles, weighted "
-    "by area. All distances in millimetres on the grid of the annotation.",
-    f"Intervals: 95 %, percentile bootstrap of the mean over cases, {RESAMPLES:,} resamples with a fixed seed. "
-    f"Differences: Wilcoxon signed-rank test over cases, two-sided, pairs without difference dropped, Holm-adjusted "
-    f"over all comparisons of one metric; {ALPHA} is taken as the limit.",
-    "What the tests do not know: cases of one fold share a model, the folds share training cases, and every fold was "
-    "trained once. Another training seed would move the figures by an amount that none of these intervals contains.",
-)
 
 
 def subtitle(results: Results) -> str:
     """One line on what was measured."""
-    cases = len({item.case for item in results.items})
     whole = len({case for split in results.dataset.splits for case in (*split.get("train", ()), *split["val"])})
     folds = f"{len(results.folds)} of {len(results.dataset.splits)} folds"
-    return f"{cases} of {whole} cases, each as a validation case of its fold; {folds}; {len(results.models)} models"
+    repeats = sorted({len(model.repeats) for model in results.models})
+    trained = counted(repeats[0], "repeat") if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]} repeats"
+    return (
+        f"{results.cases} of {whole} cases, each as a validation case of its fold; {folds}; "
+        f"{counted(len(results.models), 'model')}; {trained}"
+    )
 
 
 def all_sections(
     results: Results, figures: Path, view_cases: Sequence[str] | None, progress: Callable[..., Any]
 ) -> list[Section]:
-    """Draws all figures into a folder and puts the chapters together."""
+    """Draws all figures into a folder and puts the chapters together: the answer, then cases, then the rest."""
 
     def draw_clicked(clicked: ClickedResults, name: str) -> list[Picture]:
         images, window = _images(results.dataset), _window(results.dataset)
         return click_pictures(clicked, results.models, results.dataset, images, results.labels, window, figures, name)
 
-    chapters = [
-        _reading(results),
-        _results(results, figures),
-        *clicks.clicked_sections(results.clicked, results.names, results.seed, figures, draw_clicked),
-        _training(results, figures),
-    ]
-    chapters += _cases(results, figures, view_cases, progress)
+    dangers = threats(results)
     text = json.dumps(results.provenance, indent=1, ensure_ascii=False)
-    chapters.append(Section("provenance", "Provenance", code=[text]))
-    return chapters
+    return [
+        _answer(results, figures, len(dangers)),
+        *_cases(results, figures, view_cases, progress),
+        Section("arms", "Arms", tables=[arms_table(results.models, results.trainings, results.wanted_controls)]),
+        *_differences(results),
+        *_noise(results),
+        *_gates(results),
+        _results(results, figures),
+        *clicks.clicked_sections(results.clicked, results.names, figures, draw_clicked),
+        _tables(results),
+        _training(results, figures),
+        Section("threats", f"Threats to validity ({len(dangers)})", texts=dangers, folded=True),
+        Section("reading", "How it was measured", texts=RULES, folded=True),
+        Section("provenance", "Provenance", code=[text], folded=True),
+    ]
 
 
-def _reading(results: Results) -> Section:
-    cases = len({item.case for item in results.items})
-    notes = []
-    if len(results.folds) < len(results.dataset.splits):
-        notes.append(
-            f"Not all folds: {len(results.folds)} of {len(results.dataset.splits)}. The figures are of {cases} cases "
-            f"and stand for these only."
-        )
-    if len(results.folds) == 1:
-        notes.append("With one fold there is no standard deviation over folds.")
-    if cases < FEW_CASES:
-        notes.append(
-            f"Only {cases} cases: bootstrap intervals of so few are too narrow, and tests can hardly show anything. "
-            f"Read the single cases instead."
-        )
-    for name, start in sorted({(run.model, run.start) for run in results.trainings if run.start_replaced}):
-        folds = [str(run.fold) for run in results.trainings if run.start_replaced and run.model == name]
-        notes.append(
-            f"{name} started from {start}, which has been trained again since in these folds: {', '.join(folds)}. "
-            f"Results of both do not belong together."
-        )
-    if len({model.plans for model in results.models}) > 1:
-        plans = ", ".join(f"{model.name}: {model.plans}" for model in results.models)
-        notes.append(f"The models have different plans ({plans}), so that spacing and patch may differ, too.")
-    return Section("reading", "How to read this", notes, RULES)
+def _answer(results: Results, figures: Path, dangers: int) -> Section:
+    shown = picture(answer_figure(results), figures, "answer", caption(results))
+    more = f"What this does not carry stands below, under threats to validity ({dangers})."
+    return Section("answer", "Answer", lead=answer(results), pictures=[shown], closing=more)
+
+
+def _differences(results: Results) -> list[Section]:
+    tables = contents.difference_tables(results.differences, results.structures)
+    title = "Differences from the declared controls" if results.controls else "Differences"
+    return [Section("differences", title, tables=tables, folded=True)] if tables else []
+
+
+def _noise(results: Results) -> list[Section]:
+    table = noise_table(results.summaries, results.structures)
+    title = "Noise between repeats"
+    if table:
+        return [Section("noise", title, tables=[table], folded=True)]
+    lacking = "No arm has two repeats, so that nothing tells how far another training would be from these."
+    remedy = "nnUNetv2_sam3d crossval --repeats 3 trains more."
+    return [Section("noise", title, texts=[f"{lacking} {remedy}"], folded=True)] if results.study else []
+
+
+def _gates(results: Results) -> list[Section]:
+    if not results.gates:
+        return []
+    lacking = unmeasured(results.gates)
+    tables = [table for table in (gate_table(results.gates), changed_table(results.gates)) if table]
+    texts = [lacking] if lacking else []
+    return [Section("gates", "Gates and paths", (), texts, tables, gate_pictures(results.gates), folded=True)]
 
 
 def _results(results: Results, figures: Path) -> Section:
     structures, models = results.structures, results.names
-    rows = results.rows
     names = [structure.name for structure in structures]
+    once = (
+        "" if all(len(model.repeats) == 1 for model in results.models) else " Of each case, the mean over the repeats."
+    )
+    pictures = []
+    for metric in METRICS[:3]:
+        pictures.append(
+            picture(
+                plots.boxes(results.rows, models, names, metric),
+                figures,
+                f"{metric.key}_automatic",
+                f"{metric.title} by case (automatic). Box: quartiles, line: median, diamond: mean, whiskers: to the "
+                f"last case within 1.5 interquartile ranges. Grey lines join a case's results.{once}",
+            )
+        )
+    pictures.append(
+        picture(
+            plots.bland_altman(results.rows, models, names),
+            figures,
+            "volumes_automatic",
+            "Bland-Altman plot of volumes (automatic). Solid: bias, dashed: 95 % limits of agreement; cases empty in "
+            "both masks are left out." + (" All repeats." if once else ""),
+        )
+    )
+    return Section("automatic", "Automatic results", pictures=pictures)
+
+
+def _tables(results: Results) -> Section:
+    structures, models, rows = results.structures, results.names, results.rows
     tables = [
         contents.pooled_table(results.summaries, structures, rows),
-        *contents.difference_tables(results.differences, structures),
         contents.fold_table(results.summaries, structures),
         contents.detection_table(rows, models, structures),
     ]
     texts = []
     if results.groups:
-        tables.append(contents.group_table(rows, models, results.focus, results.groups, results.seed))
+        tables.append(contents.group_table(rows, models, results.focus, results.groups))
     else:
         texts.append(f"Too few cases with {results.focus.name} for sub-groups by its volume.")
-    pictures = []
-    for metric in METRICS[:3]:
-        pictures.append(
-            picture(
-                plots.boxes(rows, models, names, metric),
-                figures,
-                f"{metric.key}_automatic",
-                f"{metric.title} by case (automatic). Box: quartiles, line: median, diamond: mean, whiskers: to the "
-                f"last case within 1.5 interquartile ranges. Grey lines join a case's results.",
-            )
-        )
-    pictures.append(
-        picture(
-            plots.bland_altman(rows, models, names),
-            figures,
-            "volumes_automatic",
-            "Bland-Altman plot of volumes (automatic). Solid: bias, dashed: 95 % limits of agreement; cases empty in "
-            "both masks are left out.",
-        )
-    )
-    return Section("automatic", "Automatic results", (), texts, tables, pictures)
+    return Section("tables", "Tables of the automatic results", texts=texts, tables=tables, folded=True)
 
 
 def _training(results: Results, figures: Path) -> Section:
-    table = contents.cost_table(results.trainings, results.names)
     curves = plots.learning_curves(results.trainings, results.names)
     if curves is None:
-        return Section("training", "Training", texts=["No training log holds an epoch."], tables=[table])
-    caption = (
-        "Learning curves from nnU-Net's logs. Each model's validation loss is its own trainer's; loss values of "
-        "different trainers need not be comparable. Pseudo Dice is of random patches, not of whole cases."
+        return Section("training", "Training", texts=["No training log holds an epoch."], folded=True)
+    legend = (
+        "Learning curves from nnU-Net's logs, those of all repeats. Each model's validation loss is its own trainer's; "
+        "loss values of different trainers need not be comparable. Pseudo Dice is of patches, not of whole cases."
     )
-    return Section(
-        "training", "Training", tables=[table], pictures=[picture(curves, figures, "learning_curves", caption)]
-    )
+    pictures = [picture(curves, figures, "learning_curves", legend)]
+    return Section("training", "Training", pictures=pictures, folded=True)
 
 
 def _cases(
     results: Results, figures: Path, view_cases: Sequence[str] | None, progress: Callable[..., Any]
 ) -> list[Section]:
     rows = results.rows
+    first = {model.name: model.repeats[0] for model in results.models}
     chosen = choose_cases(rows, results.focus.name)
     viewed = list(view_cases) if view_cases is not None else list(chosen.values())
     titles = {case: title for title, case in chosen.items()}
@@ -157,21 +168,26 @@ def _cases(
     window = _window(results.dataset)
     pictures, scenes = [], []
     for case in progress(list(dict.fromkeys([*chosen.values(), *viewed])), "draw", unit="case"):
-        items = [item for item in results.items if item.case == case]
+        items = [item for item in results.items if (item.case, item.repeat) == (case, first[item.model])]
         view = load_view(items, images.get(case), results.focus, results.labels)
         label = f"{titles[case]} case: {case}" if case in titles else case
         if case in titles:
-            dice = {r.model: r.measures.dice for r in rows if (r.case, r.structure) == (case, results.focus.name)}
-            caption = (
+            dice = {
+                r.model: r.measures.dice
+                for r in rows
+                if (r.case, r.structure, r.repeat) == (case, results.focus.name, first[r.model])
+            }
+            legend = (
                 f"{label[0].upper()}{label[1:]}; {results.focus.name}, on the slices that show most of it, around the "
                 f"annotation. Yellow dashes: annotation; white line: the model; orange: too much; blue: missed."
             )
             figure = draw_overlays(view, results.focus, label, window, dice)
-            pictures.append(picture(figure, figures, f"overlay_{titles[case]}", caption, "png"))
+            pictures.append(picture(figure, figures, f"overlay_{titles[case]}", legend, "png"))
         if case in viewed:
             scenes.append(Scene(label, scene(view, results.structures, results.focus)))
     text = (
         f"Worst, median and best by the models' mean Dice of {results.focus.name}, among the cases that have it."
+        + (" Masks of the first repeat." if any(len(model.repeats) > 1 for model in results.models) else "")
         if chosen
         else f"No case has {results.focus.name} in its annotation; there is nothing to draw."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 LATEX = {
@@ -121,6 +121,20 @@ def duration(hours: float, spread: float = math.nan) -> str:
     unit = "s" if hours * 3600 < 90 else "min" if hours < 1.5 else "h" if hours < 48 else "d"
     values = [f"{value * 3600 / seconds_of[unit]:.3g}" for value in (hours, spread) if not math.isnan(value)]
     return f"{' ± '.join(values)} {unit}"
+
+
+def counted(count: int, thing: str) -> str:
+    """``1 fold``, ``3 folds``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def listed(names: Iterable[str], limit: int = 3) -> str:
+    """``a, b and c``, or ``a, b, c and 4 more``."""
+    found = list(names)
+    shown, rest = (found, []) if len(found) <= limit else (found[:limit], found[limit:])
+    if rest:
+        return f"{', '.join(shown)} and {len(rest)} more"
+    return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
 
 
 def csv_text(text: str) -> str:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from nnunetv2_sam3d.evaluation.folds import Model, read_table
 from nnunetv2_sam3d.experiment.results import parameters
 from nnunetv2_sam3d.experiment.starts import start_of
+from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.inspect import buffer_names
+from nnunetv2_sam3d.weights.reading import METADATA_KEY
+from nnunetv2_sam3d.weights.transfer import PARTS, part_of
 
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?|nan)"
 LINE = re.compile(
@@ -22,7 +29,7 @@ VALUE = re.compile(rf"{NUMBER}\)?(?:,|$)")
 
 @dataclass(frozen=True)
 class Training:
-    """One fold of a model.
+    """One fold of one repeat of a model.
 
     Attributes:
         model: name.
@@ -36,6 +43,12 @@ class Training:
         start: model whose same fold it started from; empty for others.
         start_replaced: whether that one has been trained again since.
         curves: ``train_loss``, ``val_loss``, ``pseudo_dice`` (mean over classes) and ``epoch``, equally long.
+        repeat: number.
+        adapter: name of the adapter class; empty for networks of others.
+        parts: of the network that were trained, ``(in part)`` after those of which some weights were not.
+        origin: where the encoder came from: a model, a file's name, or its kind such as ``random``; empty if unknown.
+        steps: of the optimizer; ``None`` if the checkpoint does not tell.
+        paths: by epoch and block, ``gate_mean``, ``gate_sd`` and ``local_share``, as far as they were logged.
     """
 
     model: str
@@ -49,17 +62,26 @@ class Training:
     start: str = ""
     start_replaced: bool = False
     curves: Mapping[str, list[float]] = field(default_factory=dict)
+    repeat: int = 1
+    adapter: str = ""
+    parts: tuple[str, ...] = ()
+    origin: str = ""
+    steps: int | None = None
+    paths: Sequence[Sequence[Mapping[str, float]]] = ()
 
 
-def read_training(model: Model, fold: int) -> Training:
-    """Reads one fold's folder."""
-    folder = model.folder / f"fold_{fold}"
+def read_training(model: Model, fold: int, repeat: int | None = None) -> Training:
+    """Reads one fold's folder, by default of the first repeat."""
+    repeat = model.repeats[0] if repeat is None else repeat
+    folder = model.folder_of(repeat) / f"fold_{fold}"
     logs = sorted(folder.glob("training_log_*.txt"))
     epochs = read_epochs("".join(log.read_text(encoding="utf-8", errors="replace") for log in logs))
     names = ("train_loss", "val_loss", "pseudo_dice")
     curves = {name: [epochs[number].get(name, math.nan) for number in sorted(epochs)] for name in names}
     checkpoint = folder / "checkpoint_final.pth"
-    trained, total = parameters(read_checkpoint(checkpoint)) if checkpoint.is_file() else (None, None)
+    content = read_checkpoint(checkpoint) if checkpoint.is_file() else {}
+    trained, total = parameters(content) if content else (None, None)
+    metadata = content.get(METADATA_KEY, {})
     start = start_of(checkpoint)
     debug = folder / "debug.json"  # nnU-Net's, written at the start
     about = read_table(debug, f"{UNNEEDED} the device then") if debug.is_file() else {}
@@ -75,7 +97,41 @@ def read_training(model: Model, fold: int) -> Training:
         "" if start is None else start.model,
         start is not None and start.replaced,
         {"epoch": [float(number) for number in sorted(epochs)], **curves},
+        repeat,
+        str(metadata.get("network", {}).get("adapter", "")),
+        trained_parts(content) if metadata else (),
+        _origin(metadata.get("provenance", {}).get("SAM encoder", {})) if start is None else start.model,
+        _steps(content),
+        content.get("logging", {}).get("adapter_paths", ()),
     )
+
+
+def trained_parts(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
+    """Parts of the network that a trainer of this package trained, in the network's order of :data:`PARTS`."""
+    trained = set(checkpoint[METADATA_KEY]["trained"])
+    fixed = buffer_names(SAM3DConfig.from_dict(checkpoint[METADATA_KEY]["network"])) | trained
+    whole = {part_of(name) for name in trained} - {
+        part_of(name) for name in checkpoint["network_weights"] if name not in fixed
+    }
+    some = {part_of(name) for name in trained}
+    return tuple(part if part in whole else f"{part} (in part)" for part, _ in PARTS if part in some)
+
+
+def _origin(record: Mapping[str, Any]) -> str:
+    return Path(str(record["file"])).name if "file" in record else str(record.get("kind", ""))
+
+
+def _steps(checkpoint: Mapping[str, Any]) -> int | None:
+    """Epochs times steps an epoch; of other trainers it is not known."""
+    if METADATA_KEY not in checkpoint:
+        return None
+    try:
+        arguments = checkpoint["init_args"]
+        settings = arguments["plans"]["configurations"][arguments["configuration"]].get(PLANS_KEY, {})
+        epochs = len(checkpoint["logging"]["train_losses"])
+    except KeyError:
+        return None
+    return epochs * int(settings.get("iterations_per_epoch", Settings.iterations_per_epoch))
 
 
 def read_epochs(log: str) -> dict[int, dict[str, float]]:

@@ -57,7 +57,21 @@ class Scene:
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter of the page; all of its text is escaped."""
+    """A chapter of the page; all of its text is escaped.
+
+    Attributes:
+        anchor: for links.
+        title: of the chapter.
+        notes: warnings, set off from the text.
+        texts: paragraphs before tables and pictures.
+        tables: of the chapter.
+        pictures: below the tables.
+        scenes: of the 3D viewer.
+        code: text as it is.
+        lead: what the chapter says, in large letters.
+        closing: a paragraph after everything else.
+        folded: whether only the title shows until a reader opens the chapter.
+    """
 
     anchor: str
     title: str
@@ -67,6 +81,9 @@ class Section:
     pictures: Sequence[Picture] = ()
     scenes: Sequence[Scene] = ()
     code: Sequence[str] = ()
+    lead: str = ""
+    closing: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nnunetv2_sam3d.evaluation.cases import Row
 from nnunetv2_sam3d.evaluation.compare import METRICS, differences, summarise
+from nnunetv2_sam3d.evaluation.folds import Model
 from nnunetv2_sam3d.evaluation.metrics import measure
 from nnunetv2_sam3d.evaluation.structures import Structure
 from nnunetv2_sam3d.report import contents
+from nnunetv2_sam3d.report.arms import arms_table
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import View
 from nnunetv2_sam3d.report.page import Page, Scene, Section, render
@@ -63,8 +66,9 @@ def test_comparisons_without_pairs_have_dashes() -> None:
     tables = {table.name: table for table in contents.difference_tables(found, [TUMOUR, CYST])}
     assert list(tables) == [f"differences_{metric.key}_automatic" for metric in METRICS]
     tumour, cyst = tables["differences_hd95_mm_automatic"].lines
-    assert cyst[2:] == ["0", "-", "-", "-", "-", "-", "No case has a value for both models."]
-    assert tumour[2] == "6" and tumour[5] == tumour[6] != "-"
+    assert cyst[2:] == ["0", "1", "-", "-", "-", "-", "-", "-", "-", "No case has a value for both models."]
+    assert tumour[2:4] == ["6", "1"] and tumour[7] == tumour[8] != "-"
+    assert tumour[6] == "-"  # one repeat
     assert "over the 1 comparisons" in tables["differences_hd95_mm_automatic"].caption
     assert "over the 2 comparisons" in tables["differences_dice_automatic"].caption
     assert contents.difference_tables([], [TUMOUR]) == []
@@ -99,9 +103,10 @@ def test_durations(hours: float, spread: float, text: str) -> None:
 
 def test_costs_of_short_trainings_are_readable() -> None:
     runs = [Training("A", fold, hours, 5, 10, "cpu", "2", None) for fold, hours in enumerate((0.05, 0.07, math.nan))]
-    (line,) = contents.cost_table(runs, ["A"]).lines
-    assert line[3:5] == ["3.6 ± 0.849 min", "7.2 min"]
-    assert "without the training of the model that a training starts from" in contents.cost_table(runs, ["A"]).caption
+    table = arms_table([Model("A", "nnUNetTrainer", Path("nnUNetTrainer__P__3d_fullres"))], runs, {})
+    assert column(table, "time of one") == ["3.6 ± 0.849 min"] and column(table, "time in all") == ["7.2 min"]
+    assert column(table, "trained parameters") == ["5 (50.0 %)"]
+    assert "without the training of the model that a training starts from" in table.caption
 
 
 def test_the_viewer_names_models_that_have_predicted_nothing() -> None:

@@ -95,7 +95,8 @@ def test_summary_and_its_provenance(made: tuple[Tree, Path]) -> None:
         ("DualPath", "OriginalEval"),
     ]
     assert dice[0]["mean"] > 0 and dice[0]["effect"] == 1.0
-    assert dice[0]["p"] == pytest.approx(2 / 2**10)
+    assert dice[0]["p"] < 1e-6 and dice[0]["p_cases"] == pytest.approx(2 / 2**10)
+    assert not dice[0]["includes_training_noise"] and dice[0]["repeat_sd"] is None
     assert dice[1]["p_holm"] == 1.0  # the two give the same masks
 
 
@@ -158,10 +159,10 @@ def test_files(made: tuple[Tree, Path]) -> None:
         assert {path.name for path in (output / folder).iterdir()} == {n + kind for n in names for kind in kinds}
     assert {path.stem for path in (output / "figures").iterdir()} == {
         "dice_automatic", "surface_dice_automatic", "hd95_mm_automatic", "volumes_automatic", "learning_curves",
-        "overlay_worst", "overlay_median", "overlay_best",
+        "overlay_worst", "overlay_median", "overlay_best", "answer",
     }  # fmt: skip
     latex = (output / "tables" / "pooled_automatic.tex").read_text()
-    assert latex.count(r"\\") == 1 + 9 and r"\toprule" in latex and r"95 \% bootstrap" in latex
+    assert latex.count(r"\\") == 1 + 9 and r"\toprule" in latex and r"95 \% interval" in latex
 
 
 def test_the_same_input_gives_the_same_bytes(made: tuple[Tree, Path], tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,113 @@
+"""How far the mean over cases is from what a recipe reaches on average: repeats, folds and cases as levels of chance.
+
+**What is estimated.** The expected value for a new case, a new split into folds and a new training. A *training* is one
+fold of one repeat. Cases are nested in folds and are the same in all repeats; so repeats and folds are crossed, and
+cases lie in folds. Two arms are compared by their difference in the same case and the same repeat: repeat k of both
+starts from the same model. Figures are ``y[r, c] = mean + repeat[r] + fold[f] + training[r, f] + case[c] + rest[r, c]``.
+
+**What is resampled where.** A hierarchical bootstrap would draw repeats, draw folds, and in each drawn fold draw cases,
+which every drawn repeat then has. The variance of its means needs no random numbers: it is a sum of the variances between
+repeats, between folds, and of what is left in a repeat's fold. But drawn from k repeats the variance between repeats
+comes out (k - 1) / k too small, from n folds (n - 1) / n, and 2.5 % quantiles of a normal-like cloud are too near with
+so few units. Both have exact remedies: divisors k - 1 and n - 1, and Student's t. With balanced tables, for k repeats,
+n folds and N cases::
+
+    V_fold   = variance (n - 1) of the folds' means / n                cases, fold and training noise
+    V_repeat = variance (k - 1) of the repeats' means / k              repeat and training noise
+    V_both   = variance ((k - 1)(n - 1)) of their interaction / (k n)  training noise, which both hold
+    V = V_fold + max(V_repeat - V_both, 0)
+    degrees of freedom (Satterthwaite) = V^2 / (V_fold^2 / (n-1) + V_repeat^2 / (k-1) + V_both^2 / ((k-1)(n-1)))
+
+the last two terms only where the maximum is not 0. This is the two-way random-effects analysis that multi-reader studies
+use with readers for repeats. Training noise that is independent between trainings shows in the n folds already; V_repeat
+adds what all folds of a repeat share, such as one initialisation. Where a figure is undefined in some repeats (HD95 of an
+empty mask), a case's mean is over the others, and the variances are sums of squared influences of the same units.
+
+**Why this one.** Coverage of nominal 95 % in 4000 simulated tables each (3 repeats, 5 folds of 6 cases, ten mixtures of
+the five variances; 2 repeats in brackets): this one 94.0 to 97.4 % (90.7 to 97.1 %); with Hillis's degrees of freedom,
+which take folds for a large sample, 88.0 to 96.0 %; the folds' means alone 59 to 95 %; t over cases of one repeat 33 to
+95 %. tests/unit/evaluation/test_hierarchical.py repeats a part of it.
+
+**One repeat** has ``V = V_fold``: training noise is in it as far as folds tell, what a repeat's folds share is not.
+**One fold** has no variance between folds; then cases take the folds' place, and training noise needs repeats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+ALPHA = 0.05
+NOTHING = 1e-12  # rounding noise of a mean that is 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and what is known of its error; arrays where many tables are estimated at once.
+
+    Attributes:
+        mean: over the cases.
+        error: its standard error; NaN with a single case.
+        freedom: degrees of freedom of the error.
+    """
+
+    mean: Any
+    error: Any
+    freedom: Any
+
+    def interval(self, alpha: float = ALPHA) -> tuple[Any, Any]:
+        """Both ends of the interval that covers the expected value with probability 1 - alpha."""
+        reach = stats.t.ppf(1 - alpha / 2, self.freedom) * self.error
+        return self.mean - reach, self.mean + reach
+
+    @property
+    def p(self) -> Any:
+        """Two-sided, of the expected value 0: below alpha exactly where the interval leaves 0 out."""
+        size = np.where(np.abs(self.mean) <= NOTHING, 0.0, np.abs(self.mean))
+        with np.errstate(divide="ignore", invalid="ignore"):  # equal values: 0 / 0 is no difference
+            ratio = np.where(size == 0, np.where(np.isnan(self.error), np.nan, 0.0), size / self.error)
+        return 2 * stats.t.sf(ratio, self.freedom)
+
+
+def estimate(values: np.ndarray, folds: np.ndarray) -> Estimate:
+    """The mean over cases of their means over repeats, with its error.
+
+    Args:
+        values: (..., repeats, cases); NaN where a figure is not defined, in no case for all repeats.
+        folds: (cases,), the fold of each case.
+    """
+    values = np.asarray(values, float)
+    *_, repeats, cases = values.shape
+    if not cases:
+        return Estimate(np.nan, np.nan, np.nan)
+    defined = ~np.isnan(values)
+    counts = defined.sum(-2, keepdims=True)
+    of_cases = np.nansum(values, -2, keepdims=True) / counts  # (..., 1, cases)
+    mean = of_cases.mean(-1, keepdims=True)
+    units = np.unique(folds, return_inverse=True)[1]
+    if not units.any():  # one fold
+        units = np.arange(cases)
+    n = int(units.max()) + 1
+    if n == 1:
+        nothing = np.full(mean[..., 0, 0].shape, np.nan)
+        return Estimate(mean[..., 0, 0], nothing, nothing)
+    membership = np.eye(n)[units]  # (cases, units)
+    # by how much each unit moves the mean: over all units, and over the repeats of one case, these sum to 0
+    of_folds = (of_cases - mean) / cases @ membership  # (..., 1, units)
+    of_trainings = np.where(defined, values - of_cases, 0.0) / (counts * cases) @ membership  # (..., repeats, units)
+    variance = v_fold = n / (n - 1) * (of_folds**2).sum((-2, -1))
+    spread = v_fold**2 / (n - 1)
+    if repeats > 1:
+        of_repeats = of_trainings.sum(-1, keepdims=True)
+        v_repeat = repeats / (repeats - 1) * (of_repeats**2).sum((-2, -1))
+        both = (repeats - 1) * (n - 1)
+        v_both = repeats * n / both * ((of_trainings - of_repeats / n) ** 2).sum((-2, -1))
+        shared = v_repeat > v_both
+        variance = v_fold + np.where(shared, v_repeat - v_both, 0.0)
+        spread = spread + np.where(shared, v_repeat**2 / (repeats - 1) + v_both**2 / both, 0.0)
+    with np.errstate(invalid="ignore"):
+        freedom = np.where(variance > 0, variance**2 / spread, n - 1)
+    return Estimate(mean[..., 0, 0], np.sqrt(variance), freedom)

@@ -1,0 +1,158 @@
+"""What the two paths of the adapters do: from ``fold_k/adapters.json``, else from the last epoch in the checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_sam3d.evaluation.folds import Model, read_table
+from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
+from nnunetv2_sam3d.report.page import Picture
+from nnunetv2_sam3d.report.tables import Table, number
+from nnunetv2_sam3d.report.training import Training
+from nnunetv2_sam3d.weights.files import sha256
+
+FILE = "adapters.json"
+COMMAND = "nnUNetv2_sam3d adapters"
+FIGURES = ("gate_mean", "gate_sd", "local_share")
+MAPS = 2  # pictures of gate maps that the page shows of one arm
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The two paths of one training.
+
+    Attributes:
+        model: name of the arm.
+        repeat: of the training.
+        fold: of the training.
+        blocks: ``gate_mean``, ``gate_sd``, ``local_share`` of each block; empty if nothing tells.
+        measured: whether :data:`FILE` tells of this checkpoint.
+        outdated: whether :data:`FILE` tells of another one.
+        changed: share of the foreground's voxels that change label without the ``local`` or ``global`` path; empty
+            unless measured.
+        maps: pictures of the gate.
+    """
+
+    model: str
+    repeat: int
+    fold: int
+    blocks: Sequence[Mapping[str, float]]
+    measured: bool = False
+    outdated: bool = False
+    changed: Mapping[str, float] = field(default_factory=dict)
+    maps: Sequence[Path] = ()
+
+
+def read_gates(models: Sequence[Model], trainings: Sequence[Training]) -> list[Gates]:
+    """Of every training whose adapters have two paths.
+
+    Raises:
+        ValueError: for a damaged :data:`FILE`.
+    """
+    by_name = {model.name: model for model in models}
+    found = []
+    for run in trainings:
+        if hasattr(ADAPTERS.get(run.adapter), "local_path"):
+            folder = by_name[run.model].folder_of(run.repeat) / f"fold_{run.fold}"
+            found.append(_read(folder, run))
+    return found
+
+
+def gate_table(gates: Sequence[Gates]) -> Table | None:
+    """Gate and share of the local path by arm and block; nothing if no training tells."""
+    lines = []
+    for model in dict.fromkeys(entry.model for entry in gates):
+        entries = [entry for entry in gates if entry.model == model and entry.blocks]
+        for block in range(max((len(entry.blocks) for entry in entries), default=0)):
+            cells = []
+            for name in FIGURES:
+                cells.append(_spread([e.blocks[block].get(name) for e in entries if block < len(e.blocks)]))
+            measured = sum(entry.measured for entry in entries)
+            lines.append([model, str(block), f"{len(entries)} ({measured})", *cells])
+    if not lines:
+        return None
+    header = ["arm", "block", "trainings (measured)", "mean of the gate", "SD of the gate", "share of the local path"]
+    caption = (
+        "Gate and local path of each block: mean over the trainings [smallest, largest]. The share is |a * x01| / "
+        "|g + a * x01|, of the local path in the sum of both. Measured: on validation cases after training; the others "
+        "are from the last epoch's log."
+    )
+    return Table("gates", caption, header, lines)
+
+
+def changed_table(gates: Sequence[Gates]) -> Table | None:
+    """How many voxels change label without each path, by arm; nothing if it was measured nowhere."""
+    lines = []
+    for model in dict.fromkeys(entry.model for entry in gates):
+        entries = [entry for entry in gates if entry.model == model and entry.measured]
+        if entries:
+            shares = [_spread([_percent(e.changed.get(path)) for e in entries], 2) for path in ("local", "global")]
+            lines.append([model, str(len(entries)), *shares])
+    if not lines:
+        return None
+    header = ["arm", "trainings", "without the local path [%]", "without the global path [%]"]
+    caption = (
+        "Voxels of the foreground that change their label when one path is left out: mean over the trainings "
+        "[smallest, largest]."
+    )
+    return Table("paths", caption, header, lines)
+
+
+def gate_pictures(gates: Sequence[Gates]) -> list[Picture]:
+    """The first gate maps of each arm's first training that has some."""
+    pictures = []
+    for model in dict.fromkeys(entry.model for entry in gates):
+        entry = next((entry for entry in gates if entry.model == model and entry.maps), None)
+        for file in entry.maps[:MAPS] if entry else ():
+            caption = f"Gate of {model}, fold {entry.fold}: {file.stem}" if entry else ""
+            pictures.append(Picture(file.read_bytes(), "png", caption))
+    return pictures
+
+
+def unmeasured(gates: Sequence[Gates]) -> str | None:
+    """What was not measured, and the command that does; nothing if all was."""
+    lacking = [entry for entry in gates if not entry.measured]
+    if not lacking:
+        return None
+    models = ", ".join(dict.fromkeys(entry.model for entry in lacking))
+    outdated = sum(entry.outdated for entry in lacking)
+    of_others = f" ({outdated} of them only for an earlier checkpoint)" if outdated else ""
+    return (
+        f"What the paths of {models} do on validation cases was not measured for {len(lacking)} of {len(gates)} "
+        f"trainings{of_others}: {COMMAND} MODEL does it, with MODEL their result folder."
+    )
+
+
+def _read(folder: Path, run: Training) -> Gates:
+    file, checkpoint = folder / FILE, folder / "checkpoint_final.pth"
+    logged = run.paths[-1] if len(run.paths) else ()
+    if not file.is_file():
+        return Gates(run.model, run.repeat, run.fold, logged)
+    remedy = f"Write it again: {COMMAND} {folder.parent.name}"
+    content: Mapping[str, Any] = read_table(file, remedy)
+    if checkpoint.is_file() and content.get("checkpoint_sha256") != sha256(checkpoint):
+        return Gates(run.model, run.repeat, run.fold, logged, outdated=True)
+    if lacking := [key for key in ("blocks", "changed") if key not in content]:
+        raise ValueError(f"{file} has no {lacking[0]!r}. {remedy}")
+    shares = {path: float(share) for path, share in content["changed"].items() if isinstance(share, int | float)}
+    maps = sorted((folder / "adapters").glob("*.png"))
+    return Gates(run.model, run.repeat, run.fold, content["blocks"], measured=True, changed=shares, maps=maps)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _spread(values: Sequence[float | None], digits: int = 3) -> str:
+    """``0.512 [0.490, 0.530]``, or the figure alone; a dash where no training has one."""
+    known = [float(value) for value in values if value is not None and not math.isnan(value)]
+    if not known:
+        return "-"
+    mean = number(float(np.mean(known)), digits)
+    return mean if len(known) == 1 else f"{mean} [{number(min(known), digits)}, {number(max(known), digits)}]"
