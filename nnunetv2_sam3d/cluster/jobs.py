@@ -41,7 +41,7 @@ def plan_jobs(
 
     Args:
         crossval: what is to be finished.
-        names: of its models, as ``--trainers`` takes them.
+        names: of its models, as ``--trainers`` takes them, without those of the repeats, which come last.
         command: ``nnUNetv2_sam3d crossval`` with what all jobs share.
         device: ``cuda``, ``cpu`` or ``mps``, as the jobs find it.
         num_gpus: of each task.
@@ -58,7 +58,8 @@ def plan_jobs(
     logs = str(crossval.folder(crossval.models[0], "all_folds") / "slurm" / "logs")
     kept = {name: environment[name] for name in KEPT if environment.get(name)}
     make_job = partial(Job, logs=logs, environment=kept)
-    names_of = dict(zip(crossval.models, names, strict=True))
+    names_of = {model: f"{model.trainer}__{model.plans}" for model in crossval.models}
+    names_of |= dict(zip(crossval.models, names, strict=False))
     missing = {
         model: {fold for fold in crossval.folds if not crossval.training(model, fold).finished}
         for model in crossval.models
@@ -99,7 +100,7 @@ def plan_jobs(
                 name=f"{crossval.dataset}__accumulate",
                 command=(
                     *command,
-                    *("--trainers", *names),
+                    *("--trainers", *names_of.values()),
                     *("--devices", "cpu", "--folds", *map(str, crossval.folds)),
                 ),
                 after=tuple(job.name for job in jobs),

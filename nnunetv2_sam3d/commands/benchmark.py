@@ -57,9 +57,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--precision", nargs="+", choices=PRECISIONS, default=["float32"], help="of matrix products (default: float32)"
     )
-    parser.add_argument(
-        "--recipe", nargs="+", choices=TRAINED, default=["DualPath"], help="default: DualPath"
-    )
+    parser.add_argument("--recipe", nargs="+", choices=TRAINED, default=["DualPath"], help="default: DualPath")
     parser.add_argument(
         "--checkpointing",
         nargs="+",

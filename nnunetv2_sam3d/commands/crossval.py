@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.commands.common import add_command, choose_device, say
 from nnunetv2_sam3d.commands.experiment import default_processes
+from nnunetv2_sam3d.trainers.names import SHORT_NAMES, STUDIES
 
 
 def add_parser(commands: Any) -> None:
@@ -25,6 +27,7 @@ def add_parser(commands: Any) -> None:
         nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath --devices cuda:0 cuda:1 cuda:2 cuda:3
         nnUNetv2_sam3d crossval -d 220 --trainers DualPath OriginalEval --pretrained-weights original.pth
         nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath --dry-run
+        nnUNetv2_sam3d crossval -d 220 --study controls --repeats 3
         nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath --slurm --sbatch partition=gpu time=24:00:00 mem=64G
         """,
     )
@@ -33,13 +36,29 @@ def add_parser(commands: Any) -> None:
         "-p", "--plans", default="nnUNetSAM3DPlans", help="plans of the SAM3D trainers (default: %(default)s)"
     )
     parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--trainers",
         nargs="+",
-        required=True,
         metavar="NAME",
-        help="Full, Original, DualPath, OriginalEval, TimeBudget, or any trainer's class, which gets nnUNetPlans; "
-        "TRAINER__PLANS gives it others",
+        help=f"{', '.join(SHORT_NAMES)}, or any trainer's class, which gets nnUNetPlans; TRAINER__PLANS gives it "
+        "others",
+    )
+    what.add_argument(
+        "--study",
+        nargs="+",
+        choices=tuple(STUDIES),
+        help="the trainers of a study, from Original or, where SAM's encoder does not exist, from Full; "
+        + "; ".join(f"{study}: {', '.join(arms)}" for study, arms in STUDIES.items())
+        + ". Prints first what it costs",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train every SAM3D trainer so often, with other random numbers; repeat K has the plans PLANS_repeatK "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "-f", "--folds", nargs="+", type=int, metavar="FOLD", help="default: all of splits_final.json (nnU-Net's five)"
@@ -91,17 +110,24 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs, prints or submits what is missing."""
-    from nnunetv2_sam3d.experiment.crossval import CrossValidation, parse_models
+    from nnunetv2_sam3d.experiment.costs import costs_of
+    from nnunetv2_sam3d.experiment.crossval import CrossValidation, parse_models, with_repeats
     from nnunetv2_sam3d.experiment.devices import parse_devices
     from nnunetv2_sam3d.experiment.execute import run_steps
     from nnunetv2_sam3d.experiment.preconditions import check, check_devices, check_plans, splits_of
+    from nnunetv2_sam3d.experiment.repeat_plans import write_repeat_plans
     from nnunetv2_sam3d.experiment.run import check_paths, child_environment
+    from nnunetv2_sam3d.experiment.studies import arms_of
     from nnunetv2_sam3d.planning import dataset_folder
 
     check_paths()
     devices = parse_devices(options.devices or [choose_device()], options.num_gpus)
-    models = parse_models(dataset_folder(options.dataset).name, options.trainers, options.plans, options.configuration)
-    check_plans(models)
+    folder = dataset_folder(options.dataset)
+    names = options.trainers or arms_of(options.study, folder / f"{options.plans}.json", options.configuration)
+    once = parse_models(folder.name, names, options.plans, options.configuration)
+    check_plans(once)
+    models = with_repeats(once, options.repeats)
+    write_repeat_plans(models)
     splits = splits_of(models[0])
     pretrained = options.pretrained_weights
     crossval = CrossValidation(
@@ -112,9 +138,13 @@ def run(options: argparse.Namespace) -> int:
         npz=options.npz,
         accumulate=not options.no_accumulate,
     )
-    check(crossval, splits, devices)
+    checkpoint_bytes = check(crossval, splits, devices)
+    if options.study or options.repeats > 1:
+        costs = costs_of(crossval, checkpoint_bytes).lines(None if options.slurm else len(devices))
+        for line in (*_extent(names, once, options), *costs):
+            say(f"# {line}" if options.dry_run else line)
     if options.slurm:
-        return _slurm(crossval, options)
+        return _slurm(crossval, names, options)
     steps = crossval.steps()
     if options.dry_run:
         for step in steps:
@@ -128,12 +158,22 @@ def run(options: argparse.Namespace) -> int:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sharing)))
     run_steps(steps, environment, devices)
     say(f"models: {models[0].folder.parent}")
-    names = " ".join(shlex.quote(name) for name in options.trainers)
-    say(f"compare them: nnUNetv2_sam3d report -d {options.dataset} -p {options.plans} --trainers {names} -o OUT")
+    what = ("--study", *options.study) if options.study else ("--trainers", *names)
+    say(f"compare them: nnUNetv2_sam3d report -d {options.dataset} -p {options.plans} {shlex.join(what)} -o OUT")
     return 0
 
 
-def _slurm(crossval: Any, options: argparse.Namespace) -> int:
+def _extent(names: Sequence[str], models: Sequence[Any], options: argparse.Namespace) -> list[str]:
+    """What a study comes down to, and what has no repeats."""
+    from nnunetv2_sam3d.experiment.crossval import is_sam3d
+
+    lines = [f"study {' and '.join(options.study)}: {', '.join(names)}"] if options.study else []
+    if options.repeats > 1 and (stock := [model.trainer for model in models if not is_sam3d(model)]):
+        lines.append(f"trained once, since nothing seeds nnU-Net's own trainers: {', '.join(stock)}")
+    return lines
+
+
+def _slurm(crossval: Any, names: list[str], options: argparse.Namespace) -> int:
     """Writes the scripts, and submits them."""
     from nnunetv2_sam3d.cluster.jobs import plan_jobs
     from nnunetv2_sam3d.cluster.submit import submit, write_scripts
@@ -142,7 +182,7 @@ def _slurm(crossval: Any, options: argparse.Namespace) -> int:
     shared = ["-d", crossval.dataset, "-p", options.plans, "-c", options.configuration]
     jobs = plan_jobs(
         crossval,
-        options.trainers,
+        names,
         (program("nnUNetv2_sam3d"), "crossval", *shared, *(["--npz"] if options.npz else [])),
         device=(options.devices or ["cuda"])[0].partition(":")[0],
         num_gpus=options.num_gpus,

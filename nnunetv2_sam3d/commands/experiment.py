@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2_sam3d.commands.common import add_command, choose_device, say
 from nnunetv2_sam3d.commands.plan import add_network_options, settings_from
+from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 
 
 def add_parser(commands: Any) -> None:
@@ -30,8 +31,8 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         default=["Full", "DualPath", "OriginalEval"],
         metavar="NAME",
-        help="Full, Original, DualPath, OriginalEval, TimeBudget (stock nnU-Net for as long as the others "
-        "took together), or the class of any nnU-Net trainer (default: Full DualPath OriginalEval)",
+        help=f"{', '.join(SHORT_NAMES)} (stock nnU-Net for as long as the others took together), or the class of any "
+        "nnU-Net trainer (default: Full DualPath OriginalEval)",
     )
     parser.add_argument("-o", "--name", default="nnUNetSAM3DPlans", help="name of the derived plans")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")

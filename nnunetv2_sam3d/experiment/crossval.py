@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.experiment.steps import Step, is_whole, program
 from nnunetv2_sam3d.experiment.training import Model, check_trainers, plans_of, trainer_class
 from nnunetv2_sam3d.planning import dataset_folder, read_plans
+from nnunetv2_sam3d.repeats import repeat_plans
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.names import full_name
 
@@ -34,12 +35,29 @@ def parse_models(dataset: str, names: Sequence[str], plans: str, configuration: 
     return tuple(models)
 
 
+def with_repeats(models: Sequence[Model], repeats: int) -> tuple[Model, ...]:
+    """The models, then those of repeats 2, 3, ...; nnU-Net's own trainers have none, since nothing seeds them.
+
+    Raises:
+        ValueError: for fewer than one repeat, or models that are repeats already.
+    """
+    if repeats < 1:
+        raise ValueError(f"every trainer is trained at least once, got --repeats {repeats}")
+    more = [
+        replace(model, plans=repeat_plans(model.plans, repeat))
+        for repeat in range(2, repeats + 1)
+        for model in models
+        if is_sam3d(model)
+    ]
+    return (*models, *more)
+
+
 @dataclass(frozen=True)
 class CrossValidation:
     """Models and folds.
 
     Attributes:
-        models: what is trained.
+        models: what is trained; a repeat of a model is one more.
         folds: of nnU-Net's split.
         all_folds: how many the split has; with all of them, a model's results are accumulated.
         pretrained: start of the SAM3D trainings that start from no other one of the run.
@@ -92,7 +110,7 @@ class CrossValidation:
                 fold,
                 *(("--npz",) if self.npz else ()),
                 folder=self.folder(model, f"fold_{fold}"),
-                group=f"fold {fold}",
+                group=f"{_repeat(model)}, fold {fold}" if model.repeat > 1 else f"fold {fold}",
                 after=() if before is None else (self.training(before, fold),),
                 start=start,
                 epochs=epochs_of(model),
@@ -117,17 +135,19 @@ class CrossValidation:
             ),
             results=(summary,),
             folder=self.folder(model, "all_folds"),
+            group=_repeat(model),
             after=tuple(self.training(model, fold) for fold in self.folds),
             inputs=inputs,
             unchanged=lambda: _figures(summary) == _figures(*inputs) != [],
         )
 
     def steps(self) -> list[Step]:
-        """All steps, fold by fold, each after those that it needs."""
+        """All steps, repeat by repeat and fold by fold, each after those that it needs."""
         steps: list[Step] = []
-        for fold in self.folds:
-            for model in self.ordered_models(fold):
-                steps.append(self.training(model, fold))
+        for repeat in sorted({model.repeat for model in self.models}):
+            for fold in self.folds:
+                ordered = [model for model in self.ordered_models(fold) if model.repeat == repeat]
+                steps += [self.training(model, fold) for model in ordered]
         if self.accumulate:
             others = set(range(self.all_folds)) - set(self.folds)
             steps += [
@@ -145,6 +165,11 @@ class CrossValidation:
             return 0 if before is None else 1 + depth(before)
 
         return sorted(self.models, key=depth)
+
+
+def _repeat(model: Model) -> str:
+    """The repeat for the display; of the first one nothing, as of a run without repeats."""
+    return f"repeat {model.repeat}" if model.repeat > 1 else ""
 
 
 def _figures(*summaries: Path) -> list[str]:

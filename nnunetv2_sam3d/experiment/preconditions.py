@@ -23,6 +23,7 @@ from nnunetv2_sam3d.experiment.starts import start_of
 from nnunetv2_sam3d.experiment.steps import is_whole
 from nnunetv2_sam3d.experiment.training import BASE_PLANS, CHECKPOINTS, Model, trainer_class
 from nnunetv2_sam3d.planning import dataset_folder, plans_in, read_plans
+from nnunetv2_sam3d.repeats import repeat_of
 from nnunetv2_sam3d.splits import read_folds
 from nnunetv2_sam3d.trainers.names import TIME_BUDGET, short_name
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing
@@ -66,10 +67,16 @@ def check_plans(models: Sequence[Model]) -> None:
     problems.check()
 
 
-def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tuple[Device, ...]) -> None:
-    """Raises ValueError for all that keeps a training of the run from working, or its results from belonging together.
+def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tuple[Device, ...]) -> dict[Model, float]:
+    """Looks for all that keeps a training of the run from working, or its results from belonging together.
 
     The plans are those that ``check_plans`` has seen.
+
+    Returns:
+        the size of a checkpoint in bytes, for each model with missing folds.
+
+    Raises:
+        ValueError: with everything that was found.
     """
     if too_high := [fold for fold in run.folds if not 0 <= fold < len(splits)]:
         raise ValueError(
@@ -77,6 +84,7 @@ def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tup
             f"folds, the first is 0"
         )
     problems = Problems()
+    checkpoint_bytes: dict[Model, float] = {}
     needed_bytes = 0.0
     for model in run.models:
         with problems.noted():
@@ -91,10 +99,12 @@ def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tup
         with problems.noted():
             _check_cases(model, [splits[fold] for fold in missing])
         with problems.noted():
-            needed_bytes += len(missing) * CHECKPOINTS_AT_ONCE * _check_weights(run, model, missing)
+            checkpoint_bytes[model] = _check_weights(run, model, missing)
+            needed_bytes += len(missing) * CHECKPOINTS_AT_ONCE * checkpoint_bytes[model]
     with problems.noted():
         _check_space(needed_bytes)
     problems.check()
+    return checkpoint_bytes
 
 
 class Problems:
@@ -213,6 +223,9 @@ def _planning(model: Model) -> str:
     """The command that makes a model's plans."""
     if model.trainer == TIME_BUDGET:
         return f"nnUNetv2_sam3d plan -d {model.dataset} -o {model.plans} --max-seconds SECONDS_OF_A_FOLD"
+    plans, repeat = repeat_of(model.plans)
+    if repeat > 1:
+        return f"nnUNetv2_sam3d crossval -d {model.dataset} -p {plans} --trainers ... --repeats {repeat}"
     if is_sam3d(model) and model.plans != BASE_PLANS:
         return f"nnUNetv2_sam3d plan -d {model.dataset} -o {model.plans}"
     return f"nnUNetv2_plan_and_preprocess -d {int(model.dataset[7:10])} -c {model.configuration}"
@@ -229,11 +242,12 @@ def _preprocessed_cases(model: Model) -> set[str]:
 
 
 def _check_cases(model: Model, folds: list[dict[str, list[str]]]) -> None:
+    plans = repeat_of(model.plans)[0]  # repeats share the data
     needed = {case for fold in folds for part in ("train", "val") for case in fold[part]}
     if absent := sorted(needed - _preprocessed_cases(model)):
         raise ValueError(
-            f"{len(absent)} cases of the folds are not preprocessed for {model.plans}, the first is {absent[0]}. "
-            f"Preprocess them:\n  nnUNetv2_preprocess -d {int(model.dataset[7:10])} -plans_name {model.plans} "
+            f"{len(absent)} cases of the folds are not preprocessed for {plans}, the first is {absent[0]}. "
+            f"Preprocess them:\n  nnUNetv2_preprocess -d {int(model.dataset[7:10])} -plans_name {plans} "
             f"-c {model.configuration}"
         )
 

@@ -15,6 +15,7 @@ from typing import Any
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_sam3d.experiment.steps import Step, program
+from nnunetv2_sam3d.repeats import repeat_of
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES, TIME_BUDGET, full_name
 
 CONFIGURATION = "3d_fullres"
@@ -43,6 +44,11 @@ class Model:
     def folder(self) -> Path:
         """nnU-Net's folder of the model."""
         return Path(os.environ["nnUNet_results"]) / self.dataset / str(self)
+
+    @property
+    def repeat(self) -> int:
+        """Which repeat the plans are for, from 1."""
+        return repeat_of(self.plans)[1]
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -7,11 +7,16 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from slurm_kit import one_node, require_slurm
+
+from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.reading import METADATA_KEY
 
 Workspace = Any  # the class in conftest.py
 
@@ -42,6 +47,32 @@ def test_finished_folds_are_left_alone(trained: Workspace) -> None:
         assert f"fold 0: train nnUNetTrainer_SAM3D{trainer}: finished before" in output
     assert [file.stat().st_mtime_ns for file in files] == before
     assert f"nnUNetv2_sam3d report -d {trained.number} -p {trained.plans} --trainers DualPath Full" in output
+
+
+@pytest.mark.slow
+def test_a_second_repeat(trained: Workspace) -> None:
+    """Other random numbers, a start of its own, the same preprocessed data, and nothing of the first one changed."""
+    first, second = trained, replace(trained, plans=f"{trained.plans}_repeat2")
+    before = (first.fold("SAM3DDualPath", 0) / "checkpoint_final.pth").stat().st_mtime_ns
+    command = crossval(first, "--trainers", "DualPath", "Full", "--folds", 0, "--devices", "cpu", "--repeats", 2)
+    output = first.run(*command)
+    assert "trainings: 4, of which 2 are finished and 2 missing" in output
+    assert "repeat 2, fold 0: train nnUNetTrainer_SAM3DDualPath: finished (" in output
+    assert (first.fold("SAM3DDualPath", 0) / "checkpoint_final.pth").stat().st_mtime_ns == before
+    assert not list(first.preprocessed.glob("*_repeat2_*"))
+
+    full, dualpath = (
+        [read_checkpoint(workspace.fold(trainer, 0) / "checkpoint_final.pth") for workspace in (first, second)]
+        for trainer in ("SAM3DFull", "SAM3DDualPath")
+    )
+    assert [checkpoint[METADATA_KEY]["repeat"] for checkpoint in (*full, *dualpath)] == [1, 2, 1, 2]
+    seeds = [checkpoint[METADATA_KEY]["seed"] for checkpoint in (*full, *dualpath)]
+    assert seeds[0] == seeds[2] != seeds[1] == seeds[3]
+    assert f"Seed {seeds[1]} of repeat 2, fold 0" in second.log("SAM3DFull", 0)
+    name = next(key for key in full[0]["network_weights"] if key.startswith("mask_decoder."))
+    assert not torch.equal(full[0]["network_weights"][name], full[1]["network_weights"][name])
+    for start, trained_on in zip(full, dualpath, strict=True):  # frozen in DualPath
+        assert torch.equal(start["network_weights"][name], trained_on["network_weights"][name])
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,16 +14,19 @@ from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
+from nnunetv2_sam3d.trainers.names import SHORT_NAMES, STUDIES, full_name, ordered, recipe_of, short_name, study_arms
 from nnunetv2_sam3d.trainers.recipes import (
     DUALPATH,
     FULL,
     ORIGINAL,
+    ORIGINAL_CONTINUED,
     ORIGINAL_EVAL,
     Recipe,
     apply_freezing,
     clip_groups,
     select,
 )
+from nnunetv2_sam3d.trainers.recipes import RECIPES as ALL_RECIPES
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
 
 MakeNetwork = Callable[..., SAM3D]
@@ -81,7 +84,7 @@ def test_every_pattern_fits_every_variant(variant: str) -> None:
 def test_dualpath_adapters_are_trained_as_a_whole(make_network: MakeNetwork) -> None:
     network = make_network(adapter="dualpath")
     apply_freezing(network, DUALPATH)
-    parts = {"linear1", "global_conv", "conv_0_0", "conv_1_0", "conv_0_1", "gate", "linear2"}
+    parts = {"linear1", "global_conv", "local_unetpp", "fusion_gate", "linear2"}
     for block in network.encoder.blocks:
         assert {name.split(".")[0] for name, _ in block.adapter.named_parameters()} == parts
         assert all(parameter.requires_grad for parameter in block.adapter.parameters())
@@ -225,3 +228,53 @@ def test_ignored_voxels_get_no_gradient() -> None:
     assert logits.grad is not None
     assert logits.grad[:, :, 2:].abs().max() == 0
     assert logits.grad[:, :, :2].abs().min() > 0
+
+
+def test_the_deciding_control_differs_from_dualpath_in_the_adapter_alone() -> None:
+    one, other = DUALPATH, ORIGINAL_CONTINUED
+    different = {field.name for field in fields(Recipe) if getattr(one, field.name) != getattr(other, field.name)}
+    assert different == {"adapter", "control", "question"}
+    assert DUALPATH.control == "OriginalContinued"
+
+
+def test_every_arm_that_starts_from_another_declares_a_control_that_there_is() -> None:
+    for short, recipe in ALL_RECIPES.items():
+        assert recipe.question, short
+        if recipe.groups and recipe.starts_from:
+            assert recipe.control in ALL_RECIPES, short
+
+
+def test_ablations_change_one_thing() -> None:
+    for short, recipe in ALL_RECIPES.items():
+        if recipe.control == "DualPath":
+            changed = {f.name for f in fields(Recipe) if getattr(DUALPATH, f.name) != getattr(recipe, f.name)}
+            assert len(changed - {"control", "question"}) == 1, short
+
+
+@pytest.mark.parametrize("short", ALL_RECIPES)
+def test_trained_parameters_of_every_arm(short: str, make_network: MakeNetwork) -> None:
+    recipe = ALL_RECIPES[short]
+    network = make_network(adapter=recipe.adapter)
+    apply_freezing(network, recipe)
+    if recipe.starts_from and recipe.groups:
+        expected = {name for name, _ in network.named_parameters() if trained_by_design(name, "dualpath")}
+        assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == expected
+
+
+def test_names() -> None:
+    assert full_name("DualPath") == "nnUNetTrainer_SAM3DDualPath"
+    assert full_name("nnUNetTrainer") == short_name("nnUNetTrainer") == "nnUNetTrainer"
+    assert all(short_name(full) == short for short, full in SHORT_NAMES.items())
+    assert recipe_of("nnUNetTrainer_SAM3DDualPath") is recipe_of("DualPath") is DUALPATH
+    assert recipe_of("TimeBudget") is None
+    assert ordered(["nnUNetTrainer", "DualPath", "Full"]) == [full_name("Full"), full_name("DualPath"), "nnUNetTrainer"]
+    with pytest.raises(ValueError, match="named twice"):
+        ordered(["DualPath", "nnUNetTrainer_SAM3DDualPath"])
+
+
+def test_studies_hold_the_controls_of_their_arms() -> None:
+    assert all(arm in ALL_RECIPES for arms in STUDIES.values() for arm in arms)
+    arms = study_arms(["controls", "paths"], "Full")
+    assert arms[0] == "Full" and "Original" not in arms and len(arms) == len(set(arms))
+    for arm in arms:
+        assert ALL_RECIPES[arm].control in (None, *arms), arm
