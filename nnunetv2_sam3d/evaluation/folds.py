@@ -146,8 +146,8 @@ def find_models(
 ) -> tuple[Model, ...]:
     """The result folders of the trainers, each with those of its repeats.
 
-    Results with the plans P_repeat2, P_repeat3, ... are repeats of those with P. Plans that are asked for by the name of
-    a repeat stand for this repeat alone.
+    Results with the plans P_repeat2, P_repeat3, ... are repeats of those with P. Plans that are asked for by the name
+    of a repeat stand for this repeat alone.
 
     Args:
         dataset: where to look.
@@ -215,8 +215,8 @@ def _repeats(folder: Path, others: Sequence[Path]) -> tuple[int, ...]:
     for number, content in contents.items():
         if None not in (content, contents[1]) and content != contents[1]:
             raise ValueError(
-                f"{repeats[number] / 'plans.json'} differs from {folder / 'plans.json'} in more than the repeat, so that "
-                f"the two are no repeats of one training. Delete or rename the folder of the older plans"
+                f"{repeats[number] / 'plans.json'} differs from {folder / 'plans.json'} in more than the repeat, so "
+                f"that they are no repeats of one training. Delete or rename the folder of the older plans"
             )
     return tuple(contents)
 
@@ -301,9 +301,9 @@ def finished_repeats(
     if not unfinished:
         return tuple(kept), None
     count = "1 unfinished repeat is" if len(unfinished) == 1 else f"{len(unfinished)} unfinished repeats are"
+    most = max(repeat for model in models for repeat in model.repeats)
     return tuple(kept), (
-        f"{count} left out: {_some(unfinished)}. nnUNetv2_sam3d crossval --repeats {max(max(m.repeats) for m in models)} "
-        f"does what is missing"
+        f"{count} left out: {_some(unfinished)}. nnUNetv2_sam3d crossval --repeats {most} does what is missing."
     )
 
 
