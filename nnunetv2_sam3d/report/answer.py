@@ -22,8 +22,8 @@ def answer(results: Results) -> str:
     found = [d for d in results.differences if (d.metric, d.structure) == (METRIC.key, structure) and d.cases]
     if not found:
         return _means(results)
-    adapter = {run.model: run.adapter for run in results.trainings}
-    between = [d for d in found if len({adapter[d.first], adapter[d.second]} - {""}) == 2]
+    adapter = {run.model: run.adapter for run in results.trainings if run.adapter}
+    between = [d for d in found if len({adapter[name] for name in (d.first, d.second) if name in adapter}) == 2]
     parts = [*_parts(between, results.controls), *_parts([d for d in found if d not in between], results.controls)]
     if once := [entry for entry in found if not entry.includes_training_noise]:
         which = "" if len(once) == len(found) else f" for {listed(_pair(entry, results.controls) for entry in once)}"

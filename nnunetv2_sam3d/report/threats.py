@@ -113,9 +113,7 @@ def _not_run(results: Results) -> Iterator[str]:
         question = question_of(arm)
         yield f"Not in this report: {arm} ({why}). " + (f"Left open: {question}" if question else "")
     if results.absent:
-        yield (
-            f"nnUNetv2_sam3d crossval -d {results.dataset.name} --study {' '.join(results.study)} does the rest."
-        )
+        yield (f"nnUNetv2_sam3d crossval -d {results.dataset.name} --study {' '.join(results.study)} does the rest.")
     if results.study and all(model.trainer.startswith("nnUNetTrainer_SAM3D") for model in results.models):
         yield "No nnU-Net of equal memory (such as ResEnc-M) is in this report: nothing tells how the arms stand to it."
     if not results.clicked:
