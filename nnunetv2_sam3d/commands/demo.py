@@ -20,8 +20,8 @@ def add_parser(commands: Any) -> None:
         commands,
         "demo",
         "The whole experiment on generated abdominal CTs, on any machine: "
-        "Full on vit_tiny, DualPath and OriginalEval from it, prediction of unseen cases, table and pictures. Stopped "
-        "and started again, it goes on where it was.",
+        "Full on vit_tiny, DualPath, its control OriginalContinued and OriginalEval from it, prediction of unseen "
+        "cases, table and pictures. Stopped and started again, it goes on where it was.",
         """\
         nnUNetv2_sam3d demo
         nnUNetv2_sam3d demo -o /data/sam3d_demo --seed 1
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--train-cases", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--test-cases", type=int, default=4, help="cases not seen in training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the phantoms (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=14, help="of Full and of DualPath (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=14, help="of each training (default: %(default)s)")
     parser.add_argument("--iterations-per-epoch", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     parser.set_defaults(run=run)

@@ -121,6 +121,12 @@ class SAM3DConfig:
                 f"the network is three-dimensional; expected a patch size of three positive voxel counts, "
                 f"got {list(patch_size)}"
             )
+        if self.token_grid(patch_size) == (1, 1, 1):
+            raise ValueError(
+                f"a patch of {list(patch_size)} voxels at token stride {list(self.token_stride)} is a single token, "
+                f"too few to normalise over. Choose a larger patch or a smaller stride: nnUNetv2_sam3d plan "
+                f"--patch-size D H W --token-stride S"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON and checkpoints."""

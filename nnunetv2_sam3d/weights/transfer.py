@@ -141,11 +141,7 @@ def load_into(
             f"{weights.describe()} does not fit the network: {in_short(wrong)}. It needs a network of the same "
             f"size; the plans choose one with nnUNetv2_sam3d plan --variant."
         )
-    if missing:
-        raise WeightsError(
-            f"{weights.describe()} lacks {len(missing)} weights that the network needs, the first is "
-            f"{missing[0]!r}; the file is incomplete or of another kind."
-        )
+    _refuse_incomplete(weights, missing)
     network.load_state_dict(state, strict=False)
     if weights.config is not None and weights.config.adapter == network.config.adapter:
         network.set_adapter_plane(weights.config.adapter_plane)
@@ -239,6 +235,7 @@ def _match_adapters(
             f"Use a file with {' or '.join((target, *ADAPTERS[target].starts_from))} adapters, or a trainer of "
             f"{source.adapter} adapters."
         )
+    _check_adapters(state, weights, source)
     given: dict[str, dict[str, Tensor]] = {}
     for key in [key for key in state if ADAPTER.match(key)]:
         prefix = ADAPTER.match(key)[0]  # type: ignore[index]
@@ -255,6 +252,21 @@ def _match_adapters(
     rest = f"; their {', '.join(sorted(new))} start at random" if new else ""
     quietly = ", the local path at a tenth of its strength" if new and start == "quiet" else ""
     loaded.notes.append(f"the file's {source.adapter} adapters were taken into the {target} ones{rest}{quietly}")
+
+
+def _check_adapters(state: Mapping[str, Tensor], weights: Weights, source: SAM3DConfig) -> None:
+    """Refuses a file that lacks weights of its adapters, before they are turned into others."""
+    names = [name for name, _ in ADAPTERS[source.adapter](1, 1).named_parameters()]
+    wanted = [f"encoder.blocks.{block}.adapter.{name}" for block in range(source.depth) for name in names]
+    _refuse_incomplete(weights, [key for key in wanted if key not in state])
+
+
+def _refuse_incomplete(weights: Weights, missing: Sequence[str]) -> None:
+    if missing:
+        raise WeightsError(
+            f"{weights.describe()} lacks {len(missing)} weights that the network needs, the first is "
+            f"{missing[0]!r}; the file is incomplete or of another kind."
+        )
 
 
 def _match_additions(state: dict[str, Tensor], target: Mapping[str, Tensor], loaded: Loaded) -> dict[str, Tensor]:

@@ -80,27 +80,60 @@ def test_same_network_gets_everything(make_network: Make, save: Save, adapter: s
     assert torch.equal(logits_of(target), logits_of(source))
 
 
-def test_original_into_dualpath_begins_close(make_network: Make, save: Save) -> None:
-    source, target = make_network(seed=1), make_network(adapter="dualpath")
+@pytest.mark.parametrize("adapter", ["dualpath", "dualpath_conv", "dualpath_fft", "dualpath_no_gate"])
+def test_original_into_dualpath_takes_the_global_path(make_network: Make, save: Save, adapter: str) -> None:
+    source, target = make_network(seed=1), make_network(adapter=adapter)
+    before = copy_of(target)
     loaded = load_into(target, save(source))
     [note] = loaded.notes
-    assert "original adapters were taken into the global path" in note
-    new = {name for name in target.state_dict() if any(f".adapter.{part}" in name for part in ("conv_", "gate"))}
-    assert loaded.names == set(target.state_dict()) - new
+    assert f"the file's original adapters were taken into the {adapter} ones; their" in note
+    assert "start at random" in note
     for block, given in zip(target.encoder.blocks, source.encoder.blocks, strict=True):
         assert torch.equal(block.adapter.global_conv.weight, given.adapter.conv.weight)
         assert torch.equal(block.adapter.linear2.weight, given.adapter.linear2.weight)
-        assert block.adapter.gate.weight.abs().max() == 0 and (block.adapter.gate.bias == 6).all()
-    expected, fresh = logits_of(source), logits_of(make_network(adapter="dualpath"))
-    # measured 0.002; a network of other weights is 1.3 away
-    assert (logits_of(target) - expected).norm() < 0.01 * expected.norm()
-    assert (fresh - expected).norm() > 0.5 * expected.norm()
+        block.adapter.fuse = lambda g, local: g
+    kept = {name for name in before if any(part in name for part in (".local_", ".fusion_gate", ".published_plane"))}
+    assert loaded.names == set(before) - kept
+    torch.testing.assert_close(logits_of(target), logits_of(source), atol=1e-5, rtol=1e-5)
 
 
-def test_gate_of_a_trained_dualpath_is_not_touched(make_network: Make, save: Save) -> None:
-    source, target = make_network(seed=1, adapter="dualpath"), make_network(adapter="dualpath")
-    load_into(target, save(source))
-    assert torch.equal(target.encoder.blocks[0].adapter.gate.bias, source.encoder.blocks[0].adapter.gate.bias)
+def test_original_into_a_wide_original_is_the_same_function(make_network: Make, save: Save) -> None:
+    source, target = make_network(seed=1), make_network(adapter="original_wide")
+    loaded = load_into(target, save(source))
+    assert loaded.notes == ["the file's original adapters were taken into the original_wide ones"]
+    torch.testing.assert_close(logits_of(target), logits_of(source), atol=1e-5, rtol=1e-5)
+
+
+def test_a_cold_start_takes_nothing_of_the_adapters(make_network: Make, save: Save) -> None:
+    source, target = make_network(seed=1), make_network(adapter="dualpath")
+    before = copy_of(target)
+    loaded = load_into(target, save(source), adapter_start="cold")
+    assert not [name for name in changed(target, before) if ".adapter." in name]
+    assert not [name for name in loaded.names if ".adapter." in name]
+    assert torch.equal(target.encoder.depth_embed, source.encoder.depth_embed)
+    assert "start anew" in loaded.notes[0]
+
+
+def test_a_quiet_start_is_close_to_the_files_function(make_network: Make, save: Save) -> None:
+    source = make_network(seed=1)
+    expected, distances = logits_of(source), []
+    for start in ("published", "quiet"):
+        target = make_network(adapter="dualpath")
+        load_into(target, save(source), adapter_start=start)
+        distances.append(float((logits_of(target) - expected).norm()))
+    assert 0 < distances[1] < 0.5 * distances[0]
+
+
+def test_a_published_plane_comes_with_its_weights(make_network: Make, save: Save) -> None:
+    source = make_network(seed=1, adapter="dualpath", adapter_plane="published")
+    target = make_network(adapter="dualpath")
+    loaded = load_into(target, save(source))
+    assert "plane, 'published'" in loaded.notes[0]
+    assert target.config.adapter_plane == "published"
+    assert torch.equal(logits_of(target), logits_of(source))
+    stock = make_network(adapter="dualpath")
+    stock.load_state_dict(copy_of(source))  # as nnU-Net's prediction does
+    assert torch.equal(logits_of(stock), logits_of(source))
 
 
 def test_other_classes_leave_the_last_convolution(make_network: Make, save: Save) -> None:
@@ -133,7 +166,7 @@ def test_other_token_stride_is_noted(
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ({"adapter": "dualpath"}, {}, "has DualPath adapters, this trainer has original ones"),
+        ({"adapter": "dualpath"}, {}, "has dualpath adapters, which give nothing to this trainer's original ones"),
         ({"prompt_encoder": False}, {}, "is an automatic network without prompt encoder.*--no-prompt-encoder"),
         (
             {"embed_dim": 48, "num_heads": 3},

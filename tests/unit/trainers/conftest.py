@@ -12,7 +12,7 @@ import torch
 from nnunetv2.run import run_training
 from trainer_kit import CONFIGURATION, NAME, TOY, MakeTrainer, Pair, finish, plans_of, sam_checkpoint
 
-from nnunetv2_sam3d import trainers
+from nnunetv2_sam3d.trainers import variants as trainers
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnunetv2.run import run_training
 from safetensors.torch import save_file
-from trainer_kit import MakeTrainer, batch, finish, in_optimizer, sam_checkpoint, values
+from trainer_kit import MakeTrainer, batch, finish, in_optimizer, sam_checkpoint, values, without_local_path
 
 from nnunetv2_sam3d.weights import WeightsError, convert
 from nnunetv2_sam3d.weights.files import read_checkpoint
@@ -68,10 +68,11 @@ def test_tumour_of_a_binary_model_on_regions(asked: str, make_trainer: MakeTrain
     run_training.maybe_load_checkpoint(trainer, False, False, str(file))
     trainer.start.check(trainer.run(), trainer.recipe)
     image = batch(binary)["data"]
+    without_local_path(trainer)
     with torch.no_grad():
         expected = binary.network.eval()(image).softmax(1)[:, 1]
         begun = trainer.network.eval()(image)[:, 2].sigmoid()
-    assert (begun - expected).abs().max() < 0.05  # the warm start of the adapters; the map itself is exact
+    torch.testing.assert_close(begun, expected, atol=1e-5, rtol=1e-5)
     log = Path(trainer.log_file).read_text()
     assert "mapped as asked: 'tumour' from channel 1" in log and "The last convolution is trained too" in log
     assert in_optimizer(trainer)[1:] == [{LAST}]

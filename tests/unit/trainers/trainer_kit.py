@@ -114,6 +114,12 @@ def dualpath_on(base: Path, make_trainer: MakeTrainer, **settings: Any) -> Pair:
     return base, finish(trainer)
 
 
+def without_local_path(trainer: nnUNetTrainer_SAM3D) -> None:
+    """Leaves the global path of DualPath adapters, which is the original adapter that they started from."""
+    for block in trainer.plain_network.encoder.blocks:
+        block.adapter.fuse = lambda g, local: g
+
+
 def weights_of(checkpoint: Path) -> dict[str, Tensor]:
     return read_checkpoint(checkpoint)["network_weights"]
 
