@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.commands import (
+    adapters,
     benchmark,
     crossval,
     demo,
@@ -21,7 +22,9 @@ from nnunetv2_sam3d.commands import (
     weights,
 )
 
-COMMANDS = (doctor, plan, splits, weights, experiment, crossval, predict, evaluate, report, demo, benchmark)
+COMMANDS = (
+    doctor, plan, splits, weights, experiment, crossval, predict, evaluate, adapters, report, demo, benchmark,
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -27,6 +27,7 @@ from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
 from nnunetv2_sam3d.prompts.targets import click_target
 from nnunetv2_sam3d.prompts.training import SimulatedClicks
 from nnunetv2_sam3d.settings import Settings
+from nnunetv2_sam3d.trainers.adapter_log import AdapterLog
 from nnunetv2_sam3d.trainers.clicks import AUTOMATIC_LOSSES, CLICKED_LOSSES, ClickSteps, seed_of
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
@@ -78,6 +79,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         self.settings = settings
         self.seed = seed_of_run(settings.repeat, fold)
         self.clicks = None if clicks is None else ClickSteps(clicks, self.local_rank)
+        self.adapter_log = AdapterLog(self.local_rank == 0)
         self.initial_lr = settings.initial_lr
         self.weight_decay = self.recipe.weight_decay
         self.num_epochs = settings.epochs
@@ -299,6 +301,8 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's automatic one, with the Dice loss alone; what clicks would make of it is noted apart."""
         self.loss.eval()
+        with self._autocast():
+            self.adapter_log.measure(self.plain_network, batch["data"], self.device)
         if self.clicks is not None:  # first, since nnU-Net's changes the target
             data, target = (batch[key].to(self.device, non_blocking=True) for key in ("data", "target"))
             # not the training's loss: that waits for other processes, which may have crops without target
@@ -310,12 +314,14 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """nnU-Net's; the losses with and without clicks go into its log under names of their own."""
         super().on_validation_epoch_end(val_outputs)
+        logging = self.logger.local_logger.my_fantastic_logging
+        self.adapter_log.write(logging, self.current_epoch, self.print_to_log_file)
         if self.clicks is None:
             return
         losses = self.clicks.mean_losses(self.is_ddp)
         for name, loss in losses.items():
             # a training that was resumed may have begun without
-            values = self.logger.local_logger.my_fantastic_logging.setdefault(name, [])
+            values = logging.setdefault(name, [])
             values += [np.nan] * (self.current_epoch - len(values))
             self.logger.log(name, loss, self.current_epoch)
         count = self.clicks.simulated.training.validation_clicks
