@@ -35,7 +35,8 @@ tests/unit/evaluation/test_hierarchical.py repeats a part of it.
 
 **One repeat** has ``V = V_fold``: training noise is in it as far as folds tell, what all folds of a repeat share is
 not. **One fold** has no variance between folds. Cases take the folds' place; without repeats training noise is left
-out."""
+out.
+"""
 
 from __future__ import annotations
 
