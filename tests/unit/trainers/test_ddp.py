@@ -131,7 +131,8 @@ def test_two_processes_do_what_one_does(kind: str, batch_dice: bool, clicks: str
             if name.endswith("bias") and gradient.norm() < 1e-4 * expected[name.replace("bias", "weight")].norm():
                 continue  # in front of a norm, which removes it: its gradient is rounding
             error = (ours[name] - gradient).norm() / (gradient.norm() + 1e-6)
-            assert error < (1e-4 if step == 0 else 3e-3), (name, step)
+            # a wrong share of a process would be an error of 1; what rounding turned in the first step is left
+            assert error < (1e-4 if step == 0 else 1e-2), (name, step)
         losses = (first["losses"][step] + second["losses"][step]) / 2
         assert losses == pytest.approx(joint["losses"][step], rel=1e-4)
     assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in joint["weights"])
