@@ -166,7 +166,7 @@ def test_declared_controls_are_the_family() -> None:
 
 def test_adjusted_intervals_agree_with_adjusted_p() -> None:
     noise = np.random.default_rng(3).normal(0, 0.05, (5, 20))
-    arms = {"A": noise[0] * 0, "B": noise[1] + 0.02, "C": noise[2] + 0.03, "D": noise[3] + 0.06, "E": noise[4] * 0}
+    arms = {"A": noise[0] * 0, "B": noise[1] + 0.04, "C": noise[2] + 0.08, "D": noise[3] + 0.2, "E": noise[4] * 0}
     rows = [row(arm, case, 0.5 + value, fold=case % 5) for arm, v in arms.items() for case, value in enumerate(v)]
     found = compare.differences(rows, DICE)
     outside = [not entry.low_holm <= 0 <= entry.high_holm for entry in found]
