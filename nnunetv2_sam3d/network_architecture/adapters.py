@@ -7,7 +7,6 @@ configuration, the weights and the benchmark learn of it from here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -358,7 +357,6 @@ class HighFrequencies(nn.Module):
             return F.relu(self.norm(self.post_conv(y))).to(x.dtype)
 
 
-@lru_cache(maxsize=16)
 def frequency_gain(grid: tuple[int, int, int], device: torch.device) -> Tensor:
     """Factor of each frequency of ``rfftn`` for a grid (D, H, W), 1 to 3."""
     depth, height, width = grid

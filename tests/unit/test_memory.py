@@ -15,7 +15,8 @@ from nnunetv2_sam3d.benchmark.run import run
 from nnunetv2_sam3d.memory.choice import choose, counted_bytes, gpu_peaks
 from nnunetv2_sam3d.memory.count import LiveBytes, step_bytes
 from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
-from nnunetv2_sam3d.network_architecture import VARIANTS, SAM3DConfig
+from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing
 
@@ -49,6 +50,16 @@ def test_what_must_cost_more_does() -> None:
     assert bytes_of(TINY, "DualPath", PATCH, 1, "bfloat16") < 0.8 * step
     assert bytes_of(replace(TINY, checkpointing=True), "DualPath", PATCH, 1, "float32") < 0.8 * step
     assert 1.8 * step < bytes_of(TINY, "DualPath", PATCH, 2, "float32") < 2 * step  # weights are there once
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_counting_leaves_nothing_behind_in_the_network(adapter: str) -> None:
+    """Tables that are made while tensors without content are counted must not meet a real step."""
+    recipe = next(name for name, entry in RECIPES.items() if entry.adapter == adapter and entry.groups)
+    counted_bytes(TINY, recipe, (16, 32, 48), 1, "float32")
+    network = SAM3D(replace(TINY, adapter=adapter)).prepare((16, 32, 48))
+    loss = network(torch.randn(1, 1, 16, 32, 48)).sum()
+    assert type(loss.detach()) is torch.Tensor and loss.detach().numpy().size == 1
 
 
 def test_depth_is_extrapolated_rightly() -> None:
