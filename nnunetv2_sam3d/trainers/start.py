@@ -154,7 +154,9 @@ class Start:
 def _remedies(run: Run, recipe: Recipe, variant: str | None) -> str:
     lines = []
     full = f"    {run.command('nnUNetTrainer_SAM3DFull')}"
-    if recipe.starts_from:
+    if not recipe.groups and not recipe.starts_from:
+        lines.append("It validates a trained model of the same adapters and classes. Give one:")
+    elif recipe.starts_from:
         several = "one of the models" if len(recipe.starts_from) > 1 else "the model"
         lines.append(f"Train {several} that this trainer starts from, for the same fold:")
         lines += [f"    {run.command(trainer)}" for trainer in recipe.starts_from]
@@ -178,7 +180,7 @@ def _remedies(run: Run, recipe: Recipe, variant: str | None) -> str:
         "    nnUNetv2_sam3d weights convert best.pth.tar -o original.pth",
         f"    {run.command(run.trainer, ' -pretrained_weights original.pth')}",
     ]
-    if not recipe.starts_from and variant in SAM_FILES:
+    if recipe.groups and not recipe.starts_from and variant in SAM_FILES:
         lines += ["or train everything, which needs no pretrained weights:", full]
     return "\n".join(lines)
 

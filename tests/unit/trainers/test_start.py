@@ -75,6 +75,13 @@ def test_another_folds_model_is_not_taken(kind: str, make_trainer: MakeTrainer) 
     assert "-pretrained_weights" in message
 
 
+def test_an_evaluation_without_a_model_asks_for_one_and_nothing_else(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("DualPathEval", initialize=True)
+    with pytest.raises(WeightsError, match=r"(?s)It validates a trained model.*-pretrained_weights") as refused:
+        trainer.start.check(trainer.run(), trainer.recipe)
+    assert "SAM3DFull" not in str(refused.value) and "sam_checkpoint" not in str(refused.value)
+
+
 def test_original_needs_sams_weights_and_takes_them(
     make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
