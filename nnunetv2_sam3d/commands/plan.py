@@ -138,6 +138,7 @@ def run(options: argparse.Namespace) -> int:
     """Writes the plans and says what to do next."""
     from nnunetv2_sam3d.experiment.run import check_paths
     from nnunetv2_sam3d.planning import dataset_folder, derive_plans
+    from nnunetv2_sam3d.trainers.names import evaluation_of
     from nnunetv2_sam3d.weights.reading import read_weights
 
     check_paths()
@@ -184,7 +185,8 @@ def run(options: argparse.Namespace) -> int:
     first, start = "Full" if options.variant == "vit_tiny" else "Original", ""
     text = f"Train with them, first nnUNetTrainer_SAM3D{first}, which DualPath and OriginalEval start from:"
     if options.like:
-        first, start = "OriginalEval", f" -pretrained_weights {options.like}"
+        config = read_weights(options.like).config
+        first, start = evaluation_of(config.adapter), f" -pretrained_weights {options.like}"  # type: ignore[union-attr]
         text = f"Evaluate {options.like} with them, or train with -tr nnUNetTrainer_SAM3DDualPath in the same way:"
     say(
         f"{text}\n  nnUNetv2_train {options.dataset} {options.configuration} 0 -tr nnUNetTrainer_SAM3D{first} "

@@ -38,6 +38,12 @@ def recipe_of(trainer: str) -> Recipe | None:
     return RECIPES.get(short_name(trainer))
 
 
+def evaluation_of(adapter: str) -> str:
+    """Short name of the trainer that validates a model of these adapters; where there is none, of one that trains it."""
+    fitting = [short for short, recipe in RECIPES.items() if recipe.adapter == adapter]
+    return next((short for short in fitting if not RECIPES[short].groups), fitting[0])
+
+
 def ordered(trainers: list[str]) -> list[str]:
     """Class names, those first that others start from; other trainers last.
 

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
-from nnunetv2_sam3d.trainers.names import SHORT_NAMES, STUDIES, full_name, ordered, recipe_of, short_name, study_arms
+from nnunetv2_sam3d.trainers.names import (
+    SHORT_NAMES,
+    STUDIES,
+    evaluation_of,
+    full_name,
+    ordered,
+    recipe_of,
+    short_name,
+    study_arms,
+)
 from nnunetv2_sam3d.trainers.recipes import (
     DUALPATH,
     FULL,
@@ -278,3 +287,12 @@ def test_studies_hold_the_controls_of_their_arms() -> None:
     assert arms[0] == "Full" and "Original" not in arms and len(arms) == len(set(arms))
     for arm in arms:
         assert ALL_RECIPES[arm].control in (None, *arms), arm
+
+
+def test_each_adapter_names_the_trainer_that_takes_its_models() -> None:
+    assert [evaluation_of(name) for name in ("original", "dualpath", "dualpath_fft", "dualpath_no_gate")] == [
+        "OriginalEval",
+        "DualPathEval",
+        "DualPathFFTEval",
+        "DualPathNoGate",  # nothing validates it alone
+    ]
