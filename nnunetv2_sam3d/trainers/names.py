@@ -39,7 +39,7 @@ def recipe_of(trainer: str) -> Recipe | None:
 
 
 def evaluation_of(adapter: str) -> str:
-    """Short name of the trainer that validates a model of these adapters; where there is none, of one that trains it."""
+    """Short name of the trainer that validates models of these adapters, or else of one that trains them."""
     fitting = [short for short, recipe in RECIPES.items() if recipe.adapter == adapter]
     return next((short for short in fitting if not RECIPES[short].groups), fitting[0])
 
