@@ -17,7 +17,8 @@ remedies: divisors k - 1 and n - 1, and Student's t. For k repeats and n folds o
     V        = V_fold + max(V_repeat - V_both, 0)
     degrees of freedom = V^2 / (V_fold^2 / (n - 1) + V_repeat^2 / (k - 1) + V_both^2 / ((k - 1)(n - 1)))
 
-(Satterthwaite; the last two terms only where the maximum is not 0). This is the two-way random-effects analysis of
+(Satterthwaite; the last two terms only where the maximum is not 0; never below the smaller of k - 1 and n - 1, which a
+small difference of two large variances would be, and with it an interval of any width). This is the two-way random-effects analysis of
 multi-reader studies with repeats for readers. Noise that is independent between trainings shows between folds
 already; V_repeat adds what all folds of a repeat share, such as their initial weights. Where a figure is undefined in
 some repeats (HD95 of an empty mask), a case's mean is over the others. With folds of unequal size or such gaps the
@@ -26,7 +27,7 @@ variances are sums of squared influences of the same units, which is the same in
 **Why this one.** Coverage of nominal 95 % in 4000 simulated tables for each of ten mixtures of the five variances (5
 folds of 6 cases, 3 repeats; with 2 repeats):
 
-    this one                                                       94.0 to 97.4 %    90.7 to 97.1 %
+    this one                                                       94.6 to 97.1 %    91.0 to 97.2 %
     the same with Hillis's degrees of freedom (many folds)         88.0 to 96.0 %    87.6 to 95.5 %
     means of folds alone                                           58.8 to 95.1 %    53.1 to 95.8 %
     t over cases of one repeat                                     32.7 to 95.2 %    32.3 to 95.4 %
@@ -104,6 +105,7 @@ def estimate(values: np.ndarray, folds: np.ndarray) -> Estimate:
     # by how much each unit moves the mean: over all units, and over the repeats of one case, these sum to 0
     of_folds = (of_cases - mean) / cases @ membership  # (..., 1, units)
     of_trainings = np.where(defined, values - of_cases, 0.0) / (counts * cases) @ membership  # (..., repeats, units)
+    least = min(n, repeats) - 1 if repeats > 1 else n - 1
     variance = v_fold = n / (n - 1) * (of_folds**2).sum((-2, -1))
     spread = v_fold**2 / (n - 1)
     if repeats > 1:
@@ -115,5 +117,5 @@ def estimate(values: np.ndarray, folds: np.ndarray) -> Estimate:
         variance = v_fold + np.where(shared, v_repeat - v_both, 0.0)
         spread = spread + np.where(shared, v_repeat**2 / (repeats - 1) + v_both**2 / both, 0.0)
     with np.errstate(invalid="ignore"):
-        freedom = np.where(variance > 0, variance**2 / spread, n - 1)
+        freedom = np.where(variance > 0, np.maximum(variance**2 / spread, least), n - 1)
     return Estimate(mean[..., 0, 0], np.sqrt(variance), freedom)

@@ -71,6 +71,12 @@ def test_cases_of_one_training_are_visibly_too_narrow(mixture: str) -> None:
     assert coverage(*estimate(values, folds).interval()) >= 0.9
 
 
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_intervals_are_never_absurd(repeats: int) -> None:
+    values, folds = simulated("repeats and trainings", repeats=repeats)
+    assert estimate(values, folds).freedom.min() >= repeats - 1
+
+
 def test_cases_alone_are_right_where_nothing_else_varies() -> None:
     assert 0.92 <= coverage(*of_cases_alone(simulated("cases alone", repeats=1)[0])) <= 0.98
 
