@@ -37,12 +37,9 @@ def table(output: str) -> dict[str, dict[str, str]]:
 
 
 def test_finished_trainings_are_compared_at_once(trained: Workspace) -> None:
-    began = time.monotonic()
     output = trained.run(*experiment(trained, *TRAINERS))
-    seconds = time.monotonic() - began
     for step in ("plan and preprocess", *(f"train nnUNetTrainer_SAM3D{trainer}" for trainer in TRAINERS)):
         assert f"{step}: finished before" in output
-    assert seconds < 60  # nothing was trained
     rows = table(output)
     assert list(rows) == [f"SAM3D{trainer}" for trainer in TRAINERS]
     folder = trained.results / f"comparison__{trained.plans}__fold_0"

@@ -108,7 +108,7 @@ def test_dualpath_changed_what_it_trains_and_nothing_else(trained: Workspace) ->
     names = set(checkpoint["sam3d"]["trained"])
     start = {in_dualpath(name): value for name, value in full["network_weights"].items()}
     weights = checkpoint["network_weights"]
-    frozen = [name for name in weights if name not in names]
+    frozen = [name for name in weights if name not in names and not name.endswith(".published_plane")]  # no weight
     assert any(name.startswith("mask_decoder.") for name in frozen)
     assert any(name.startswith("prompt_encoder.") for name in frozen)
     assert all(name.startswith("encoder.") for name in names)

@@ -73,7 +73,7 @@ def test_plans_that_cannot_be_used(planned: Workspace, both_at_once: BothAtOnce)
             "NotImplementedError: 2d is two-dimensional; the SAM3D trainers are three-dimensional. Use 3d_fullres",
             "NotImplementedError: 3d_cascade_fullres is a cascade stage; the SAM3D trainers take no segmentation",
             "ValueError: the plans hold unknown settings ['epohcs']",
-            "ValueError: a patch of [4, 4, 4] voxels at token stride [4, 4, 4] is a grid of only 1x1x1 tokens",
+            "ValueError: a patch of [4, 4, 4] voxels at token stride [4, 4, 4] is a single token",
         ),
         strict=True,
     ):
