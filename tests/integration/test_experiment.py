@@ -41,7 +41,7 @@ def test_finished_trainings_are_compared_at_once(trained: Workspace) -> None:
     for step in ("plan and preprocess", *(f"train nnUNetTrainer_SAM3D{trainer}" for trainer in TRAINERS)):
         assert f"{step}: finished before" in output
     rows = table(output)
-    assert list(rows) == ["SAM3DFull", "SAM3DOriginalEval", "SAM3DDualPath"]  # the start, its figures again, what is new
+    assert list(rows) == ["SAM3DFull", "SAM3DOriginalEval", "SAM3DDualPath"]
     folder = trained.results / f"comparison__{trained.plans}__fold_0"
     assert (folder / "overlays.png").read_bytes()[:4] == b"\x89PNG"
     assert (folder / "overlays.png").stat().st_size > 5_000
