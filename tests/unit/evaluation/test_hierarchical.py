@@ -77,6 +77,14 @@ def test_intervals_are_never_absurd(repeats: int) -> None:
     assert estimate(values, folds).freedom.min() >= repeats - 1
 
 
+def test_folds_that_agree_by_chance_claim_nothing() -> None:
+    """Two repeats whose means of folds cancel: every fold has the same mean over repeats, no training has."""
+    folds = np.repeat(np.arange(FOLDS), 6)
+    by_fold = np.array([-1.6, -2.7, 3.4, -0.3, -1.1])
+    values = np.stack([by_fold, -1.5 - by_fold])[:, folds]
+    assert float(estimate(values, folds).p) > 0.2
+
+
 def test_cases_alone_are_right_where_nothing_else_varies() -> None:
     assert 0.92 <= coverage(*of_cases_alone(simulated("cases alone", repeats=1)[0])) <= 0.98
 
