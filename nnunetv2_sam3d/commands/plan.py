@@ -247,7 +247,13 @@ def settings_from(options: argparse.Namespace) -> Settings:
     if getattr(options, "like", None):
         if options.variant:
             raise ValueError("--like and --variant exclude each other: both choose the size of the network")
-        values |= _like(options.like)
+        like = _like(options.like)
+        if clash := [name for name in like if name in values and values[name] != like[name]]:
+            raise ValueError(
+                f"{options.like} has {', '.join(f'{name} {like[name]}' for name in clash)}, which the options "
+                f"contradict. Leave them out, or leave --like out"
+            )
+        values |= like
     for name in ("signed_clicks", "click_maps"):
         if getattr(options, name):
             values["network"] = values.get("network", {}) | {name: True}
@@ -264,7 +270,10 @@ def _like(file: str) -> dict[str, Any]:
     sizes = weights.config.to_dict()
     for name in ("num_classes", "in_channels", "adapter", "token_stride", "checkpointing"):
         del sizes[name]
+    plane = sizes.pop("adapter_plane")
+    planes = {} if weights.config.adapter == "original" else {"adapter_plane": plane}  # original ones have none
     return {
-        **{name: sizes.pop(name) for name in ("prompt_encoder", "adapter_dim", "adapter_plane")},
+        **{name: sizes.pop(name) for name in ("prompt_encoder", "adapter_dim")},
+        **planes,
         "network": sizes,
     }

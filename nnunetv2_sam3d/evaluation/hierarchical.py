@@ -17,13 +17,13 @@ remedies: divisors k - 1 and n - 1, and Student's t. For k repeats and n folds o
     V        = V_fold + max(V_repeat - V_both, 0)
     degrees of freedom = V^2 / (V_fold^2 / (n - 1) + V_repeat * max(V_repeat - V_both, 0) / (k - 1))
 
-(Satterthwaite, but for V_repeat times the difference instead of either's square, which the simulations below chose; never
-below the smaller of k - 1 and n - 1, which a small difference of two large variances would be, and with it an interval of
-any width). This is the two-way random-effects analysis of multi-reader studies with repeats for readers. Noise that is
-independent between trainings shows between folds already; V_repeat adds what all folds of a repeat share, such as their
-initial weights. Where a figure is undefined in some repeats (HD95 of an empty mask), a case's mean is over the others.
-With folds of unequal size or such gaps the variances are sums of squared influences of the same units, which is the
-same in balanced tables.
+(Satterthwaite, but for V_repeat times the difference instead of either's square, which the simulations below chose;
+never below the smaller of k - 1 and n - 1, which a small difference of two large variances would be, and with it an
+interval of any width). This is the two-way random-effects analysis of multi-reader studies with repeats for readers.
+Noise that is independent between trainings shows between folds already; V_repeat adds what all folds of a repeat
+share, such as their initial weights. Where a figure is undefined in some repeats (HD95 of an empty mask), a case's mean
+is over the others. With folds of unequal size or such gaps the variances are sums of squared influences of the same
+units, which is the same in balanced tables.
 V_fold is expected to be at least V_both. Where it comes out smaller, the folds' noise has cancelled by chance, and both
 are pooled, weighted by their degrees of freedom: otherwise few folds that agree by chance would make a difference
 significant that the single trainings contradict.

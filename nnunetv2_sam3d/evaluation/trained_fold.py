@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nnunetv2_sam3d.evaluation.folds import model_folders
 from nnunetv2_sam3d.evaluation.volumes import Volume
+from nnunetv2_sam3d.trainers.names import full_name
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,13 @@ def find_model(model: Path | None, dataset: str | None, trainer: str, plans: str
     if (model is None) == (dataset is None):
         raise ValueError("give either the folder of a trained model or a data set (-d, with -tr, -p and -c)")
     if model is not None:
+        if not model.is_dir():
+            raise ValueError(
+                f"{model} does not exist; expected nnU-Net's folder of a model, TRAINER__PLANS__CONFIGURATION"
+            )
         return model.absolute()
     name = maybe_convert_to_dataset_name(int(str(dataset)) if str(dataset).isdigit() else str(dataset))
-    folder = Path(str(nnUNet_results.require())) / name / f"{trainer}__{plans}__{configuration}"
+    folder = Path(str(nnUNet_results.require())) / name / f"{full_name(trainer)}__{plans}__{configuration}"
     if not folder.is_dir():
         there = model_folders(folder.parent)
         advice = (

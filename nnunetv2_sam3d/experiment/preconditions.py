@@ -295,7 +295,8 @@ def _check_weights(run: CrossValidation, model: Model, folds: list[int]) -> floa
                 raise
             if recipe.starts_from:
                 raise WeightsError(_start_advice(model, recipe, [fold, *others])) from error
-            raise WeightsError(f"{error}\nIn a cross-validation, that is --trainers Full.") from error
+            advice = "add Full to --trainers" if recipe.groups else "give the model with --pretrained-weights FILE"
+            raise WeightsError(f"{error}\nIn a cross-validation, {advice}.") from error
     total = sum(parameter.numel() for parameter in network.parameters())
     return FLOAT32_BYTES * (total + 2 * trained)  # AdamW keeps two numbers for each that it trains
 

@@ -36,7 +36,9 @@ def write_repeat_plans(models: Iterable[Model]) -> None:
                     f"Put {source} back as it was for these trainings, or delete {file} and what was trained with it: "
                     f"{', '.join(map(str, trained))}."
                 )
-            raise ValueError(f"{file} is not repeat {repeat} of {source}: the two differ in more than that. {remedy}")
+            raise ValueError(
+                f"{file} is not repeat {repeat} of {source}: {_differing(read_plans(file), expected)} differ. {remedy}"
+            )
 
 
 def repeated(plans: Mapping[str, Any], repeat: int) -> dict[str, Any]:
@@ -47,6 +49,19 @@ def repeated(plans: Mapping[str, Any], repeat: int) -> dict[str, Any]:
         if PLANS_KEY in configuration or "inherits_from" not in configuration:  # others inherit the settings whole
             configuration[PLANS_KEY] = {**configuration.get(PLANS_KEY, {}), "repeat": repeat}
     return copy
+
+
+def _differing(plans: Mapping[str, Any], others: Mapping[str, Any], place: str = "") -> str:
+    """What differs, as dotted names."""
+    names = []
+    for key in sorted({*plans, *others}):
+        ours, theirs = plans.get(key), others.get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            if ours != theirs:
+                names.append(_differing(ours, theirs, f"{place}{key}."))
+        elif ours != theirs:
+            names.append(f"{place}{key}")
+    return ", ".join(names)
 
 
 def _write(file: Path, plans: dict[str, Any]) -> None:

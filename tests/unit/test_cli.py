@@ -125,6 +125,7 @@ def test_errors_of_plan(paths: Path, capsys: pytest.CaptureFixture[str]) -> None
     arguments = ["plan", "-d", "991", "--like", "x.pth", "--variant", "vit_b"]
     assert "exclude each other" in one_message(arguments, capsys)
     assert "x.pth does not exist" in one_message(["plan", "-d", "991", "--like", "x.pth"], capsys)
+    assert "nowhere does not exist" in one_message(["adapters", "nowhere"], capsys)
 
 
 def test_damaged_plans_are_named(paths: Path, capsys: pytest.CaptureFixture[str]) -> None:

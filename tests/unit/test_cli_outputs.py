@@ -59,5 +59,7 @@ def test_classes_are_checked_when_they_are_named(
     (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "tumour": 1}}))
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / "pre"))
+    assert main(["plan", "-d", "991", "--like", str(model), "--no-prompt-encoder"]) == 1
+    assert "prompt_encoder True, which the options contradict" in capsys.readouterr().err
     assert main(["plan", "-d", "991", "--like", str(model), "--map-class", "tumor=1"]) == 1
     assert "--map-class names ['tumor']" in capsys.readouterr().err
