@@ -11,6 +11,7 @@ from nnunetv2_sam3d.evaluation.compare import METRICS, Difference, Summary, is_s
 from nnunetv2_sam3d.report.forest import Line, forest
 from nnunetv2_sam3d.report.results import Results
 from nnunetv2_sam3d.report.tables import counted, interval, listed
+from nnunetv2_sam3d.trainers.names import CLAIM
 
 METRIC = METRICS[0]
 PANELS = 3  # structures that fit beside each other
@@ -23,10 +24,12 @@ def answer(results: Results) -> str:
     if not found:
         return _means(results)
     adapter = {run.model: run.adapter for run in results.trainings if run.adapter}
+    found.sort(key=lambda entry: entry.second != CLAIM)
     between = [d for d in found if len({adapter[name] for name in (d.first, d.second) if name in adapter}) == 2]
     parts = [*_parts(between, results.controls), *_parts([d for d in found if d not in between], results.controls)]
     if once := [entry for entry in found if not entry.includes_training_noise]:
-        which = "" if len(once) == len(found) else f" for {listed(_pair(entry, results.controls) for entry in once)}"
+        pairs = (_pair(entry, results.controls) for entry in once)
+        which = "" if len(once) == len(found) else f" for {listed(pairs, len(once))}"
         parts.append(f"with one repeat, training noise is left out{which}")
     return f"{METRIC.title} of {structure}: {'; '.join(parts)}."
 
@@ -71,7 +74,8 @@ def _parts(entries: Sequence[Difference], controls: Mapping[str, str]) -> list[s
         one = others[0]
         parts.append(f"{one.second} is not shown to be better or worse than {_first(one, controls)}, {_figures(one)}")
     elif others:
-        parts.append(f"no difference is shown for {listed(f'{_pair(d, controls)}, {_figures(d)}' for d in others)}")
+        pairs = (f"{_pair(entry, controls)}, {_figures(entry)}" for entry in others)
+        parts.append(f"no difference is shown for {listed(pairs, len(others))}")
     return parts
 
 

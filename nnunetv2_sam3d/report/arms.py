@@ -76,8 +76,9 @@ def noise_table(summaries: Sequence[Summary], structures: Sequence[Structure]) -
             lines.append([structure.name, model, str(len(dice.repeats)), means, *spreads])
     header = ["structure", "arm", "repeats", "Dice of each", *(f"SD of {metric.label}" for metric in METRICS)]
     caption = (
-        "Noise between repeats: standard deviation (n - 1) of the means over all cases, from training to training. A "
-        "difference between two arms of this size means nothing. A dash: one repeat."
+        "Noise between repeats: standard deviation (n - 1) of the means over all cases, from training to training. "
+        "Arms of a repeat share start and seeds and move together; the noise of a difference between them stands as "
+        "SD of repeats in the table of differences. A dash: one repeat."
     )
     return Table("noise_automatic", caption, header, lines, frozenset({0, 1}))
 

@@ -22,6 +22,7 @@ from nnunetv2_sam3d.report.overlays import choose_cases, draw_overlays, load_vie
 from nnunetv2_sam3d.report.page import Picture, Scene, Section
 from nnunetv2_sam3d.report.results import Results
 from nnunetv2_sam3d.report.rules import RULES
+from nnunetv2_sam3d.report.study import crossval_of
 from nnunetv2_sam3d.report.style import picture
 from nnunetv2_sam3d.report.tables import counted
 from nnunetv2_sam3d.report.threats import threats
@@ -87,7 +88,7 @@ def _noise(results: Results) -> list[Section]:
     if table:
         return [Section("noise", title, tables=[table], folded=True)]
     lacking = "No arm has two repeats, so that nothing tells how far another training would be from these."
-    remedy = "nnUNetv2_sam3d crossval --repeats 3 trains more."
+    remedy = f"More repeats: {crossval_of(results, 3)}"
     return [Section("noise", title, texts=[f"{lacking} {remedy}"], folded=True)] if results.study else []
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nnunetv2_sam3d.evaluation.folds import Dataset, find_models, unfinished_folds
+from nnunetv2_sam3d.planning import PLANS_NAME
+from nnunetv2_sam3d.report.results import Results
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES, full_name, recipe_of, study_arms
 
 STARTS = ("Original", "Full")  # the first that has results is what the others started from
@@ -61,7 +63,8 @@ def arms_with_results(
         raise FileNotFoundError(
             f"{dataset.results}: none of the {len(absent)} arms of the study {' '.join(studies)} has all predictions "
             f"of the folds {' '.join(map(str, folds))} with {plans}: {', '.join(first)}, ... nnUNetv2_sam3d crossval "
-            f"--study {' '.join(studies)} does what is missing, --folds reports finished folds only"
+            f"-d {dataset.name} -p {plans} --study {' '.join(studies)} does what is missing, --folds reports finished "
+            f"folds only"
         )
     return Arms(tuple(present), absent)
 
@@ -70,6 +73,14 @@ def controls() -> dict[str, str]:
     """Class names of this package's trainers and of their declared controls."""
     recipes = {full: recipe_of(short) for short, full in SHORT_NAMES.items()}
     return {full: full_name(recipe.control) for full, recipe in recipes.items() if recipe and recipe.control}
+
+
+def crossval_of(results: Results, repeats: int = 0) -> str:
+    """The command that trains what the report lacks, ready to be pasted."""
+    plans = results.models[0].plans
+    arms = f"--study {' '.join(results.study)}" if results.study else f"--trainers {' '.join(results.names)}"
+    options = ["" if plans == PLANS_NAME else f"-p {plans}", arms, f"--repeats {repeats}" if repeats else ""]
+    return " ".join(filter(None, [f"nnUNetv2_sam3d crossval -d {results.dataset.name}", *options]))
 
 
 def question_of(trainer: str) -> str:

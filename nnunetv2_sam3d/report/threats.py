@@ -8,7 +8,7 @@ from nnunetv2_sam3d.evaluation.compare import FEW_CASES
 from nnunetv2_sam3d.report.arms import start_of_arm
 from nnunetv2_sam3d.report.gates import unmeasured
 from nnunetv2_sam3d.report.results import Results
-from nnunetv2_sam3d.report.study import question_of
+from nnunetv2_sam3d.report.study import crossval_of, question_of
 from nnunetv2_sam3d.report.tables import listed
 from nnunetv2_sam3d.report.training import Training
 
@@ -44,11 +44,12 @@ def _controls(results: Results) -> Iterator[str]:
 def _repeats(results: Results) -> Iterator[str]:
     once = [model.name for model in results.models if len(model.repeats) == 1]
     if once:
-        who = "every arm" if len(once) == len(results.models) and len(once) > 1 else listed(once)
+        who = "every arm" if len(once) == len(results.models) and len(once) > 1 else listed(once, len(once))
+        verb = "was" if who == "every arm" or len(once) == 1 else "were"
         yield (
-            f"One repeat only: {who} was trained once a fold. Training noise is left out of the intervals but "
-            f"for what the folds tell; another training would move the figures. nnUNetv2_sam3d crossval --repeats 3 "
-            f"trains more."
+            f"One repeat only: {who} {verb} trained once a fold. Training noise is left out of the intervals but "
+            f"for what the folds tell; another training would move the figures. More repeats: "
+            f"{crossval_of(results, 3)}"
         )
     if len({model.repeats for model in results.models}) > 1:
         numbers = ", ".join(f"{model.name} {len(model.repeats)}" for model in results.models)
@@ -113,7 +114,7 @@ def _not_run(results: Results) -> Iterator[str]:
         question = question_of(arm)
         yield f"Not in this report: {arm} ({why}). " + (f"Left open: {question}" if question else "")
     if results.absent:
-        yield (f"nnUNetv2_sam3d crossval -d {results.dataset.name} --study {' '.join(results.study)} does the rest.")
+        yield f"The rest is done by: {crossval_of(results)}"
     if results.study and all(model.trainer.startswith("nnUNetTrainer_SAM3D") for model in results.models):
         yield "No nnU-Net of equal memory (such as ResEnc-M) is in this report: nothing tells how the arms stand to it."
     if not results.clicked:

@@ -9,6 +9,7 @@ TIME_BUDGET = "nnUNetTrainer_TimeBudget"
 # Short names and class names of this package's trainers; what others start from comes first.
 SHORT_NAMES = {short: PREFIX + short for short in RECIPES} | {"TimeBudget": TIME_BUDGET}
 
+CLAIM = "DualPath"  # the arm whose comparison with its control the project is about: it is told first
 # The arms of a study beside the start, which is Original or Full.
 STUDIES: dict[str, tuple[str, ...]] = {
     "controls": ("OriginalEval", "OriginalContinued", "OriginalWide", "DualPath", "DualPathCold"),

@@ -136,8 +136,8 @@ def test_threats_are_what_was_not_run(study: tuple[Tree, Path]) -> None:
     for part in (
         "DualPathCold (not trained). Left open: What is the warm start of the adapters worth?",
         "OriginalWide (fold 0 1 2 3 4 of 5 folds not finished)",
-        "--study controls does the rest",
-        "One repeat only: Full and OriginalEval was trained once a fold",
+        "The rest is done by: nnUNetv2_sam3d crossval -d ",
+        "One repeat only: Full and OriginalEval were trained once a fold",
         "2 unfinished repeats are left out: OriginalContinued repeat 3 (fold 2 3 4), DualPath repeat 3 (fold 2 3 4)",
         "Unlike numbers of repeats",
         "DualPath and its control OriginalContinued differ in trained parameters",
@@ -156,7 +156,7 @@ def test_a_study_without_finished_arms(tree: Tree, tmp_path: Path, capsys: pytes
     assert main(["report", *options, "--study", "controls"]) == 1
     message = capsys.readouterr().err
     assert "none of the 6 arms" in message and "Full (fold 3 of 5 folds not finished)" in message
-    assert message.count("(") <= 4 and "crossval --study controls does what is missing" in message
+    assert message.count("(") <= 4 and "--study controls does what is missing" in message
     assert main(["report", *options]) == 1
     assert "name the arms with --study or --trainers" in capsys.readouterr().err
 
