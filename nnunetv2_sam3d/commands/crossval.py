@@ -23,12 +23,12 @@ def add_parser(commands: Any) -> None:
         "commands: what is missing, in the order in which trainers start from each other, on one GPU, on several, or "
         "on a Slurm cluster. Stopped in any way and started again, it goes on where it was.",
         """\
-        nnUNetv2_sam3d crossval -d 220 --trainers Original OriginalContinued DualPath OriginalEval nnUNetTrainer --folds 0 1 2 3 4
-        nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath --devices cuda:0 cuda:1 cuda:2 cuda:3
-        nnUNetv2_sam3d crossval -d 220 --trainers OriginalContinued DualPath OriginalEval --pretrained-weights original.pth
-        nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath --dry-run
         nnUNetv2_sam3d crossval -d 220 --study controls --repeats 3
-        nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath --slurm --sbatch partition=gpu time=24:00:00 mem=64G
+        nnUNetv2_sam3d crossval -d 220 --study controls --repeats 3 --dry-run
+        nnUNetv2_sam3d crossval -d 220 --trainers Original OriginalContinued DualPath OriginalEval nnUNetTrainer
+        nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath --folds 0 --devices cuda:0 cuda:1
+        nnUNetv2_sam3d crossval -d 220 --trainers OriginalContinued DualPath --pretrained-weights original.pth
+        nnUNetv2_sam3d crossval -d 220 --study controls --slurm --sbatch partition=gpu time=24:00:00 mem=64G
         """,
     )
     parser.add_argument("-d", "--dataset", required=True, help="data set number or name")

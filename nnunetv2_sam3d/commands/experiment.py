@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
         "and pictures, all with stock nnU-Net commands. Stopped and started again, it goes on where it was.",
         """\
         nnUNetv2_sam3d experiment -d 4 --variant vit_tiny --epochs 20 --iterations-per-epoch 40
-        nnUNetv2_sam3d experiment -d 48 --trainers Original DualPath OriginalEval --device cuda
+        nnUNetv2_sam3d experiment -d 48 --trainers Original OriginalContinued DualPath OriginalEval --device cuda
         nnUNetv2_sam3d experiment -d 4 --variant vit_tiny --trainers Full DualPath OriginalEval TimeBudget
         """,
     )
