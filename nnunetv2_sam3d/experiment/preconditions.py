@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tup
     problems = Problems()
     checkpoint_bytes: dict[Model, float] = {}
     needed_bytes = 0.0
+    with problems.noted():
+        _check_arms(run)
     for model in run.models:
         with problems.noted():
             _check_starts(run, model)
@@ -156,6 +159,21 @@ def _plans(model: Model) -> dict[str, Any]:
 
 def _configuration(model: Model) -> ConfigurationManager:
     return PlansManager(_plans(model)).get_configuration(model.configuration)
+
+
+def _check_arms(run: CrossValidation) -> None:
+    """Refuses two trainers that the plans make one: they would be compared with themselves."""
+    known: dict[tuple[str, Recipe], Model] = {}
+    for model in filter(is_sam3d, run.models):
+        recipe: Recipe = trainer_class(model.trainer).recipe  # type: ignore[attr-defined]
+        start = recipe.adapter_start or settings_of(model).adapter_start
+        other = known.setdefault((model.plans, replace(recipe, adapter_start=start, control=None, question="")), model)
+        if other is not model:
+            raise ValueError(
+                f"{short_name(other.trainer)} and {short_name(model.trainer)} are the same training with "
+                f"{model.plans}, whose adapters start {start}. Leave one out, or derive plans with another "
+                f"--adapter-start"
+            )
 
 
 def _check_plans(model: Model) -> None:

@@ -190,7 +190,7 @@ def test_refusals(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_frozen_random_weights_are_refused_beforehand(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nnUNet_sam_checkpoint" in refused(capsys, "Original")
-    assert "that is --trainers Full" in refused(capsys, "Original")
+    assert "add Full to --trainers" in refused(capsys, "Original")
     message = refused(capsys, "DualPath", "--folds", "2", "3")
     assert "for folds 2, 3. Add Original or Full to --trainers (Full needs no pretrained weights)" in message
     assert len(dry_run(capsys, "Full", "DualPath", "--folds", "2")) == 2

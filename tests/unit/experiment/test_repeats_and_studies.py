@@ -120,6 +120,12 @@ def test_other_plans_under_the_name_of_a_repeat(site: Site, dry_run: Crossval) -
     assert message.endswith(f"delete {file} and what was trained with it: {site.model('SAM3DFull', SECOND)}.")
 
 
+def test_two_arms_that_the_plans_make_one(site: Site, dry_run: Crossval) -> None:
+    site.write_plans(PLANS, sam3d={"variant": "vit_tiny", "adapter_start": "cold"})
+    arms = ("--trainers", "Full", "DualPath", "DualPathCold", "--folds", "0")
+    assert "DualPath and DualPathCold are the same training" in "\n".join(dry_run(*arms, fails=True))
+
+
 def test_refused_repeats(dry_run: Crossval) -> None:
     arguments = ("--trainers", "Full", "--folds", "0")
     assert "at least once, got --repeats 0" in dry_run(*arguments, "--repeats", "0", fails=True)[0]
