@@ -11,6 +11,7 @@ from nnunetv2_sam3d.report.results import Results
 from nnunetv2_sam3d.report.study import crossval_of, question_of
 from nnunetv2_sam3d.report.tables import listed
 from nnunetv2_sam3d.report.training import Training
+from nnunetv2_sam3d.trainers.names import recipe_of
 
 LIKE = 0.01  # parameters that differ by less are as many
 
@@ -91,12 +92,16 @@ def _confounds(results: Results) -> Iterator[str]:
     runs: dict[str, Training] = {}
     for run in results.trainings:
         runs.setdefault(run.model, run)
+    recipes = {model.name: recipe_of(model.trainer) for model in results.models}
     for arm, control in results.controls.items():
         one, other = runs[arm], runs[control]
+        recipe = recipes[arm]
+        asked = recipe.asks_about if recipe else ()
         differs = []
-        if one.trained is not None and other.trained is not None and _unlike(one.trained, other.trained):
-            differs.append(f"trained parameters ({one.trained:,} against {other.trained:,})")
-        if None not in (one.steps, other.steps) and one.steps != other.steps:
+        if "trained parameters" not in asked and one.trained is not None and other.trained is not None:
+            if _unlike(one.trained, other.trained):
+                differs.append(f"trained parameters ({one.trained:,} against {other.trained:,})")
+        if None not in (one.steps, other.steps) and one.steps != other.steps and "steps" not in asked:
             differs.append(f"steps ({one.steps:,} against {other.steps:,})")
         for what, mine, its in (("device", one.device, other.device), ("PyTorch", one.torch, other.torch)):
             if mine and its and mine != its:

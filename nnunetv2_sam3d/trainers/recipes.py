@@ -37,6 +37,7 @@ class Recipe:
             ``None`` leaves it to the plans.
         control: short name of the trainer that this one is compared with; it differs in what ``question`` asks.
         question: what the comparison with the control answers.
+        asks_about: what differs from the control because the question is about it: ``steps``, ``trained parameters``.
         max_grad_norm: norm that every clip group is limited to.
         weight_decay: of AdamW.
     """
@@ -48,6 +49,7 @@ class Recipe:
     adapter_start: str | None = None
     control: str | None = None
     question: str = ""
+    asks_about: tuple[str, ...] = ()
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
 
@@ -86,12 +88,14 @@ ORIGINAL_CONTINUED = replace(
     adapter="original",
     control="OriginalEval",
     question="Is it only the longer training?",
+    asks_about=("steps", "trained parameters"),
 )
 ORIGINAL_WIDE = replace(
     DUALPATH,
     adapter="original_wide",
     control="OriginalContinued",
     question="Is it only the number of trained parameters?",
+    asks_about=("trained parameters",),
 )
 
 

@@ -242,7 +242,7 @@ def test_ignored_voxels_get_no_gradient() -> None:
 def test_the_deciding_control_differs_from_dualpath_in_the_adapter_alone() -> None:
     one, other = DUALPATH, ORIGINAL_CONTINUED
     different = {field.name for field in fields(Recipe) if getattr(one, field.name) != getattr(other, field.name)}
-    assert different == {"adapter", "control", "question"}
+    assert different == {"adapter", "control", "question", "asks_about"}
     assert DUALPATH.control == "OriginalContinued"
 
 

@@ -146,6 +146,7 @@ def test_threats_are_what_was_not_run(study: tuple[Tree, Path]) -> None:
         "nothing was evaluated with clicks",
     ):
         assert part in threats, part
+    assert "OriginalContinued and its control" not in threats  # steps are what it asks about
     assert "No control" not in threats and "Not all folds" not in threats
 
 
