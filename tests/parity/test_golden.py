@@ -119,15 +119,14 @@ def test_logits_of_the_automatic_variant(checkpoint: Path, io: dict[str, Any]) -
         assert_logits(network(io["image"]), io["logits_auto"])
 
 
-def test_logits_in_bfloat16(checkpoint: Path, io: dict[str, Any]) -> None:
-    """Within 2 % of the reference's, on any processor."""
-    weights = read_weights(checkpoint)
-    assert weights.config is not None
-    network = SAM3D(weights.config, "bfloat16").eval()
-    network.load_state_dict(weights.state)
+def test_logits_in_bfloat16(network: SAM3D, io: dict[str, Any]) -> None:
+    """Within 2 % of float32's, which are the reference's. Of a part of the image: some processors take minutes."""
+    other = SAM3D(network.config, "bfloat16").eval()
+    other.load_state_dict(network.state_dict())
+    image, points = io["image"][..., 48:80, 32:96, 32:96], torch.tensor([[[9.0, 30.0, 41.0], [20.0, 12.0, 33.0]]])
     with torch.no_grad():
-        logits = network(io["image"], io["points"])[..., ::4, ::4, ::4]
-    error = (logits - io["logits_prompted_30"]).norm() / io["logits_prompted_30"].norm()
+        expected, logits = network(image, points), other(image, points)
+    error = (logits - expected).norm() / expected.norm()
     assert 1e-5 < error < 2e-2, error
 
 

@@ -131,15 +131,13 @@ def test_logits_in_automatic_mode(file: Path, golden: dict[str, Any], io: dict[s
     torch.testing.assert_close(logits[..., ::4, ::4, ::4], golden["logits_auto"], rtol=0, atol=ATOL)
 
 
-def test_logits_in_bfloat16(file: Path, golden: dict[str, Any], io: dict[str, Any]) -> None:
-    """Within 2 % of the reference's, on any processor."""
-    weights = read_weights(file)
-    assert weights.config is not None
-    network = SAM3D(weights.config, "bfloat16").eval()
-    network.load_state_dict(weights.state)
+def test_logits_in_bfloat16(network: SAM3D, io: dict[str, Any]) -> None:
+    """Within 2 % of float32's, which are the reference's. Of a part of the image: some processors take minutes."""
+    other = SAM3D(network.config, "bfloat16").eval()
+    other.load_state_dict(network.state_dict())
+    image, points = io["image"][..., 48:80, 32:96, 32:96], torch.tensor([[[9.0, 30.0, 41.0], [20.0, 12.0, 33.0]]])
     with torch.no_grad():
-        logits = network(io["image"], io["points"])[..., ::4, ::4, ::4]
-    assert 1e-5 < error(logits, golden["logits_prompted_30"]) < 2e-2
+        assert 1e-5 < error(other(image, points), network(image, points)) < 2e-2
 
 
 def test_the_adapters_change_the_result(golden: dict[str, Any], shared: Path) -> None:
