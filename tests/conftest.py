@@ -73,7 +73,7 @@ def make_network() -> Callable[..., SAM3D]:
             for name, value in network.state_dict().items():
                 if name.endswith(".attn.lr"):
                     value.fill_(0.7)  # one in every file seen, but a weight like any other
-                else:
+                elif not name.endswith(".published_plane"):  # which plane, not a weight
                     value.add_(torch.randn_like(value), alpha=0.5 if ".rel_pos_" in name else 0.05)
         return network.eval()
 

@@ -25,6 +25,7 @@ TABLES = {
     "upsampling": (stem, "upsampling_taps"),
 }
 BLOCKS = 4
+BUFFERS = ("attn.lr", "adapter.published_plane")
 
 
 @pytest.fixture
@@ -131,5 +132,5 @@ def test_state_dict_holds_nothing_of_it(make_network: Make) -> None:
     with torch.inference_mode():
         network(torch.randn(1, 1, 16, 16, 16))
     parameters = {name for name, _ in network.named_parameters()}
-    factors = {f"encoder.blocks.{block}.attn.lr" for block in range(BLOCKS)}
-    assert set(network.state_dict()) == parameters | factors
+    others = {f"encoder.blocks.{block}.{name}" for block in range(BLOCKS) for name in BUFFERS}
+    assert set(network.state_dict()) == parameters | others
