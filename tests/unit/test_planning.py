@@ -147,7 +147,7 @@ def test_a_configuration_that_inherits_keeps_inheriting() -> None:
         ({"patch_size": (16, 16)}, ValueError, "three positive"),
         ({"patch_size": (16, 0, 16)}, ValueError, "three positive"),
         ({"patch_size": (16, -8, 16)}, ValueError, "three positive"),
-        ({"patch_size": (4, 4, 4)}, ValueError, "1x1x1 tokens.*larger patch"),
+        ({"patch_size": (4, 4, 4)}, ValueError, "single token.*larger patch"),
         ({"batch_size": 0}, ValueError, "batch size must be at least 1"),
         ({"spacing_mm": (1, 1)}, ValueError, "spacing must be three"),
         ({"spacing_mm": (1, 0, 1)}, ValueError, "spacing must be three"),

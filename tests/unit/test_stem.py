@@ -40,7 +40,7 @@ def plain_stem(stem: FoldedStem3d, rgb: Tensor) -> Tensor:
 def test_equals_the_plain_form(stride: tuple[int, int, int], in_channels: int) -> None:
     stem, image = make_stem(in_channels, stride), make_image(in_channels, stride)
     expected = plain_stem(stem, image.expand(-1, 3, -1, -1, -1))
-    torch.testing.assert_close(stem(image), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(stem(image), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])

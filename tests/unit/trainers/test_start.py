@@ -39,9 +39,9 @@ from nnunetv2_sam3d.weights import WeightsError, convert, load_model
 
 
 def test_dualpath_starts_from_full_of_the_same_fold(make_trainer: MakeTrainer) -> None:
-    full = make_trainer("Full", initialize=True)
+    full = make_trainer("Full", initialize=True, precision="float32")
     file = finish(full)
-    trainer = make_trainer("DualPath", initialize=True)
+    trainer = make_trainer("DualPath", initialize=True, precision="float32")
     trainer.start.check(trainer.run(), trainer.recipe)
     given, own = values(full), values(trainer)
     for name, value in given.items():

@@ -51,7 +51,7 @@ def test_sam_of_hugging_face_from_everywhere(
 
 def binary_model(make_trainer: MakeTrainer, file: Path) -> Any:
     """A finished model of background and tumour."""
-    trainer = make_trainer("Full", initialize=True, labels={"background": 0, "tumour": 1}, fold=4)
+    trainer = make_trainer("Full", initialize=True, labels={"background": 0, "tumour": 1}, fold=4, precision="float32")
     convert(finish(trainer), file)
     return trainer
 
@@ -64,7 +64,7 @@ def test_tumour_of_a_binary_model_on_regions(asked: str, make_trainer: MakeTrain
         convert(file, tmp_path / "mapped.pth", class_map={"tumour": 1})
         file = tmp_path / "mapped.pth"
 
-    trainer = make_trainer("DualPath", labels=KITS, regions_class_order=[1, 3, 2], **settings)
+    trainer = make_trainer("DualPath", labels=KITS, regions_class_order=[1, 3, 2], precision="float32", **settings)
     run_training.maybe_load_checkpoint(trainer, False, False, str(file))
     trainer.start.check(trainer.run(), trainer.recipe)
     image = batch(binary)["data"]
