@@ -36,7 +36,7 @@ def arms_table(models: Sequence[Model], trainings: Sequence[Training], wanted_co
                 model.name,
                 wanted_controls.get(model.name, "-"),
                 _all(start_of_arm(run) for run in runs),
-                _all(run.adapter for run in runs),
+                _all(", ".join((run.adapter, *run.adapter_details)) for run in runs if run.adapter),
                 _all(", ".join(run.parts) or "nothing" for run in runs if run.adapter),
                 " / ".join(f"{trained:,} ({100 * trained / (total or 1):.1f} %)" for trained, total in parameters)
                 or "-",

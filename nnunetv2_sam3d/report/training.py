@@ -13,6 +13,7 @@ from nnunetv2_sam3d.evaluation.folds import Model, read_table
 from nnunetv2_sam3d.experiment.results import parameters
 from nnunetv2_sam3d.experiment.starts import start_of
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 from nnunetv2_sam3d.weights.files import read_checkpoint
 from nnunetv2_sam3d.weights.inspect import buffer_names
@@ -45,6 +46,7 @@ class Training:
         curves: ``train_loss``, ``val_loss``, ``pseudo_dice`` (mean over classes) and ``epoch``, equally long.
         repeat: number.
         adapter: name of the adapter class; empty for networks of others.
+        adapter_details: their local path's plane and how they began, as far as they have and the checkpoint says so.
         parts: of the network that were trained, ``(in part)`` after those of which some weights were not.
         origin: where the encoder came from: a model, a file's name, or its kind such as ``random``; empty if unknown.
         steps: of the optimizer; ``None`` if the checkpoint does not tell.
@@ -68,6 +70,7 @@ class Training:
     origin: str = ""
     steps: int | None = None
     paths: Sequence[Sequence[Mapping[str, float]]] = ()
+    adapter_details: tuple[str, ...] = ()
 
 
 def read_training(model: Model, fold: int, repeat: int | None = None) -> Training:
@@ -103,6 +106,7 @@ def read_training(model: Model, fold: int, repeat: int | None = None) -> Trainin
         _origin(metadata.get("provenance", {}).get("SAM encoder", {})) if start is None else start.model,
         _steps(content),
         content.get("logging", {}).get("adapter_paths", ()),
+        _adapter_details(metadata),
     )
 
 
@@ -115,6 +119,16 @@ def trained_parts(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
     }
     some = {part_of(name) for name in trained}
     return tuple(part if part in whole else f"{part} (in part)" for part, _ in PARTS if part in some)
+
+
+def _adapter_details(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    network, record = metadata.get("network", {}), metadata.get("provenance", {}).get("adapters", {})
+    details = []
+    if hasattr(ADAPTERS.get(network.get("adapter")), "local_path"):
+        details.append(f"{network['adapter_plane']} plane" if "adapter_plane" in network else "")
+    if start := record.get("adapter_start", "cold" if record.get("kind") == "random" else ""):
+        details.append(f"{start} start")
+    return tuple(filter(None, details))
 
 
 def _origin(record: Mapping[str, Any]) -> str:

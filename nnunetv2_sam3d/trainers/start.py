@@ -94,6 +94,8 @@ class Start:
         record = weights.provenance()
         for part in sorted({part_of(name) for name in given.names}):
             self.provenance[part] = record
+        if given.adapter_start:
+            self.provenance["adapters"] = self.provenance["adapters"] | {"adapter_start": given.adapter_start}
         if given.mapped:
             self.provenance["last convolution"] = record | {"channels": given.mapped}
         self.loaded |= given.names

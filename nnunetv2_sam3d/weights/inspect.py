@@ -34,7 +34,10 @@ def describe(path: str | os.PathLike[str]) -> str:
         lines += _table(f"image encoder ({variant_of(sizes) or 'no published size'})", sizes)
     else:
         network_from(weights)  # checks that the file holds what it describes
-        lines += _table("network", weights.config.to_dict())
+        # the bottleneck as it is, not as it may be left to the width
+        lines += _table("network", weights.config.to_dict() | {"adapter_dim": weights.config.bottleneck})
+        if "repeat" in weights.metadata:
+            lines += [f"trained as repeat {weights.metadata['repeat']} with seed {weights.metadata.get('seed')}"]
     if weights.outputs is not None and weights.outputs.names:
         lines += [f"channels: {', '.join(weights.outputs.names)}"]
     for name, channel in (weights.metadata.get("map_class") or {}).items():

@@ -77,11 +77,13 @@ class Loaded:
     Attributes:
         names: parameters and buffers that now have the file's values; the last convolution only if all of it has.
         mapped: channel of the file for each class whose part of the last convolution was mapped.
+        adapter_start: how adapters began that the file has in another kind; empty if it has none.
         notes: sentences for the log about what was left out, converted or differs.
     """
 
     names: set[str] = field(default_factory=set)
     mapped: dict[str, int] = field(default_factory=dict)
+    adapter_start: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -236,6 +238,7 @@ def _match_adapters(
             f"{source.adapter} adapters."
         )
     _check_adapters(state, weights, source)
+    loaded.adapter_start = start
     given: dict[str, dict[str, Tensor]] = {}
     for key in [key for key in state if ADAPTER.match(key)]:
         prefix = ADAPTER.match(key)[0]  # type: ignore[index]

@@ -49,6 +49,8 @@ def test_dualpath_starts_from_full_of_the_same_fold(make_trainer: MakeTrainer) -
     assert "Starting from the finished nnUNetTrainer_SAM3DFull of fold 0" in Path(trainer.log_file).read_text()
     for part in ("adapters", "SAM encoder", "prompt encoder", "mask decoder", "last convolution"):
         assert trainer.start.provenance[part]["file"] == str(file)
+    assert trainer.start.provenance["adapters"]["adapter_start"] == "published"
+    assert "adapter_start" not in trainer.start.provenance["mask decoder"]
     without_local_path(trainer)
     with torch.no_grad():
         image = batch(trainer)["data"]
