@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunetv2_sam3d.commands.common import add_command, choose_device, say
 from nnunetv2_sam3d.commands.experiment import default_processes
-from nnunetv2_sam3d.trainers.names import SHORT_NAMES, STUDIES
+from nnunetv2_sam3d.trainers.names import SHORT_NAMES, STUDIES, full_name
 
 
 def add_parser(commands: Any) -> None:
@@ -25,6 +25,7 @@ def add_parser(commands: Any) -> None:
         """\
         nnUNetv2_sam3d crossval -d 220 --study controls --repeats 3
         nnUNetv2_sam3d crossval -d 220 --study controls --repeats 3 --dry-run
+        nnUNetv2_sam3d crossval -d 220 --study controls --trainers nnUNetTrainer
         nnUNetv2_sam3d crossval -d 220 --trainers Original OriginalContinued DualPath OriginalEval nnUNetTrainer
         nnUNetv2_sam3d crossval -d 220 --trainers Original DualPath --folds 0 --devices cuda:0 cuda:1
         nnUNetv2_sam3d crossval -d 220 --trainers OriginalContinued DualPath --pretrained-weights original.pth
@@ -36,17 +37,18 @@ def add_parser(commands: Any) -> None:
         "-p", "--plans", default="nnUNetSAM3DPlans", help="plans of the SAM3D trainers (default: %(default)s)"
     )
     parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    parser.add_argument(
         "--trainers",
         nargs="+",
+        default=[],
         metavar="NAME",
         help=f"{', '.join(SHORT_NAMES)}, or any trainer's class, which gets nnUNetPlans; TRAINER__PLANS gives it "
-        "others",
+        "others; beside those of --study",
     )
-    what.add_argument(
+    parser.add_argument(
         "--study",
         nargs="+",
+        default=[],
         choices=tuple(STUDIES),
         help="the trainers of a study, from Original or, where SAM's encoder does not exist, from Full; "
         + "; ".join(f"{study}: {', '.join(arms)}" for study, arms in STUDIES.items())
@@ -85,7 +87,11 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="do not run nnUNetv2_accumulate_crossval_results when all folds are there",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only print the commands (or write Slurm's scripts)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print the commands, or write Slurm's scripts (and the plans of repeats, which the commands name)",
+    )
     slurm = parser.add_argument_group("Slurm", "job arrays with the folds as tasks, one for each trainer")
     slurm.add_argument("--slurm", action="store_true", help="write sbatch scripts and submit them")
     slurm.add_argument(
@@ -120,10 +126,14 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.experiment.studies import arms_of
     from nnunetv2_sam3d.planning import dataset_folder
 
+    if not options.study and not options.trainers:
+        raise ValueError("nothing to train: name the arms with --study or --trainers")
     check_paths()
     devices = parse_devices(options.devices or [choose_device()], options.num_gpus)
     folder = dataset_folder(options.dataset)
-    names = options.trainers or arms_of(options.study, folder / f"{options.plans}.json", options.configuration)
+    arms = arms_of(options.study, folder / f"{options.plans}.json", options.configuration) if options.study else []
+    named = {full_name(name) for name in options.trainers}
+    names = [*(arm for arm in arms if full_name(arm) not in named), *options.trainers]
     once = parse_models(folder.name, names, options.plans, options.configuration)
     check_plans(once)
     models = with_repeats(once, options.repeats)
@@ -158,7 +168,10 @@ def run(options: argparse.Namespace) -> int:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sharing)))
     run_steps(steps, environment, devices)
     say(f"models: {models[0].folder.parent}")
-    what = ("--study", *options.study) if options.study else ("--trainers", *names)
+    what = [
+        *(["--study", *options.study] if options.study else []),
+        *(["--trainers", *options.trainers] if options.trainers else []),
+    ]
     say(f"compare them: nnUNetv2_sam3d report -d {options.dataset} -p {options.plans} {shlex.join(what)} -o OUT")
     return 0
 

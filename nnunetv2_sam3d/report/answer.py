@@ -23,10 +23,8 @@ def answer(results: Results) -> str:
     found = [d for d in results.differences if (d.metric, d.structure) == (METRIC.key, structure) and d.cases]
     if not found:
         return _means(results)
-    adapter = {run.model: run.adapter for run in results.trainings if run.adapter}
     found.sort(key=lambda entry: entry.second != CLAIM)
-    between = [d for d in found if len({adapter[name] for name in (d.first, d.second) if name in adapter}) == 2]
-    parts = [*_parts(between, results.controls), *_parts([d for d in found if d not in between], results.controls)]
+    parts = [part for entries in _by_subject(found, results) for part in _parts(entries, results.controls)]
     if once := [entry for entry in found if not entry.includes_training_noise]:
         pairs = (_pair(entry, results.controls) for entry in once)
         which = "" if len(once) == len(found) else f" for {listed(pairs, len(once))}"
@@ -40,13 +38,17 @@ def answer_figure(results: Results) -> Figure:
     structures += [s.name for s in results.structures if s.name != results.focus.name][: PANELS - 1]
     entries = [d for d in results.differences if d.metric == METRIC.key and d.cases]
     if entries:
-        panels = {name: [_difference_line(d, results) for d in entries if d.structure == name] for name in structures}
+        structures = [name for name in structures if any(d.structure == name for d in entries)]
         title = (
             f"difference in {METRIC.title}, arm minus control" if results.controls else f"difference in {METRIC.title}"
         )
-        return forest({name: lines for name, lines in panels.items() if lines}, title, zero=True)
+        rows = [
+            {name: [_difference_line(d, results) for d in some if d.structure == name] for name in structures}
+            for some in _by_subject(entries, results)
+        ]
+        return forest(rows, title, zero=True)
     means = [s for s in results.summaries if s.metric == METRIC.key]
-    return forest({name: [_mean_line(s) for s in means if s.structure == name] for name in structures}, METRIC.title)
+    return forest([{name: [_mean_line(s) for s in means if s.structure == name] for name in structures}], METRIC.title)
 
 
 def caption(results: Results) -> str:
@@ -64,6 +66,13 @@ def caption(results: Results) -> str:
         f"all comparisons (Holm), the one that decides; small dots: single repeats. A hollow symbol marks one repeat, "
         f"whose interval leaves training noise out."
     )
+
+
+def _by_subject(entries: Sequence[Difference], results: Results) -> list[list[Difference]]:
+    """Comparisons between adapters, then the others, whose differences are often many times as large."""
+    adapter = {run.model: run.adapter for run in results.trainings if run.adapter}
+    between = [d for d in entries if len({adapter[name] for name in (d.first, d.second) if name in adapter}) == 2]
+    return [some for some in (between, [d for d in entries if d not in between]) if some]
 
 
 def _parts(entries: Sequence[Difference], controls: Mapping[str, str]) -> list[str]:

@@ -35,31 +35,37 @@ class Line:
     place: int
 
 
-def forest(panels: Mapping[str, Sequence[Line]], title: str, *, zero: bool = False) -> Figure:
+def forest(rows: Sequence[Mapping[str, Sequence[Line]]], title: str, *, zero: bool = False) -> Figure:
     """Estimates from top to bottom, a panel for each structure; the figures stand above their lines.
 
     Args:
-        panels: lines by structure; the first panel's labels stand for all.
+        rows: rows of panels, each with axes of its own, so that large estimates do not squeeze small ones; of each
+            the lines by structure, the same structures in all. The first panel's labels stand for its row.
         title: of the horizontal axes.
         zero: whether a line marks 0, no difference.
     """
-    labels = list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
-    figure = new_figure(min(11.0, 2.6 + 2.9 * len(panels)), 0.9 + 0.62 * len(labels))
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (structure, lines) in zip(grid, panels.items(), strict=True):
-        if zero:
-            axis.axvline(0, color="black", linewidth=0.9)
-        for line in lines:
-            _draw(axis, line, len(labels) - 1 - labels.index(line.label), zero)
-        axis.set_title(short(structure, 30), fontsize=9)
-        axis.set_xlabel(title, fontsize=8)
-        axis.margins(x=0.12)
-        axis.grid(False, axis="y")
-        axis.spines["left"].set_visible(False)
-        axis.tick_params(axis="y", length=0)
-    grid[0].set_ylim(-0.6, len(labels) - 0.35)
-    grid[0].set_yticks(range(len(labels))[::-1], ["\n".join(short(part, 32) for part in x.split("\n")) for x in labels])
-    grid[0].tick_params(axis="y", labelsize=8)
+    labels = [list(dict.fromkeys(line.label for lines in panels.values() for line in lines)) for panels in rows]
+    heights = [0.3 + 0.62 * len(names) for names in labels]
+    figure = new_figure(min(11.0, 2.6 + 2.9 * len(rows[0])), sum(heights) + 0.6 * len(rows))
+    grid = figure.subplots(len(rows), len(rows[0]), sharey="row", squeeze=False, height_ratios=heights)
+    for number, (panels, names, axes) in enumerate(zip(rows, labels, grid, strict=True)):
+        for axis, (structure, lines) in zip(axes, panels.items(), strict=True):
+            if zero:
+                axis.axvline(0, color="black", linewidth=0.9)
+            for line in lines:
+                _draw(axis, line, len(names) - 1 - names.index(line.label), zero)
+            if number == 0:
+                axis.set_title(short(structure, 30), fontsize=9)
+            if number == len(rows) - 1:
+                axis.set_xlabel(title, fontsize=8)
+            axis.margins(x=0.12)
+            axis.grid(False, axis="y")
+            axis.spines["left"].set_visible(False)
+            axis.tick_params(axis="y", length=0)
+        axes[0].set_ylim(-0.6, len(names) - 0.35)
+        ticks = ["\n".join(short(part, 32) for part in name.split("\n")) for name in names]
+        axes[0].set_yticks(range(len(names))[::-1], ticks)
+        axes[0].tick_params(axis="y", labelsize=8)
     return figure
 
 

@@ -217,6 +217,9 @@ def test_studies_expand_to_their_arms(dry_run: Crossval) -> None:
     assert arms("paths") == ["Full", "OriginalContinued", "DualPath", *paths]
     assert arms("paths", "controls") == ["Full", *controls, *paths]
     assert len(arms("controls", "--repeats", "2")) == 12
+    assert arms("controls", "--trainers", "DualPathConv", "DualPath") == [
+        "Full", "OriginalEval", "OriginalContinued", "OriginalWide", "DualPathCold", "DualPathConv", "DualPath",
+    ]  # fmt: skip
     first, second, *_ = dry_run("--folds", "0", "--study", "paths")
     assert first == f"# study paths: Full, OriginalContinued, DualPath, {', '.join(paths)}"
     assert second == "# trainings: 7, of which 0 are finished and 7 missing"
@@ -235,10 +238,11 @@ def test_costs_come_first_and_the_report_last(
 
 
 def test_trainers_or_a_study(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["--trainers", "Full", "--study", "controls"], ["--study", "unknown"]):
-        with pytest.raises(SystemExit):
-            main(["crossval", "-d", "991", *arguments])
-        assert "--study" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["crossval", "-d", "991", "--study", "unknown"])
+    assert "--study" in capsys.readouterr().err
+    assert main(["crossval", "-d", "991"]) == 1
+    assert "name the arms with --study or --trainers" in capsys.readouterr().err
     with pytest.raises(ValueError, match=f"make it: nnUNetv2_sam3d plan -d {NAME} -o Absent"):
         arms_of(["controls"], site.preprocessed / "Absent.json", "3d_fullres")
     with pytest.raises(ValueError, match="no configuration '3d_lowres'"):
