@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2_sam3d.planning.plans.memory_choice import counted_bytes
 
 from nnunetv2_sam3d.benchmark.case import Case
 from nnunetv2_sam3d.benchmark.run import run
-from nnunetv2_sam3d.memory.choice import counted_bytes
 from nnunetv2_sam3d.memory.count import Counted
 from nnunetv2_sam3d.memory.model import Coefficients
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nnunetv2_sam3d.memory.choice import choose
+from nnunetv2_sam3d.planning.plans.memory_choice import choose
+
 from nnunetv2_sam3d.memory.model import GB
 from nnunetv2_sam3d.network_architecture import VARIANTS
 from nnunetv2_sam3d.trainers.recipes import RECIPES

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import torch
 
+from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
 from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS
-from nnunetv2_sam3d.prompts.windows import WindowPredictor
 
 Times = tuple[float, float]
 

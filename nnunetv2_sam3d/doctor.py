@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2_sam3d import __version__
-from nnunetv2_sam3d.compat import check_nnunet_version
+from nnunetv2_sam3d.nnunet.version import check_nnunet_version
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 from nnunetv2_sam3d.weights.sources import ENVIRONMENT, SAM_FILES, cache_folder
 

@@ -11,7 +11,7 @@ from nnunetv2_sam3d.network_architecture.adapters import PLANES, SLICE
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
 from nnunetv2_sam3d.network_architecture.precision import cpu_precision
 from nnunetv2_sam3d.prompts.presets import ClickTraining, click_training
-from nnunetv2_sam3d.weights.classes import check_class_map
+from nnunetv2_sam3d.weights.channels import check_class_map
 
 PLANS_KEY = "sam3d"  # beside patch_size, spacing, ... in a configuration of the plans
 DEFAULT_EPOCHS = 500
@@ -65,7 +65,7 @@ class Settings:
         sam_checkpoint: SAM's weights; before the variable ``nnUNet_sam_checkpoint`` and the cache.
         map_class: for labels or regions of the data set the channel of the start that knows them, if it was trained
             for other classes.
-        repeat: which repeat of the training these plans are for, from 1; see :mod:`nnunetv2_sam3d.repeats`.
+        repeat: which repeat of the training these plans are for, from 1; see :mod:`nnunetv2_sam3d.nnunet.repeats`.
 
     Raises:
         ValueError: for values that cannot work.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.adapters import make_adapter
 from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
-from nnunetv2_sam3d.network_architecture.parts import as_on_gpus
+from nnunetv2_sam3d.network_architecture.cpu import as_on_gpus
 from nnunetv2_sam3d.network_architecture.prompt_encoder import PromptEncoder3d
 
 WINDOW = 8

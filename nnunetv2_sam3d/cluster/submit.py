@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_sam3d.cluster.slurm import Job, script, script_name, submission
+from nnunetv2_sam3d.experiment.slurm_scripts import Job, script, script_name, submission
 
 
 def write_scripts(jobs: Sequence[Job], folder: Path) -> Path:

@@ -59,8 +59,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Looks at the folds one after the other."""
-    from nnunetv2_sam3d.evaluation.adapters import choose_cases
-    from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, find_model, trained_folds
+    from nnunetv2_sam3d.evaluation.two_paths import choose_cases
+    from nnunetv2_sam3d.nnunet.folders import TrainedFold, find_model, trained_folds
 
     if options.max_cases < 1:
         raise ValueError(f"--max-cases must be at least 1, got {options.max_cases}")
@@ -92,10 +92,10 @@ def study_fold(fold: Any, cases: list[str], options: argparse.Namespace) -> None
     """Measures one fold, writes its files and prints its tables."""
     import torch
 
-    from nnunetv2_sam3d.evaluation.adapters import FILE, FOLDER, AdapterStudy, as_text
-    from nnunetv2_sam3d.evaluation.run import write_json
-    from nnunetv2_sam3d.evaluation.targets import find_target
-    from nnunetv2_sam3d.report.gate_maps import write_gate_maps
+    from nnunetv2_sam3d.evaluation.click_test import write_json
+    from nnunetv2_sam3d.evaluation.two_paths import FILE, FOLDER, AdapterStudy, as_text
+    from nnunetv2_sam3d.nnunet.labels import find_target
+    from nnunetv2_sam3d.report.gate_pictures import write_gate_maps
     from nnunetv2_sam3d.settings import Settings
     from nnunetv2_sam3d.weights.model import network_from
     from nnunetv2_sam3d.weights.reading import read_weights

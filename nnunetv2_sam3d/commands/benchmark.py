@@ -98,7 +98,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measures, prints the table; status 1 if the two forms are not the same function or nothing could be measured."""
-    from nnunetv2_sam3d.benchmark import report
+    from nnunetv2_sam3d.benchmark import records as report
     from nnunetv2_sam3d.benchmark.case import cases
     from nnunetv2_sam3d.benchmark.run import parity_failures
     from nnunetv2_sam3d.benchmark.run import run as measure

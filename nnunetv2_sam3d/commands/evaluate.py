@@ -83,7 +83,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluates the folds one after the other."""
-    from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, find_model, trained_folds
+    from nnunetv2_sam3d.nnunet.folders import TrainedFold, find_model, trained_folds
 
     if options.protocol is None:
         options.protocol = "whole-volume" if 0 in (options.clicks or ()) else "reference"
@@ -108,12 +108,12 @@ def evaluate_fold(fold: Any, options: argparse.Namespace) -> None:
     """Runs the protocol on one fold and prints its table."""
     import torch
 
+    from nnunetv2_sam3d.evaluation.click_test import TABLE, as_text, run_protocol
     from nnunetv2_sam3d.evaluation.clicked import results_of
     from nnunetv2_sam3d.evaluation.protocol import ClickProtocol
     from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
-    from nnunetv2_sam3d.evaluation.run import TABLE, as_text, run_protocol
-    from nnunetv2_sam3d.evaluation.targets import find_target
     from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
+    from nnunetv2_sam3d.nnunet.labels import find_target
     from nnunetv2_sam3d.report.clicks import write_curves
     from nnunetv2_sam3d.settings import Settings
     from nnunetv2_sam3d.weights.model import network_from

@@ -13,7 +13,7 @@ from nnunetv2_sam3d.network_architecture.config import VARIANTS
 from nnunetv2_sam3d.network_architecture.precision import PRECISIONS
 
 if TYPE_CHECKING:  # what loads torch is imported where it is used
-    from nnunetv2_sam3d.memory.choice import Choice
+    from nnunetv2_sam3d.planning.plans.memory_choice import Choice
     from nnunetv2_sam3d.settings import Settings
 
 CHECKPOINTING: dict[str, bool | str] = {"auto": "auto", "off": False, "on": True}
@@ -137,7 +137,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes the plans and says what to do next."""
     from nnunetv2_sam3d.experiment.run import check_paths
-    from nnunetv2_sam3d.planning import dataset_folder, derive_plans
+    from nnunetv2_sam3d.planning.plans.plans import dataset_folder, derive_plans
     from nnunetv2_sam3d.trainers.names import evaluation_of
     from nnunetv2_sam3d.weights.reading import read_weights
 
@@ -206,8 +206,8 @@ def _check_class_map(settings: Settings, folder: Path) -> None:
 
 def _choice(options: argparse.Namespace, settings: Settings) -> Choice:
     """What fits into --gpu-memory."""
-    from nnunetv2_sam3d.memory.choice import choose
-    from nnunetv2_sam3d.planning import base_sizes
+    from nnunetv2_sam3d.planning.plans.memory_choice import choose
+    from nnunetv2_sam3d.planning.plans.plans import base_sizes
 
     sizes = base_sizes(options.dataset, options.plans, options.configuration, options.protocol)
     config = settings.network_config(adapter="original", in_channels=sizes.in_channels, num_classes=sizes.num_classes)
@@ -226,7 +226,7 @@ def _choice(options: argparse.Namespace, settings: Settings) -> Choice:
 def settings_from(options: argparse.Namespace) -> Settings:
     """The settings that the options describe; what is not given keeps its default."""
     from nnunetv2_sam3d.settings import Settings
-    from nnunetv2_sam3d.weights.classes import parse_class_map
+    from nnunetv2_sam3d.weights.channels import parse_class_map
 
     values = {name: getattr(options, name) for name in NETWORK_SETTINGS if getattr(options, name, None) is not None}
     if getattr(options, "checkpointing", None):

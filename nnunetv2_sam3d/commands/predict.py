@@ -73,10 +73,10 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Checks all clicks, then predicts one image after the other."""
-    from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, find_model, trained_folds
-    from nnunetv2_sam3d.prompts.cases import find_cases
-    from nnunetv2_sam3d.prompts.prediction import plan_jobs, predict_jobs
-    from nnunetv2_sam3d.prompts.predictor import ClickPredictor
+    from nnunetv2_sam3d.inference.click_predictor import ClickPredictor
+    from nnunetv2_sam3d.inference.predict_files import plan_jobs, predict_jobs
+    from nnunetv2_sam3d.nnunet.folders import TrainedFold, find_model, trained_folds
+    from nnunetv2_sam3d.nnunet.images import find_cases
 
     if options.only_clicked and not options.clicks:
         raise ValueError("--only-clicked needs --clicks")

@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
 
 def run_import(options: argparse.Namespace) -> int:
     """Writes the splits and says what the folds are."""
-    from nnunetv2_sam3d.splits import FOLDS_NOTE, import_split
+    from nnunetv2_sam3d.nnunet.splits import FOLDS_NOTE, import_split
 
     file, folds, written = import_split(
         options.file, options.dataset, by_number=options.by_number, partial=options.partial, force=options.force

@@ -134,7 +134,7 @@ def _check_output(options: argparse.Namespace) -> None:
 def run_convert(options: argparse.Namespace) -> int:
     """Converts and says what was written."""
     from nnunetv2_sam3d.weights import convert
-    from nnunetv2_sam3d.weights.classes import parse_class_map
+    from nnunetv2_sam3d.weights.channels import parse_class_map
 
     _check_output(options)
     class_map = parse_class_map(options.map_class or [])
@@ -154,7 +154,7 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def run_inspect(options: argparse.Namespace) -> int:
     """Prints kind, sizes, provenance and parameter counts."""
-    from nnunetv2_sam3d.weights.inspect import describe
+    from nnunetv2_sam3d.weights.describe import describe
 
     say(describe(options.file))
     return 0

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunetv2_sam3d.clicks.click import Click
+from nnunetv2_sam3d.clicks.geometry import Geometry
+from nnunetv2_sam3d.clicks.json_format import write_clicks
+from nnunetv2_sam3d.clicks.slicer import write_markups
 from nnunetv2_sam3d.evaluation.protocol import clicks_title
-from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.evaluation.volumes import Volume
-from nnunetv2_sam3d.prompts.clicks import Click
-from nnunetv2_sam3d.prompts.geometry import Geometry
-from nnunetv2_sam3d.prompts.own_json import write_clicks
-from nnunetv2_sam3d.prompts.slicer import write_markups
+from nnunetv2_sam3d.nnunet.folders import TrainedFold
 
 MASKS, PLACED = "masks", "placed"
 

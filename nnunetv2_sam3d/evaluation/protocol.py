@@ -10,8 +10,8 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_sam3d.evaluation.surface import KITS_TOLERANCES_MM, dice, surface_dices
-from nnunetv2_sam3d.evaluation.targets import Target
 from nnunetv2_sam3d.evaluation.volumes import Volume
+from nnunetv2_sam3d.nnunet.labels import Target
 
 
 class ClickProtocol(Protocol):

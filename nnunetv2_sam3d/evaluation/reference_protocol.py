@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from nnunetv2_sam3d.evaluation.clicks import click_generator, random_target_voxels
 from nnunetv2_sam3d.evaluation.protocol import check_settings, common_settings, figures
-from nnunetv2_sam3d.evaluation.targets import Target
 from nnunetv2_sam3d.evaluation.volumes import Volume
+from nnunetv2_sam3d.nnunet.labels import Target
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """image (1, C, D, H, W) and points (1, N, 3), (z, y, x) voxels of it -> logits (classes, D, H, W)"""

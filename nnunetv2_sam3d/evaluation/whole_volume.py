@@ -11,22 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunetv2_sam3d.clicks.click import Click
+from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
+from nnunetv2_sam3d.clicks.sampling import correcting_click
 from nnunetv2_sam3d.evaluation.clicks import click_generator, random_target_voxels
 from nnunetv2_sam3d.evaluation.kept import keep_clicks, keep_mask
 from nnunetv2_sam3d.evaluation.protocol import check_settings, common_settings, figures
-from nnunetv2_sam3d.evaluation.targets import Target
-from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.evaluation.volumes import Volume
+from nnunetv2_sam3d.inference.only_clicked import only_clicked
+from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
 from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.prompts.clicks import Click
-from nnunetv2_sam3d.prompts.geometry import PreprocessedGrid
-from nnunetv2_sam3d.prompts.only_clicked import only_clicked
-from nnunetv2_sam3d.prompts.sampling import correcting_click
-from nnunetv2_sam3d.prompts.windows import WindowPredictor
+from nnunetv2_sam3d.nnunet.folders import TrainedFold
+from nnunetv2_sam3d.nnunet.labels import Target
 
 
 class Predictor(Protocol):
-    """What the protocol needs of :class:`~nnunetv2_sam3d.prompts.windows.WindowPredictor`."""
+    """What the protocol needs of :class:`~nnunetv2_sam3d.inference.window_predictor.WindowPredictor`."""
 
     def set_image(self, image: Tensor) -> None:
         """(C, D, H, W), as nnU-Net preprocesses it."""
@@ -74,7 +74,7 @@ class WholeVolumeProtocol:
         tolerance_mm: of the surface Dice.
         seed: of random clicks.
         mirror_axes: that nnU-Net mirrors in prediction, as the checkpoint says.
-        only_clicked: whether a prediction with clicks is what :func:`~nnunetv2_sam3d.prompts.only_clicked.only_clicked`
+        only_clicked: whether a prediction with clicks is what :func:`~nnunetv2_sam3d.inference.only_clicked.only_clicked`
             leaves of it: the structures that were clicked on, as promptable networks without automatic mode give them.
         keep: folder for the masks and for the clicks as 3D Slicer reads them; without one they are not kept.
 

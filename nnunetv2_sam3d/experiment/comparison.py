@@ -7,14 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2_sam3d.experiment.models import BASE_PLANS, CONFIGURATION, Model, plans_of
 from nnunetv2_sam3d.experiment.steps import Step, program
-from nnunetv2_sam3d.experiment.training import (
-    BASE_PLANS,
-    CONFIGURATION,
-    Model,
-    plans_of,
-)
-from nnunetv2_sam3d.planning import PLANS_NAME, dataset_folder, derive_plans, window_patch
+from nnunetv2_sam3d.planning.plans.plans import PLANS_NAME, dataset_folder, derive_plans, window_patch
 from nnunetv2_sam3d.settings import Settings
 
 

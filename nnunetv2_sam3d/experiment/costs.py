@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2_sam3d.experiment.crossval import CrossValidation
+from nnunetv2_sam3d.experiment.models import CHECKPOINTS, Model
 from nnunetv2_sam3d.experiment.steps import Record
-from nnunetv2_sam3d.experiment.training import CHECKPOINTS, Model
-from nnunetv2_sam3d.repeats import repeat_of
+from nnunetv2_sam3d.nnunet.repeats import repeat_of
 from nnunetv2_sam3d.trainers.names import short_name
 
 KEPT_CHECKPOINTS = 2  # the final one and the best

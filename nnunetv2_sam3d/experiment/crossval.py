@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_sam3d.experiment.models import Model, check_trainers, plans_of, trainer_class
 from nnunetv2_sam3d.experiment.steps import Step, is_whole, program
-from nnunetv2_sam3d.experiment.training import Model, check_trainers, plans_of, trainer_class
-from nnunetv2_sam3d.planning import dataset_folder, read_plans
-from nnunetv2_sam3d.repeats import repeat_plans
+from nnunetv2_sam3d.nnunet.repeats import repeat_plans
+from nnunetv2_sam3d.planning.plans.plans import dataset_folder, read_plans
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.names import full_name
 

@@ -6,12 +6,12 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnunetv2_sam3d.evaluation.tables import markdown_table
 from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.steps import Record
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.text_table import markdown_table
+from nnunetv2_sam3d.weights.describe import buffer_names
 from nnunetv2_sam3d.weights.files import read_checkpoint
-from nnunetv2_sam3d.weights.inspect import buffer_names
 from nnunetv2_sam3d.weights.reading import METADATA_KEY
 
 

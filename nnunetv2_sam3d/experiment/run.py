@@ -10,9 +10,9 @@ from nnunetv2_sam3d.experiment import pictures, results
 from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.devices import Device
 from nnunetv2_sam3d.experiment.execute import in_order, run_steps
+from nnunetv2_sam3d.experiment.models import BUDGET_PLANS, CONFIGURATION, check_trainers
 from nnunetv2_sam3d.experiment.steps import Record, Step
-from nnunetv2_sam3d.experiment.training import BUDGET_PLANS, CONFIGURATION, check_trainers
-from nnunetv2_sam3d.planning import check_click_targets, derive_plans
+from nnunetv2_sam3d.planning.plans.plans import check_click_targets, derive_plans
 from nnunetv2_sam3d.trainers.names import TIME_BUDGET
 from nnunetv2_sam3d.weights.files import read_checkpoint
 

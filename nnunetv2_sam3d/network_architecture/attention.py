@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture.once import Once
+from nnunetv2_sam3d.network_architecture.frozen_cache import Once
 from nnunetv2_sam3d.network_architecture.windows import WINDOW, WindowLayout
 
 # Swin's penalty on logits between regions that do not touch; the softmax turns it into zero.

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from nnunetv2_sam3d.network_architecture.adapters import make_adapter
 from nnunetv2_sam3d.network_architecture.attention import SAM_GLOBAL_ROWS, SAM_WINDOW_ROWS, WindowAttention3d
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.cpu import PART_TOKENS, in_parts, on_processor
 from nnunetv2_sam3d.network_architecture.cpu_adapters import adapted
 from nnunetv2_sam3d.network_architecture.layers import MLP
-from nnunetv2_sam3d.network_architecture.parts import PART_TOKENS, in_parts, on_processor
 from nnunetv2_sam3d.network_architecture.windows import WindowLayout
 
 

@@ -22,8 +22,8 @@ from nnunetv2_sam3d.network_architecture.adapters import (
     pooled_in_plane,
     to_plane,
 )
+from nnunetv2_sam3d.network_architecture.cpu import depthwise_slices, depthwise_volume, each_sample, slabs
 from nnunetv2_sam3d.network_architecture.layers import channels_first, channels_last
-from nnunetv2_sam3d.network_architecture.parts import depthwise_slices, depthwise_volume, each_sample, slabs
 from nnunetv2_sam3d.network_architecture.precision import in_bfloat16, in_float32
 
 
@@ -85,7 +85,7 @@ def _in_plane(layer: InPlaneConv3d, slices: Callable[[slice], Tensor], parts: Se
     Args:
         layer: whose function it is.
         slices: gives the slices of a part of the input.
-        parts: of the input, see :func:`~nnunetv2_sam3d.network_architecture.parts.slabs`.
+        parts: of the input, see :func:`~nnunetv2_sam3d.network_architecture.cpu.slabs`.
     """
     first = _mixed(layer, slices(parts[0]))
     y = first.new_empty(parts[-1].stop, *first.shape[1:])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture.once import Once
+from nnunetv2_sam3d.network_architecture.frozen_cache import Once
 from nnunetv2_sam3d.network_architecture.precision import in_float32
 
 SAM_PATCH = 16

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunetv2_sam3d.prompts.clicks import BACKGROUND, FOREGROUND, ClickError
-from nnunetv2_sam3d.prompts.geometry import SPACES
+from nnunetv2_sam3d.clicks.click import BACKGROUND, FOREGROUND, ClickError
+from nnunetv2_sam3d.clicks.geometry import SPACES
 
 MAX_CLICKS = 10_000
 SIGNS = {"foreground": FOREGROUND, "background": BACKGROUND, "1": FOREGROUND, "+1": FOREGROUND, "-1": BACKGROUND}
@@ -24,7 +24,7 @@ class FileClick:
         label: name or number, ``None`` if the file has none.
         sign: 1 or -1.
         names: in files of 3D Slicer, instead of label and sign: the control point's label, its description, and the
-            name of its list, from which :func:`~nnunetv2_sam3d.prompts.naming.understand` takes both.
+            name of its list, from which :func:`~nnunetv2_sam3d.clicks.slicer_names.understand` takes both.
         case: in tables of several cases, which one.
     """
 

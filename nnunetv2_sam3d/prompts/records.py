@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.prompts.clicks import Click
-from nnunetv2_sam3d.prompts.predictor import ClickPredictor
+from nnunetv2_sam3d.clicks.click import Click
+from nnunetv2_sam3d.inference.click_predictor import ClickPredictor
 from nnunetv2_sam3d.weights.files import sha256
 
 FILE = "predict_sam3d.jsonl"

@@ -11,7 +11,7 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nnunetv2_sam3d.evaluation.targets import TUMOUR_NAMES, find_target
+from nnunetv2_sam3d.nnunet.labels import TUMOUR_NAMES, find_target
 
 
 @dataclass(frozen=True)

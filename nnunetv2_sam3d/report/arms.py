@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from nnunetv2_sam3d.evaluation.compare import METRICS, Summary
-from nnunetv2_sam3d.evaluation.folds import Model
-from nnunetv2_sam3d.evaluation.structures import Structure
 from nnunetv2_sam3d.report.study import question_of
 from nnunetv2_sam3d.report.tables import Table, duration, number
-from nnunetv2_sam3d.report.training import Training
+from nnunetv2_sam3d.report.training_record import Training
+from nnunetv2_sam3d.results.collect import Model
+from nnunetv2_sam3d.results.statistics import METRICS, Summary
+from nnunetv2_sam3d.results.structures import Structure
 from nnunetv2_sam3d.trainers.names import short_name
 
 

@@ -9,19 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nnunetv2_sam3d.evaluation.cases import measure_all
 from nnunetv2_sam3d.evaluation.clicked import collect_clicked
-from nnunetv2_sam3d.evaluation.compare import METRICS, differences, summarise, volume_groups
-from nnunetv2_sam3d.evaluation.folds import (
-    Model,
-    check_splits,
-    collect,
-    declared_controls,
-    find_models,
-    finished_repeats,
-    open_dataset,
-)
-from nnunetv2_sam3d.evaluation.structures import IGNORE, Structure, structures_of
 from nnunetv2_sam3d.report import sections
 from nnunetv2_sam3d.report.clicks import clicks_csv
 from nnunetv2_sam3d.report.data_files import cases_csv, summary_json
@@ -32,7 +20,19 @@ from nnunetv2_sam3d.report.results import Request, Results, known_labels
 from nnunetv2_sam3d.report.study import arms_with_results
 from nnunetv2_sam3d.report.style import look
 from nnunetv2_sam3d.report.tables import Table
-from nnunetv2_sam3d.report.training import read_training
+from nnunetv2_sam3d.report.training_record import read_training
+from nnunetv2_sam3d.results.collect import (
+    Model,
+    check_splits,
+    collect,
+    declared_controls,
+    find_models,
+    finished_repeats,
+    open_dataset,
+)
+from nnunetv2_sam3d.results.measure import measure_all
+from nnunetv2_sam3d.results.statistics import METRICS, differences, summarise, volume_groups
+from nnunetv2_sam3d.results.structures import IGNORE, Structure, structures_of
 
 
 def write_report(request: Request, output: Path, say: Callable[[str], None]) -> Path:

@@ -6,15 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nnunetv2_sam3d.clicks.reading import read_clicks
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults, click_folder
-from nnunetv2_sam3d.evaluation.folds import Dataset, Item, Model
 from nnunetv2_sam3d.evaluation.kept import clicks_file, mask_file
 from nnunetv2_sam3d.evaluation.protocol import clicks_title
-from nnunetv2_sam3d.evaluation.structures import DEFAULT_TOLERANCE_MM, Structure
-from nnunetv2_sam3d.prompts.files import read_clicks
 from nnunetv2_sam3d.report.overlays import draw_overlays, load_view, worst_median_best
 from nnunetv2_sam3d.report.page import Picture
 from nnunetv2_sam3d.report.style import picture
+from nnunetv2_sam3d.results.collect import Dataset, Item, Model
+from nnunetv2_sam3d.results.structures import DEFAULT_TOLERANCE_MM, Structure
 
 MOST_CLICKS = 5  # in a picture
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from nnunetv2_sam3d.evaluation.click_test import describe
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults, ClickedSummary, summarise_clicked
 from nnunetv2_sam3d.evaluation.protocol import clicks_title
-from nnunetv2_sam3d.evaluation.run import describe
 from nnunetv2_sam3d.report.page import Picture, Section
 from nnunetv2_sam3d.report.style import MODEL_LINES, MODEL_MARKERS, colour, look, new_figure, picture, save
 from nnunetv2_sam3d.report.tables import Table, csv_text, interval

@@ -8,18 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nnunetv2_sam3d.evaluation.cases import Row
-from nnunetv2_sam3d.evaluation.compare import (
-    FEW_CASES,
-    METRICS,
-    Difference,
-    Metric,
-    Summary,
-    summarise,
-    verdict,
-)
-from nnunetv2_sam3d.evaluation.structures import Structure
 from nnunetv2_sam3d.report.tables import Table, interval, number, p_value
+from nnunetv2_sam3d.results.measure import Row
+from nnunetv2_sam3d.results.statistics import FEW_CASES, METRICS, Difference, Metric, Summary, summarise, verdict
+from nnunetv2_sam3d.results.structures import Structure
 
 BY_KEY = {metric.key: metric for metric in METRICS}
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from nnunetv2_sam3d.evaluation.cases import Row
 from nnunetv2_sam3d.evaluation.clicked import summarise_clicked
 from nnunetv2_sam3d.report.answer import answer
 from nnunetv2_sam3d.report.results import Results
 from nnunetv2_sam3d.report.rules import RULES
 from nnunetv2_sam3d.report.tables import csv_text
 from nnunetv2_sam3d.report.threats import threats
+from nnunetv2_sam3d.results.measure import Row
 
 
 def cases_csv(rows: Sequence[Row]) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
-from nnunetv2_sam3d.evaluation.structures import Structure
 from nnunetv2_sam3d.report.overlays import View
 from nnunetv2_sam3d.report.style import REFERENCE_COLOUR, colour
+from nnunetv2_sam3d.results.structures import Structure
 
 MAX_CELLS = 56  # along the longest axis of the grid that surfaces are taken from
 LEVEL = 0.5

@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
 
-from nnunetv2_sam3d.evaluation.cases import Row, label_array, read_mask
-from nnunetv2_sam3d.evaluation.folds import Item
-from nnunetv2_sam3d.evaluation.structures import Structure
 from nnunetv2_sam3d.report.style import REFERENCE_COLOUR, new_figure, short
+from nnunetv2_sam3d.results.collect import Item
+from nnunetv2_sam3d.results.measure import Row, label_array, read_mask
+from nnunetv2_sam3d.results.structures import Structure
 
 PLANES = ("axial", "coronal", "sagittal")
 MARGIN_MM = 25.0

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from nnunetv2_sam3d.evaluation.cases import Row
-from nnunetv2_sam3d.evaluation.compare import Metric, case_means
 from nnunetv2_sam3d.report.style import MODEL_LINES, MODEL_MARKERS, colour, new_figure, short
-from nnunetv2_sam3d.report.training import Training
+from nnunetv2_sam3d.report.training_record import Training
+from nnunetv2_sam3d.results.measure import Row
+from nnunetv2_sam3d.results.statistics import Metric, case_means
 
 
 def boxes(rows: Sequence[Row], models: Sequence[str], structures: Sequence[str], metric: Metric) -> Figure:

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from nnunetv2_sam3d import __version__
-from nnunetv2_sam3d.evaluation.folds import Dataset, Item, Model
-from nnunetv2_sam3d.report.training import Training
+from nnunetv2_sam3d.report.training_record import Training
+from nnunetv2_sam3d.results.collect import Dataset, Item, Model
 from nnunetv2_sam3d.weights.files import sha256
 
 PACKAGES = (

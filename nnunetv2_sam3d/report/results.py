@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.evaluation.cases import Row
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults
-from nnunetv2_sam3d.evaluation.compare import Difference, Summary
-from nnunetv2_sam3d.evaluation.folds import Dataset, Item, Model
-from nnunetv2_sam3d.evaluation.structures import Structure
 from nnunetv2_sam3d.report.gates import Gates
-from nnunetv2_sam3d.report.training import Training
+from nnunetv2_sam3d.report.training_record import Training
+from nnunetv2_sam3d.results.collect import Dataset, Item, Model
+from nnunetv2_sam3d.results.measure import Row
+from nnunetv2_sam3d.results.statistics import Difference, Summary
+from nnunetv2_sam3d.results.structures import Structure
 
 
 @dataclass(frozen=True)

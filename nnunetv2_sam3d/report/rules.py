@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunetv2_sam3d.evaluation.hierarchical import ALPHA
+from nnunetv2_sam3d.results.hierarchical import ALPHA
 
 RULES = (
     "Empty masks: where prediction and annotation are both empty, Dice and surface Dice count 1; where one of them is, "

@@ -10,8 +10,6 @@ from typing import Any
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults
-from nnunetv2_sam3d.evaluation.compare import METRICS
-from nnunetv2_sam3d.evaluation.folds import Dataset
 from nnunetv2_sam3d.report import clicks, contents, plots
 from nnunetv2_sam3d.report.answer import answer, answer_figure, caption
 from nnunetv2_sam3d.report.arms import arms_table, noise_table
@@ -26,6 +24,8 @@ from nnunetv2_sam3d.report.study import crossval_of
 from nnunetv2_sam3d.report.style import picture
 from nnunetv2_sam3d.report.tables import counted
 from nnunetv2_sam3d.report.threats import threats
+from nnunetv2_sam3d.results.collect import Dataset
+from nnunetv2_sam3d.results.statistics import METRICS
 
 CT_WINDOW_HU = (-160.0, 240.0)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nnunetv2_sam3d.evaluation.compare import FEW_CASES
 from nnunetv2_sam3d.report.arms import start_of_arm
 from nnunetv2_sam3d.report.gates import unmeasured
 from nnunetv2_sam3d.report.results import Results
 from nnunetv2_sam3d.report.study import crossval_of, question_of
 from nnunetv2_sam3d.report.tables import listed
-from nnunetv2_sam3d.report.training import Training
+from nnunetv2_sam3d.report.training_record import Training
+from nnunetv2_sam3d.results.statistics import FEW_CASES
 from nnunetv2_sam3d.trainers.names import recipe_of
 
 LIKE = 0.01  # parameters that differ by less are as many

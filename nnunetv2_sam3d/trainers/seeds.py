@@ -7,7 +7,7 @@ Seeded are
       values of the parts that come after the first difference.
     - the cases, crops and augmentation of the batches. With one worker (``nnUNet_n_proc_DA=1``) or none (0) they come
       in the same order in every run. Several workers each have a seed, but whose batch comes next is a matter of speed.
-    - the simulated clicks (:mod:`nnunetv2_sam3d.trainers.clicks`), which depend on the crops.
+    - the simulated clicks (:mod:`nnunetv2_sam3d.trainers.training_clicks`), which depend on the crops.
 
 Not seeded are the order of a GPU's sums, so that two runs drift apart, and a training that was stopped: it goes on with
 batches that depend on the epoch at which it goes on. nnU-Net's own trainers seed nothing.

@@ -13,12 +13,12 @@ from torch import Tensor
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import CONVEX_GATE, has_convex_gate
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file
-from nnunetv2_sam3d.weights.classes import Outputs, check_class_map
+from nnunetv2_sam3d.weights.channels import Outputs, check_class_map
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.files import read_checkpoint, sha256
-from nnunetv2_sam3d.weights.reference import convert_reference, is_reference_checkpoint
 from nnunetv2_sam3d.weights.sam import IN_SAM, convert_sam, find_sam
-from nnunetv2_sam3d.weights.state import as_state, depth_of, encoder_sizes
+from nnunetv2_sam3d.weights.sam3d_adapter import convert_reference, is_reference_checkpoint
+from nnunetv2_sam3d.weights.state_dict import as_state, depth_of, encoder_sizes
 
 # Beside nnU-Net's own entries in a checkpoint of ours, and beside "network_weights" in a converted file.
 METADATA_KEY = "sam3d"

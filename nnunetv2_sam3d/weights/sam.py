@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import VARIANTS
 from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.state import as_state
+from nnunetv2_sam3d.weights.state_dict import as_state
 
 PREFIX = "image_encoder."  # of segment-anything and MedSAM
 HUGGING_FACE_PREFIX = "vision_encoder."  # of transformers, SamModel and SamVisionModel alike

@@ -13,12 +13,12 @@ from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS, Adapter3d, DualPathAdapter3d
 from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
-from nnunetv2_sam3d.weights.classes import Outputs, map_channels
+from nnunetv2_sam3d.weights.channels import Outputs, map_channels
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import Weights
 from nnunetv2_sam3d.weights.sam import IN_SAM
 from nnunetv2_sam3d.weights.sources import SAM_FILES
-from nnunetv2_sam3d.weights.state import encoder_sizes
+from nnunetv2_sam3d.weights.state_dict import encoder_sizes
 
 # The parts that may come from different files; the first pattern that fits a name decides.
 PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_sam3d import compat
+from nnunetv2_sam3d.nnunet import version as compat
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAINERS = (

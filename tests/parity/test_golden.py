@@ -16,7 +16,7 @@ from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.weights import load_model, read_weights
 from nnunetv2_sam3d.weights.model import network_from
-from nnunetv2_sam3d.weights.reference import DECODER_NAMES, ENCODER_NAMES, PROMPT_NAMES
+from nnunetv2_sam3d.weights.sam3d_adapter import DECODER_NAMES, ENCODER_NAMES, PROMPT_NAMES
 
 pytestmark = pytest.mark.golden
 

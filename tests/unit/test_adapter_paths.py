@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D, parts
+from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture import cpu as parts
 from nnunetv2_sam3d.network_architecture.adapter_paths import (
     PATHS,
     PathFigures,
@@ -17,7 +18,7 @@ from nnunetv2_sam3d.network_architecture.adapter_paths import (
     two_path_adapters,
     without,
 )
-from nnunetv2_sam3d.network_architecture.parts import as_on_gpus
+from nnunetv2_sam3d.network_architecture.cpu import as_on_gpus
 
 MakeNetwork = Callable[..., SAM3D]
 SIZE = (12, 20, 24)  # 3 x 5 x 6 tokens

@@ -17,8 +17,8 @@ from nnunetv2_sam3d.network_architecture.adapters import (
     make_adapter,
     pooled_in_plane,
 )
+from nnunetv2_sam3d.network_architecture.cpu import as_on_gpus
 from nnunetv2_sam3d.network_architecture.cpu_adapters import adapted
-from nnunetv2_sam3d.network_architecture.parts import as_on_gpus
 
 WIDTH, BOTTLENECK = 12, 5
 GRIDS = [(4, 6, 8), (3, 5, 7), (3, 1, 5), (2, 4, 1), (1, 3, 3), (2, 1, 1), (5, 2, 3), (1, 1, 1)]
@@ -112,7 +112,7 @@ def test_the_published_plane_is_that_of_width_and_depth() -> None:
 def test_in_parts_on_gpus_and_at_once_are_the_same(
     name: str, grid: tuple[int, int, int], plane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnunetv2_sam3d.network_architecture.parts.PART_TOKENS", 13)
+    monkeypatch.setattr("nnunetv2_sam3d.network_architecture.cpu.PART_TOKENS", 13)
     # in double precision, since the norm of two tokens that hardly differ makes much of rounding
     adapter, tokens = strong_adapter(name, plane).double(), tokens_of(grid).double()
     expected = adapter(tokens)

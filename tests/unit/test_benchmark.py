@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_sam3d.benchmark import machine, report
+from nnunetv2_sam3d.benchmark import machine
+from nnunetv2_sam3d.benchmark import records as report
 from nnunetv2_sam3d.benchmark.case import Case, cases
 from nnunetv2_sam3d.benchmark.plain import PlainSAM3D
 from nnunetv2_sam3d.benchmark.run import parity_failures

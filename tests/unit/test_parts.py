@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture import SAM3D, block, parts
+from nnunetv2_sam3d.network_architecture import SAM3D, block
+from nnunetv2_sam3d.network_architecture import cpu as parts
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing
 
 Make = Callable[..., SAM3D]

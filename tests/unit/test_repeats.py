@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nnunetv2_sam3d.repeats import repeat_of, repeat_plans
+from nnunetv2_sam3d.nnunet.repeats import repeat_of, repeat_plans
 
 
 @pytest.mark.parametrize(
@@ -32,5 +32,5 @@ def test_refusals() -> None:
 
 
 def test_names_need_nothing_heavy() -> None:
-    code = "import sys, nnunetv2_sam3d.repeats; sys.exit(any(name in sys.modules for name in ('torch', 'nnunetv2')))"
+    code = "import sys, nnunetv2_sam3d.nnunet.repeats; sys.exit(any(name in sys.modules for name in ('torch', 'nnunetv2')))"
     subprocess.run([sys.executable, "-c", code], check=True)

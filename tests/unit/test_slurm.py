@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_sam3d.cluster.slurm import Job, parse_options, script, script_name, submission
+from nnunetv2_sam3d.experiment.slurm_scripts import Job, parse_options, script, script_name, submission
 
 GOLDEN = Path(__file__).parent / "slurm_scripts"
 COMMAND = ("/opt/env/bin/nnUNetv2_sam3d", "crossval", "-d", "Dataset220_KiTS", "--trainers")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.splits import import_split, make_folds, read_split
+from nnunetv2_sam3d.nnunet.splits import import_split, make_folds, read_split
 
 NAME = "Dataset991_Toy"
 CASES = [f"case_{number:05d}" for number in range(6)]

@@ -12,8 +12,8 @@ from torch import Tensor
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.weights import WeightsError, convert, load_into, read_weights
-from nnunetv2_sam3d.weights.classes import Outputs, parse_class_map
-from nnunetv2_sam3d.weights.inspect import describe
+from nnunetv2_sam3d.weights.channels import Outputs, parse_class_map
+from nnunetv2_sam3d.weights.describe import describe
 
 Make = Callable[..., SAM3D]
 IMAGE = torch.randn(1, 1, 16, 20, 12, generator=torch.Generator().manual_seed(3))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.weights import WeightsError, load_into, read_weights
-from nnunetv2_sam3d.weights.inspect import describe
+from nnunetv2_sam3d.weights.describe import describe
 from nnunetv2_sam3d.weights.reading import METADATA_KEY
 
 # As small as the network can be, so that thousands of files are read in seconds.

@@ -18,7 +18,7 @@ from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.weights import WeightsError, convert, load_into, load_model, read_weights
 from nnunetv2_sam3d.weights.files import read_checkpoint, sha256
 from nnunetv2_sam3d.weights.model import network_from
-from nnunetv2_sam3d.weights.reference import convert_reference
+from nnunetv2_sam3d.weights.sam3d_adapter import convert_reference
 
 Make = Callable[..., SAM3D]
 Content = Callable[[SAM3D], dict[str, Any]]

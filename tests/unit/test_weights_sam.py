@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.weights import WeightsError, convert, load_into, load_model, read_weights
-from nnunetv2_sam3d.weights.inspect import describe
+from nnunetv2_sam3d.weights.describe import describe
 from nnunetv2_sam3d.weights.sam import IN_SAM, convert_sam
 
 # SAM's geometry (1024 pixels, windows of 14, so tables of 27 and 127 rows) in a small width.

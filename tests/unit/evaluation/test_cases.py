@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_sam3d.evaluation.cases import measure_all
-from nnunetv2_sam3d.evaluation.folds import Item
-from nnunetv2_sam3d.evaluation.structures import structures_of
+from nnunetv2_sam3d.results.collect import Item
+from nnunetv2_sam3d.results.measure import measure_all
+from nnunetv2_sam3d.results.structures import structures_of
 
 SHAPE = (48, 128, 128)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunetv2_sam3d.evaluation import compare
-from nnunetv2_sam3d.evaluation.cases import Row
-from nnunetv2_sam3d.evaluation.compare import METRICS
-from nnunetv2_sam3d.evaluation.metrics import Measures
+from nnunetv2_sam3d.results import statistics as compare
+from nnunetv2_sam3d.results.measure import Row
+from nnunetv2_sam3d.results.metrics import Measures
+from nnunetv2_sam3d.results.statistics import METRICS
 
 DICE = METRICS[0]
 HD95 = METRICS[2]

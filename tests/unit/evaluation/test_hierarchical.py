@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunetv2_sam3d.evaluation.hierarchical import estimate
+from nnunetv2_sam3d.results.hierarchical import estimate
 
 TABLES = 500
 FOLDS = 5

@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
-from nnunetv2_sam3d.evaluation.metrics import measure
+from nnunetv2_sam3d.results.metrics import measure
 
 ISOTROPIC = (1.0, 1.0, 1.0)
 

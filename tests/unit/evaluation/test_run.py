@@ -14,8 +14,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from toy_fold import SHAPE, VALIDATION, Site, save_network
 
 from nnunetv2_sam3d.cli import main
+from nnunetv2_sam3d.evaluation.click_test import run_protocol
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
-from nnunetv2_sam3d.evaluation.run import run_protocol
 from nnunetv2_sam3d.network_architecture import SAM3D
 
 

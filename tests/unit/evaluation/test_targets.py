@@ -7,7 +7,7 @@ import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_sam3d.evaluation.targets import Target, find_target
+from nnunetv2_sam3d.nnunet.labels import Target, find_target
 
 KITS = {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2}
 REGIONS = LabelManager(KITS, [1, 3, 2])

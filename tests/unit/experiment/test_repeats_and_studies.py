@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.cluster.jobs import plan_jobs
 from nnunetv2_sam3d.experiment import execute
 from nnunetv2_sam3d.experiment.costs import Costs, costs_of
 from nnunetv2_sam3d.experiment.crossval import CrossValidation, parse_models, with_repeats
 from nnunetv2_sam3d.experiment.repeat_plans import repeated, write_repeat_plans
+from nnunetv2_sam3d.experiment.slurm_jobs import plan_jobs
 from nnunetv2_sam3d.experiment.steps import Record
 from nnunetv2_sam3d.experiment.studies import arms_of, start_of_studies
 from nnunetv2_sam3d.settings import Settings

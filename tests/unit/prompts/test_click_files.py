@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_sam3d.prompts.clicks import Click, ClickError
-from nnunetv2_sam3d.prompts.files import read_clicks, write_clicks
-from nnunetv2_sam3d.prompts.geometry import SPACES, Geometry
+from nnunetv2_sam3d.clicks.click import Click, ClickError
+from nnunetv2_sam3d.clicks.geometry import SPACES, Geometry
+from nnunetv2_sam3d.clicks.reading import read_clicks, write_clicks
 
 SCHEMA = Path(__file__).resolve().parents[3] / "docs" / "clicks.schema.json"
 EXAMPLE: dict[str, Any] = {

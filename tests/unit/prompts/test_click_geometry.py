@@ -10,9 +10,9 @@ from blobs import BLOBS, GEOMETRIES, SIZE, centres, preprocess, read, write_blob
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_sam3d.prompts.clicks import Click, ClickError
-from nnunetv2_sam3d.prompts.geometry import SPACES, Geometry, PreprocessedGrid
-from nnunetv2_sam3d.prompts.placing import clicks_in_grid
+from nnunetv2_sam3d.clicks.click import Click, ClickError
+from nnunetv2_sam3d.clicks.geometry import SPACES, Geometry, PreprocessedGrid
+from nnunetv2_sam3d.clicks.placing import clicks_in_grid
 
 READERS = ("SimpleITKIO", "NibabelIO", "SimpleITKIOWithReorient", "NibabelIOWithReorient")
 # transpose_forward, and spacing of the grid in its axes: finer and coarser than the images', isotropic or not.

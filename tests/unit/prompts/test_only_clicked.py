@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunetv2_sam3d.prompts.clicks import Click
-from nnunetv2_sam3d.prompts.only_clicked import only_clicked
+from nnunetv2_sam3d.clicks.click import Click
+from nnunetv2_sam3d.inference.only_clicked import only_clicked
 
 LABELS = {"background": 0, "organ": 1, "tumour": 2, "vessel": 3}
 REGIONS = {"background": 0, "organ": [1, 2], "tumour": 2, "vessel": 3}

@@ -21,13 +21,13 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from slicer_files import markups
 
 from nnunetv2_sam3d.cli import main
+from nnunetv2_sam3d.clicks.click import Click, ClickError
+from nnunetv2_sam3d.clicks.placing import clicks_for_case
+from nnunetv2_sam3d.clicks.reading import read_clicks
+from nnunetv2_sam3d.inference.click_predictor import ClickPredictor
+from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.prompts.cases import ImageError, read_image
-from nnunetv2_sam3d.prompts.clicks import Click, ClickError
-from nnunetv2_sam3d.prompts.files import read_clicks
-from nnunetv2_sam3d.prompts.only_clicked import only_clicked
-from nnunetv2_sam3d.prompts.placing import clicks_for_case
-from nnunetv2_sam3d.prompts.predictor import ClickPredictor
+from nnunetv2_sam3d.nnunet.images import ImageError, read_image
 
 Make = Callable[..., SAM3D]
 

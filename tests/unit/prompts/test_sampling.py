@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_sam3d.prompts.sampling import correcting_click, random_points, target_points
+from nnunetv2_sam3d.clicks.sampling import correcting_click, random_points, target_points
 
 SHAPE = (6, 7, 8)
 quick = settings(deadline=None, derandomize=True, max_examples=40)

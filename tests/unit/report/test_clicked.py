@@ -17,12 +17,12 @@ from matplotlib.image import imread
 from results_tree import Tree, labels_of, write_image
 
 from nnunetv2_sam3d.evaluation.clicked import SUMMARY, collect_clicked, summarise_clicked
-from nnunetv2_sam3d.evaluation.folds import find_models, open_dataset
 from nnunetv2_sam3d.evaluation.kept import clicks_file, mask_file
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.report.build import write_report
 from nnunetv2_sam3d.report.results import Request
+from nnunetv2_sam3d.results.collect import find_models, open_dataset
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 
 NSD = "NSD 5 mm"

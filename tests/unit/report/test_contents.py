@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunetv2_sam3d.evaluation.cases import Row
-from nnunetv2_sam3d.evaluation.compare import METRICS, differences, summarise
-from nnunetv2_sam3d.evaluation.folds import Model
-from nnunetv2_sam3d.evaluation.metrics import measure
-from nnunetv2_sam3d.evaluation.structures import Structure
 from nnunetv2_sam3d.report import contents
 from nnunetv2_sam3d.report.arms import arms_table
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import View
 from nnunetv2_sam3d.report.page import Page, Scene, Section, render
 from nnunetv2_sam3d.report.tables import Table, duration
-from nnunetv2_sam3d.report.training import Training
+from nnunetv2_sam3d.report.training_record import Training
+from nnunetv2_sam3d.results.collect import Model
+from nnunetv2_sam3d.results.measure import Row
+from nnunetv2_sam3d.results.metrics import measure
+from nnunetv2_sam3d.results.statistics import METRICS, differences, summarise
+from nnunetv2_sam3d.results.structures import Structure
 
 TUMOUR, CYST = (Structure(name, (label,), 2.0, lesion=True) for label, name in ((2, "tumour"), (3, "cyst")))
 

@@ -14,11 +14,11 @@ import torch
 from results_tree import Tree, log_of, write_image, write_tree
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.evaluation.cases import Row, measure_all
-from nnunetv2_sam3d.evaluation.folds import Model, collect, find_models, open_dataset
-from nnunetv2_sam3d.evaluation.structures import structures_of
 from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.report.training import read_training
+from nnunetv2_sam3d.report.training_record import read_training
+from nnunetv2_sam3d.results.collect import Model, collect, find_models, open_dataset
+from nnunetv2_sam3d.results.measure import Row, measure_all
+from nnunetv2_sam3d.results.structures import structures_of
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 from nnunetv2_sam3d.trainers.start import Start
 from nnunetv2_sam3d.weights.reading import METADATA_KEY

@@ -13,8 +13,8 @@ from torch import Tensor
 from trainer_kit import TOY, MakeTrainer, batch, finish, train, trained_names, values, with_each_that_trains
 
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
-from nnunetv2_sam3d.trainers.clicks import AUTOMATIC_LOSSES, CLICKED_LOSSES
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
+from nnunetv2_sam3d.trainers.training_clicks import AUTOMATIC_LOSSES, CLICKED_LOSSES
 
 BEYOND: dict[str, Any] = {"network": TOY["network"] | {"signed_clicks": True, "click_maps": True}}
 LABELS = {"background": 0, "organ": 1, "tumour": 2}

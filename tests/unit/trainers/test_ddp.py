@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer_kit import CONFIGURATION, TOY, batch, plans_of
 
 from nnunetv2_sam3d.trainers import variants as trainers
-from nnunetv2_sam3d.trainers.clicks import ClickSteps
+from nnunetv2_sam3d.trainers.training_clicks import ClickSteps
 
 PROCESSES = 2
 # after a step that leaves a parameter without gradient, the next one is the one in which DDP complains

@@ -18,8 +18,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_sam3d.evaluation.folds import model_folders
 from nnunetv2_sam3d.evaluation.volumes import Volume
+from nnunetv2_sam3d.results.collect import model_folders
 from nnunetv2_sam3d.trainers.names import full_name
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_sam3d.experiment.steps import Step, program
-from nnunetv2_sam3d.repeats import repeat_of
+from nnunetv2_sam3d.nnunet.repeats import repeat_of
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES, TIME_BUDGET, full_name
 
 CONFIGURATION = "3d_fullres"

@@ -17,9 +17,9 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunetv2_sam3d.evaluation.folds import Item
-from nnunetv2_sam3d.evaluation.metrics import Measures, measure
-from nnunetv2_sam3d.evaluation.structures import Structure
+from nnunetv2_sam3d.results.collect import Item
+from nnunetv2_sam3d.results.metrics import Measures, measure
+from nnunetv2_sam3d.results.structures import Structure
 
 RULES_VERSION = 1  # raised whenever the same masks would give other figures
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_sam3d.prompts.clicks import ClickError
+from nnunetv2_sam3d.clicks.click import ClickError
 
 # LPS and RAS: millimetres in the patient. ijk: voxel (x, y, z) of the file. zyx: voxel of nnU-Net's array.
 SPACES = ("LPS", "RAS", "ijk", "zyx")

@@ -6,7 +6,7 @@ import csv
 import re
 from pathlib import Path
 
-from nnunetv2_sam3d.prompts.clicks import ClickError, finite_position
+from nnunetv2_sam3d.clicks.click import ClickError, finite_position
 from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, check_count, parse_sign, parse_space
 
 # Columns that say what they are; l, p, s and r, a, s are those of 3D Slicer's exported tables.

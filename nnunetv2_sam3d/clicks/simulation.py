@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from nnunetv2_sam3d.clicks.sampling import correcting_click, random_points, target_points
 from nnunetv2_sam3d.prompts.presets import ClickTraining
-from nnunetv2_sam3d.prompts.sampling import correcting_click, random_points, target_points
 from nnunetv2_sam3d.prompts.targets import ClickTarget
 
 CENTRE_SHARE = 0.5  # of the samples with any number of clicks: the first one is in the middle, where users click

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunetv2_sam3d.evaluation.click_test import provenance
 from nnunetv2_sam3d.evaluation.gate_maps import ZONES, MapView, look_at
-from nnunetv2_sam3d.evaluation.run import provenance
-from nnunetv2_sam3d.evaluation.tables import markdown_table
-from nnunetv2_sam3d.evaluation.targets import Target
-from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
 from nnunetv2_sam3d.evaluation.volumes import Volume
+from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.adapter_paths import (
     PATHS,
@@ -26,7 +24,9 @@ from nnunetv2_sam3d.network_architecture.adapter_paths import (
     without,
 )
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS, DualPathAdapter3d
-from nnunetv2_sam3d.prompts.windows import WindowPredictor
+from nnunetv2_sam3d.nnunet.folders import TrainedFold
+from nnunetv2_sam3d.nnunet.labels import Target
+from nnunetv2_sam3d.text_table import markdown_table
 from nnunetv2_sam3d.trainers.adapter_log import ADAPTER_PATHS
 from nnunetv2_sam3d.weights.files import read_checkpoint, sha256
 

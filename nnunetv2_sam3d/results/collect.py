@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.experiment.training import check_trainers
-from nnunetv2_sam3d.planning import PLANS_NAME
-from nnunetv2_sam3d.repeats import repeat_of, repeat_plans
-from nnunetv2_sam3d.splits import read_folds
+from nnunetv2_sam3d.experiment.models import check_trainers
+from nnunetv2_sam3d.nnunet.repeats import repeat_of, repeat_plans
+from nnunetv2_sam3d.nnunet.splits import read_folds
+from nnunetv2_sam3d.planning.plans.plans import PLANS_NAME
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.prompts.clicks import BACKGROUND, Click, ClickError, finite_position
+from nnunetv2_sam3d.clicks.click import BACKGROUND, Click, ClickError, finite_position
+from nnunetv2_sam3d.clicks.geometry import Geometry
 from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, check_count
-from nnunetv2_sam3d.prompts.geometry import Geometry
 
 # vtkMRMLStorageNode's enumeration, which old files have instead of names.
 _COORDINATE_SYSTEMS = {"LPS": "LPS", "RAS": "RAS", "0": "RAS", "1": "LPS"}

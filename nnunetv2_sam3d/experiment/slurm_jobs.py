@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nnunetv2_sam3d.cluster.slurm import Job, parse_options
+from nnunetv2_sam3d.experiment.slurm_scripts import Job, parse_options
 
 if TYPE_CHECKING:  # scripts are made without what trains
     from nnunetv2_sam3d.experiment.crossval import CrossValidation
-    from nnunetv2_sam3d.experiment.training import Model
+    from nnunetv2_sam3d.experiment.models import Model
 
 KEPT = (
     "nnUNet_raw",

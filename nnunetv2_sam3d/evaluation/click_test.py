@@ -21,8 +21,8 @@ from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.evaluation.clicked import SUMMARY, results_of, summarise_clicked
 from nnunetv2_sam3d.evaluation.kept import MASKS, PLACED
 from nnunetv2_sam3d.evaluation.protocol import ClickProtocol, clicks_title
-from nnunetv2_sam3d.evaluation.tables import markdown_table
-from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold
+from nnunetv2_sam3d.nnunet.folders import TrainedFold
+from nnunetv2_sam3d.text_table import markdown_table
 from nnunetv2_sam3d.weights.files import sha256
 
 TABLE = "summary_with_clicks.md"

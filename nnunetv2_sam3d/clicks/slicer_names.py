@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from nnunetv2_sam3d.prompts.clicks import BACKGROUND, FOREGROUND, ClickError
+from nnunetv2_sam3d.clicks.click import BACKGROUND, FOREGROUND, ClickError
 
 BACKGROUND_WORDS = {"background", "bg", "negative", "outside"}
 FOREGROUND_WORDS = {"foreground", "fg", "positive", "inside"}

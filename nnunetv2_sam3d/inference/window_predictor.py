@@ -14,9 +14,9 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
+from nnunetv2_sam3d.inference.window_geometry import Window, borders, clicks_inside, place_windows, window_weight
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.sam3d import Features
-from nnunetv2_sam3d.prompts.click_windows import Window, borders, clicks_inside, place_windows, window_weight
 
 CACHE_BYTES = 4 << 30
 
@@ -25,7 +25,7 @@ class WindowPredictor:
     """Logits of a preprocessed volume, with and without clicks.
 
     Without clicks it is nnU-Net's sliding window. With clicks, windows are laid around them
-    (:func:`~nnunetv2_sam3d.prompts.click_windows.place_windows`) and prompted with all clicks they hold; towards their
+    (:func:`~nnunetv2_sam3d.inference.window_geometry.place_windows`) and prompted with all clicks they hold; towards their
     borders they fade into the automatic logits, windows that overlap are averaged. Far from the windows the automatic
     logits are untouched.
 

@@ -13,14 +13,14 @@ from batchgenerators.utilities.file_and_folder_operations import save_json, save
 from tqdm import tqdm
 
 from nnunetv2_sam3d import __version__
-from nnunetv2_sam3d.prompts.cases import Case, ImageError, read_header
-from nnunetv2_sam3d.prompts.clicks import BACKGROUND, Click, ClickError
-from nnunetv2_sam3d.prompts.files import RECORD_SUFFIX, case_of, find_clicks, write_clicks
-from nnunetv2_sam3d.prompts.geometry import Geometry
-from nnunetv2_sam3d.prompts.only_clicked import only_clicked
-from nnunetv2_sam3d.prompts.own_json import PREDICTED_BY
-from nnunetv2_sam3d.prompts.placing import clicks_for_case
-from nnunetv2_sam3d.prompts.predictor import ClickPredictor, describe
+from nnunetv2_sam3d.clicks.click import BACKGROUND, Click, ClickError
+from nnunetv2_sam3d.clicks.geometry import Geometry
+from nnunetv2_sam3d.clicks.json_format import PREDICTED_BY
+from nnunetv2_sam3d.clicks.placing import clicks_for_case
+from nnunetv2_sam3d.clicks.reading import RECORD_SUFFIX, case_of, find_clicks, write_clicks
+from nnunetv2_sam3d.inference.click_predictor import ClickPredictor, describe
+from nnunetv2_sam3d.inference.only_clicked import only_clicked
+from nnunetv2_sam3d.nnunet.images import Case, ImageError, read_header
 from nnunetv2_sam3d.prompts.records import Records, settings_of, with_clicks
 from nnunetv2_sam3d.weights.files import sha256
 
@@ -49,7 +49,7 @@ def plan_jobs(
 
     Args:
         cases: the images.
-        clicks: a file of clicks or a folder of them, see :func:`~nnunetv2_sam3d.prompts.files.find_clicks`.
+        clicks: a file of clicks or a folder of them, see :func:`~nnunetv2_sam3d.clicks.reading.find_clicks`.
         reader: nnU-Net's, of the plans.
         labels: ``labels`` of ``dataset.json``.
         output: where the segmentations will be written.

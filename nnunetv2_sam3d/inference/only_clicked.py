@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from nnunetv2_sam3d.evaluation.targets import find_target
-from nnunetv2_sam3d.prompts.clicks import FOREGROUND, Click
+from nnunetv2_sam3d.clicks.click import FOREGROUND, Click
+from nnunetv2_sam3d.nnunet.labels import find_target
 
 NEAR_MM = 5.0
 

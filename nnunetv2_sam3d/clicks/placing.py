@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_sam3d.prompts.clicks import Click, ClickError
+from nnunetv2_sam3d.clicks.click import Click, ClickError
+from nnunetv2_sam3d.clicks.geometry import Geometry, PreprocessedGrid
+from nnunetv2_sam3d.clicks.slicer_names import understand
 from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick
-from nnunetv2_sam3d.prompts.geometry import Geometry, PreprocessedGrid
-from nnunetv2_sam3d.prompts.naming import understand
 
 # How far the geometry that a file names may be from the image's: headers are often rounded to single precision.
 _TOLERANCES = {"image_size": 0.0, "spacing": 1e-3, "origin": 1e-2, "direction": 1e-3}
@@ -25,7 +25,7 @@ def clicks_for_case(
     """The clicks of one image.
 
     Args:
-        file: from :func:`~nnunetv2_sam3d.prompts.files.find_clicks` or ``read_clicks``.
+        file: from :func:`~nnunetv2_sam3d.clicks.reading.find_clicks` or ``read_clicks``.
         case: name of the image without channel and ending.
         properties: what nnU-Net's reader returned beside the image.
         shape: (z, y, x) of the image that it returned.

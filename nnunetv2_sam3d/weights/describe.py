@@ -15,7 +15,7 @@ from nnunetv2_sam3d.weights.adapter_file import is_adapter_file, read_adapter
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.model import network_from
 from nnunetv2_sam3d.weights.reading import KINDS, METADATA_KEY, Weights, read_weights
-from nnunetv2_sam3d.weights.state import encoder_sizes
+from nnunetv2_sam3d.weights.state_dict import encoder_sizes
 from nnunetv2_sam3d.weights.transfer import PARTS, part_of
 
 

@@ -1,6 +1,6 @@
 """Statistics over the table of cases; what the numbers do not carry is not claimed.
 
-Means, intervals and p-values are those of :mod:`nnunetv2_sam3d.evaluation.hierarchical`: of the recipe, over repeats,
+Means, intervals and p-values are those of :mod:`nnunetv2_sam3d.results.hierarchical`: of the recipe, over repeats,
 folds and cases. The ordinary test over cases stands beside them; it is of these trainings only.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nnunetv2_sam3d.evaluation.cases import Row
-from nnunetv2_sam3d.evaluation.hierarchical import ALPHA, Estimate, estimate
+from nnunetv2_sam3d.results.hierarchical import ALPHA, Estimate, estimate
+from nnunetv2_sam3d.results.measure import Row
 
 FEW_CASES = 10  # below, single cases say more than statistics
 

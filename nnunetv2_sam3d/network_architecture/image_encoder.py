@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.block import Block3d, recomputed
 from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.frozen_cache import Once
 from nnunetv2_sam3d.network_architecture.layers import ChannelLayerNorm3d, Conv3x3x3, Pointwise3d, channels_first
-from nnunetv2_sam3d.network_architecture.once import Once
 from nnunetv2_sam3d.network_architecture.stem import FoldedStem3d
 from nnunetv2_sam3d.network_architecture.windows import WindowLayout, make_layout, window_layout
 

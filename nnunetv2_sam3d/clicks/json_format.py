@@ -9,9 +9,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.prompts.clicks import FOREGROUND, Click, ClickError, finite_position
+from nnunetv2_sam3d.clicks.click import FOREGROUND, Click, ClickError, finite_position
+from nnunetv2_sam3d.clicks.geometry import SPACES, Geometry
 from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, check_count, parse_sign, parse_space
-from nnunetv2_sam3d.prompts.geometry import SPACES, Geometry
 
 FORMAT = "nnunetv2_sam3d clicks"
 VERSION = 1

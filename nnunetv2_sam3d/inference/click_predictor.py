@@ -14,17 +14,17 @@ import torch
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from torch import Tensor
 
-from nnunetv2_sam3d.evaluation.targets import find_target
-from nnunetv2_sam3d.evaluation.trained_fold import TrainedFold, trained_folds
-from nnunetv2_sam3d.prompts.cases import case_name, read_image
-from nnunetv2_sam3d.prompts.clicks import FOREGROUND, Click, ClickError, finite_position
+from nnunetv2_sam3d.clicks.click import FOREGROUND, Click, ClickError, finite_position
+from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
+from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
+from nnunetv2_sam3d.clicks.reading import read_clicks
+from nnunetv2_sam3d.inference.only_clicked import only_clicked
+from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES, WindowPredictor
+from nnunetv2_sam3d.nnunet.folders import TrainedFold, trained_folds
+from nnunetv2_sam3d.nnunet.images import case_name, read_image
+from nnunetv2_sam3d.nnunet.labels import find_target
 from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, parse_space
-from nnunetv2_sam3d.prompts.files import read_clicks
-from nnunetv2_sam3d.prompts.geometry import PreprocessedGrid
-from nnunetv2_sam3d.prompts.only_clicked import only_clicked
-from nnunetv2_sam3d.prompts.placing import clicks_for_case, clicks_in_grid
 from nnunetv2_sam3d.prompts.targets import click_target
-from nnunetv2_sam3d.prompts.windows import CACHE_BYTES, WindowPredictor
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.weights.model import network_from
 from nnunetv2_sam3d.weights.reading import read_weights
@@ -41,7 +41,7 @@ class ClickPredictor:
         mirroring: nnU-Net's test-time augmentation: eight times slower, a little better.
         tile_step_size: of the automatic prediction's windows, in patches.
         cache_bytes: memory for what later clicks reuse, see
-            :class:`~nnunetv2_sam3d.prompts.windows.WindowPredictor`.
+            :class:`~nnunetv2_sam3d.inference.window_predictor.WindowPredictor`.
         progress: show nnU-Net's progress bar during the automatic prediction.
 
     Raises:
@@ -152,7 +152,7 @@ class ClickPredictor:
         """The clicks of a file for this image, which came from files itself; of a table, its lines for this case.
 
         Args:
-            file: in any format of :func:`~nnunetv2_sam3d.prompts.files.read_clicks`.
+            file: in any format of :func:`~nnunetv2_sam3d.clicks.reading.read_clicks`.
 
         Raises:
             ClickError: for clicks of another image, outside the image, or of labels that the model does not have.
@@ -173,7 +173,7 @@ class ClickPredictor:
 
         Args:
             positions: (N, 3); millimetres in images that came from files, or voxels.
-            space: ``LPS``, ``RAS``, ``ijk`` or ``zyx``, see :data:`~nnunetv2_sam3d.prompts.geometry.SPACES`.
+            space: ``LPS``, ``RAS``, ``ijk`` or ``zyx``, see :data:`~nnunetv2_sam3d.clicks.geometry.SPACES`.
             label: of all of them, in ``dataset.json``.
             sign: 1 if they are in the structure, -1 if they are outside it.
 
@@ -196,7 +196,7 @@ class ClickPredictor:
         Args:
             clicks: voxels of the image, in the order in which they were made.
             only: return the clicked structures alone, see
-                :func:`~nnunetv2_sam3d.prompts.only_clicked.only_clicked`.
+                :func:`~nnunetv2_sam3d.inference.only_clicked.only_clicked`.
 
         Returns:
             labels of ``dataset.json``, (z, y, x), voxels of the image.
