@@ -7,7 +7,7 @@ a trained network from Python. Every Python process of the environment imports t
 
 TYPE_CHECKING = False  # type checkers take it for true; importing it from typing would cost start-up time
 if TYPE_CHECKING:
-    from nnunetv2_sam3d.weights.model import load_model
+    from nnunetv2_sam3d.weights.reading import load_model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_model"]
@@ -15,7 +15,7 @@ __all__ = ["__version__", "load_model"]
 
 def __getattr__(name: str) -> object:
     if name == "load_model":
-        from nnunetv2_sam3d.weights.model import load_model
+        from nnunetv2_sam3d.weights.reading import load_model
 
         globals()[name] = load_model  # from now on an ordinary attribute
         return load_model

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from nnunetv2_sam3d.clicks.simulation import ClickTraining, click_training
 from nnunetv2_sam3d.network_architecture import VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import PLANES, SLICE
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
-from nnunetv2_sam3d.network_architecture.precision import cpu_precision
-from nnunetv2_sam3d.prompts.presets import ClickTraining, click_training
+from nnunetv2_sam3d.network_architecture.cpu import cpu_precision
 from nnunetv2_sam3d.weights.channels import check_class_map
 
 PLANS_KEY = "sam3d"  # beside patch_size, spacing, ... in a configuration of the plans
@@ -44,9 +44,9 @@ class Settings:
             adapters give and the rest at random; ``quiet``, the same with the rest at a tenth of its strength;
             ``cold``, all of them at random.
         prompt_encoder: whether the network has one; without it, it is the reference's automatic variant.
-        clicks: simulated in training, see :mod:`nnunetv2_sam3d.prompts.presets`: ``mixed`` (half of the steps have one
-            to ten on the target, few more often than many), ``reference`` (the authors' ten on the target and twenty
-            anywhere, in every step) or ``none``.
+        clicks: simulated in training (:mod:`nnunetv2_sam3d.clicks.simulation`): ``mixed`` (half of the steps have
+            one to ten on the target, few more often than many), ``reference`` (the ten of the authors on the target
+            and twenty anywhere, in every step) or ``none``.
         automatic_share: share of the steps without clicks that ``mixed`` has.
         max_clicks: most clicks of a sample in ``mixed``.
         click_targets: labels or regions that are clicked on, as one; by default those called tumour, lesion or the

@@ -67,20 +67,6 @@ def peak_rss_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def available_bytes() -> int | None:
-    """Memory that can be taken without swapping, or ``None`` where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
-    try:  # a container may have less
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        return min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        return free
-
-
 def limit_memory(limit: int) -> None:
     """Makes this process fail with an error of its own where it would drive the machine out of memory."""
     if sys.platform == "linux":

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_sam3d.benchmark import machine
 from nnunetv2_sam3d.benchmark.case import Case
+from nnunetv2_sam3d.memory.model import available_bytes
 
 PARITY = 1e-4  # of float32 logits of our form and the plain one
 RESERVE = 0.95  # part of the available memory that a case may take
@@ -139,7 +139,7 @@ def _process(job: dict[str, Any], scratch: Path, threads: int | None, timeout_s:
     job_file, result_file = scratch / "job.json", scratch / "result.json"
     result_file.unlink(missing_ok=True)
     on_cpu = job.get("device", job.get("case", {}).get("device")) == "cpu"
-    available = machine.available_bytes() if on_cpu else None  # CUDA maps more than it takes
+    available = available_bytes() if on_cpu else None  # CUDA maps more than it takes
     limit = int(available * RESERVE) if available else None
     job_file.write_text(json.dumps(job | {"threads": threads, "memory_limit": limit, "result_file": str(result_file)}))
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})

@@ -6,8 +6,15 @@ import csv
 import re
 from pathlib import Path
 
-from nnunetv2_sam3d.clicks.click import ClickError, finite_position
-from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, check_count, parse_sign, parse_space
+from nnunetv2_sam3d.clicks.click import (
+    ClickError,
+    ClickFile,
+    FileClick,
+    check_count,
+    finite_position,
+    parse_sign,
+    parse_space,
+)
 
 # Columns that say what they are; l, p, s and r, a, s are those of 3D Slicer's exported tables.
 _NAMED_SPACES = {("l", "p", "s"): "LPS", ("r", "a", "s"): "RAS", ("i", "j", "k"): "ijk"}

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_sam3d.clicks.click import ClickError
+from nnunetv2_sam3d.clicks.click import SPACES, ClickError
 
-# LPS and RAS: millimetres in the patient. ijk: voxel (x, y, z) of the file. zyx: voxel of nnU-Net's array.
-SPACES = ("LPS", "RAS", "ijk", "zyx")
 _MIRROR_XY = np.diag([-1.0, -1.0, 1.0, 1.0])
 _OPPOSITE = dict(zip("LRPASI", "RLAPIS", strict=True))
 _ROUNDING = 1e-3  # voxels: numbers in files may put a click on the surface of the volume a little beyond it

@@ -9,9 +9,19 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.clicks.click import FOREGROUND, Click, ClickError, finite_position
-from nnunetv2_sam3d.clicks.geometry import SPACES, Geometry
-from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, check_count, parse_sign, parse_space
+from nnunetv2_sam3d.clicks.click import (
+    FOREGROUND,
+    SPACES,
+    Click,
+    ClickError,
+    ClickFile,
+    FileClick,
+    check_count,
+    finite_position,
+    parse_sign,
+    parse_space,
+)
+from nnunetv2_sam3d.clicks.geometry import Geometry
 
 FORMAT = "nnunetv2_sam3d clicks"
 VERSION = 1

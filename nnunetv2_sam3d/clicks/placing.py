@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_sam3d.clicks.click import Click, ClickError
+from nnunetv2_sam3d.clicks.click import Click, ClickError, ClickFile, FileClick
 from nnunetv2_sam3d.clicks.geometry import Geometry, PreprocessedGrid
 from nnunetv2_sam3d.clicks.slicer_names import understand
-from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick
 
 # How far the geometry that a file names may be from the image's: headers are often rounded to single precision.
 _TOLERANCES = {"image_size": 0.0, "spacing": 1e-3, "origin": 1e-2, "direction": 1e-3}

@@ -12,11 +12,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.clicks.click import ClickError
+from nnunetv2_sam3d.clicks.click import ClickError, ClickFile, FileClick
 from nnunetv2_sam3d.clicks.csv_format import read_table
 from nnunetv2_sam3d.clicks.json_format import read_own_json, write_clicks
 from nnunetv2_sam3d.clicks.slicer import read_fcsv, read_markups
-from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick
 
 __all__ = ["RECORD_SUFFIX", "SUFFIXES", "case_of", "find_clicks", "read_clicks", "write_clicks"]
 

@@ -10,9 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.clicks.click import BACKGROUND, Click, ClickError, finite_position
+from nnunetv2_sam3d.clicks.click import (
+    BACKGROUND,
+    Click,
+    ClickError,
+    ClickFile,
+    FileClick,
+    check_count,
+    finite_position,
+)
 from nnunetv2_sam3d.clicks.geometry import Geometry
-from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, check_count
 
 # vtkMRMLStorageNode's enumeration, which old files have instead of names.
 _COORDINATE_SYSTEMS = {"LPS": "LPS", "RAS": "RAS", "0": "RAS", "1": "LPS"}

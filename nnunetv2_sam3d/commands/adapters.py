@@ -11,6 +11,7 @@ from nnunetv2_sam3d.commands.common import (
     add_model_options,
     check_output_folder,
     choose_device,
+    find_model_of,
     folds_of,
     say,
 )
@@ -60,13 +61,13 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Looks at the folds one after the other."""
     from nnunetv2_sam3d.evaluation.two_paths import choose_cases
-    from nnunetv2_sam3d.nnunet.folders import TrainedFold, find_model, trained_folds
+    from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, trained_folds
 
     if options.max_cases < 1:
         raise ValueError(f"--max-cases must be at least 1, got {options.max_cases}")
     check_output_folder(options.output)
     options.device = choose_device(options.device)
-    model = find_model(options.model, options.dataset, options.trainer, options.plans, options.configuration)
+    model = find_model_of(options)
     numbers = folds_of(options.folds)
     if model.name.startswith("fold_") and (model.parent / "plans.json").is_file():
         if numbers:
@@ -92,13 +93,12 @@ def study_fold(fold: Any, cases: list[str], options: argparse.Namespace) -> None
     """Measures one fold, writes its files and prints its tables."""
     import torch
 
-    from nnunetv2_sam3d.evaluation.click_test import write_json
     from nnunetv2_sam3d.evaluation.two_paths import FILE, FOLDER, AdapterStudy, as_text
+    from nnunetv2_sam3d.files import write_json
     from nnunetv2_sam3d.nnunet.labels import find_target
     from nnunetv2_sam3d.report.gate_pictures import write_gate_maps
     from nnunetv2_sam3d.settings import Settings
-    from nnunetv2_sam3d.weights.model import network_from
-    from nnunetv2_sam3d.weights.reading import read_weights
+    from nnunetv2_sam3d.weights.reading import network_from, read_weights
 
     target = find_target(fold.dataset_json["labels"], options.target)
     device = torch.device(options.device)

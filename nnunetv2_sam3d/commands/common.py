@@ -9,6 +9,8 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+from nnunetv2_sam3d.trainers.names import full_name
+
 
 def say(text: str = "") -> None:
     """Writes a line for the user at once, also into pipes."""
@@ -40,6 +42,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-device", "--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu"
     )
+
+
+def find_model_of(options: argparse.Namespace) -> Path:
+    """nnU-Net's folder of the model that the options of :func:`add_model_options` name."""
+    from nnunetv2_sam3d.nnunet.trained_fold import find_model
+
+    trainer = full_name(options.trainer)
+    return find_model(options.model, options.dataset, trainer, options.plans, options.configuration)
 
 
 def folds_of(values: Sequence[str] | None) -> list[int | str]:

@@ -122,9 +122,9 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.experiment.execute import run_steps
     from nnunetv2_sam3d.experiment.preconditions import check, check_devices, check_plans, splits_of
     from nnunetv2_sam3d.experiment.repeat_plans import write_repeat_plans
-    from nnunetv2_sam3d.experiment.run import check_paths, child_environment
+    from nnunetv2_sam3d.experiment.run import child_environment
     from nnunetv2_sam3d.experiment.studies import arms_of
-    from nnunetv2_sam3d.planning.plans.plans import dataset_folder
+    from nnunetv2_sam3d.nnunet.folders import check_paths, dataset_folder
 
     if not options.study and not options.trainers:
         raise ValueError("nothing to train: name the arms with --study or --trainers")
@@ -188,8 +188,7 @@ def _extent(names: Sequence[str], models: Sequence[Any], options: argparse.Names
 
 def _slurm(crossval: Any, names: list[str], options: argparse.Namespace) -> int:
     """Writes the scripts, and submits them."""
-    from nnunetv2_sam3d.cluster.submit import submit, write_scripts
-    from nnunetv2_sam3d.experiment.slurm_jobs import plan_jobs
+    from nnunetv2_sam3d.experiment.slurm_jobs import plan_jobs, submit, write_scripts
     from nnunetv2_sam3d.experiment.steps import program
 
     shared = ["-d", crossval.dataset, "-p", options.plans, "-c", options.configuration]

@@ -11,6 +11,7 @@ from nnunetv2_sam3d.commands.common import (
     add_model_options,
     check_output_folder,
     choose_device,
+    find_model_of,
     folds_of,
     say,
 )
@@ -83,7 +84,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluates the folds one after the other."""
-    from nnunetv2_sam3d.nnunet.folders import TrainedFold, find_model, trained_folds
+    from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, trained_folds
 
     if options.protocol is None:
         options.protocol = "whole-volume" if 0 in (options.clicks or ()) else "reference"
@@ -93,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--only-clicked belongs to --protocol whole-volume; reference predicts one crop")
     check_output_folder(options.output)
     options.device = choose_device(options.device)
-    model = find_model(options.model, options.dataset, options.trainer, options.plans, options.configuration)
+    model = find_model_of(options)
     numbers = folds_of(options.folds) or trained_folds(model, options.checkpoint)
     if not numbers:
         raise ValueError(f"{model} has no fold with a {options.checkpoint}. Train the model first: nnUNetv2_train")
@@ -116,8 +117,7 @@ def evaluate_fold(fold: Any, options: argparse.Namespace) -> None:
     from nnunetv2_sam3d.nnunet.labels import find_target
     from nnunetv2_sam3d.report.clicks import write_curves
     from nnunetv2_sam3d.settings import Settings
-    from nnunetv2_sam3d.weights.model import network_from
-    from nnunetv2_sam3d.weights.reading import read_weights
+    from nnunetv2_sam3d.weights.reading import network_from, read_weights
 
     target = find_target(fold.dataset_json["labels"], options.target)
     counts = tuple(options.clicks or CLICK_COUNTS[options.protocol])

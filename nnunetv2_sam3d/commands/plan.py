@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2_sam3d.commands.common import add_class_map, add_click_options, add_command, say
 from nnunetv2_sam3d.network_architecture.config import VARIANTS
-from nnunetv2_sam3d.network_architecture.precision import PRECISIONS
+from nnunetv2_sam3d.network_architecture.cpu import PRECISIONS
 
 if TYPE_CHECKING:  # what loads torch is imported where it is used
     from nnunetv2_sam3d.planning.plans.memory_choice import Choice
@@ -136,8 +136,8 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the plans and says what to do next."""
-    from nnunetv2_sam3d.experiment.run import check_paths
-    from nnunetv2_sam3d.planning.plans.plans import dataset_folder, derive_plans
+    from nnunetv2_sam3d.nnunet.folders import check_paths, dataset_folder
+    from nnunetv2_sam3d.planning.plans import derive_plans
     from nnunetv2_sam3d.trainers.names import evaluation_of
     from nnunetv2_sam3d.weights.reading import read_weights
 
@@ -206,8 +206,8 @@ def _check_class_map(settings: Settings, folder: Path) -> None:
 
 def _choice(options: argparse.Namespace, settings: Settings) -> Choice:
     """What fits into --gpu-memory."""
+    from nnunetv2_sam3d.planning.plans import base_sizes
     from nnunetv2_sam3d.planning.plans.memory_choice import choose
-    from nnunetv2_sam3d.planning.plans.plans import base_sizes
 
     sizes = base_sizes(options.dataset, options.plans, options.configuration, options.protocol)
     config = settings.network_config(adapter="original", in_channels=sizes.in_channels, num_classes=sizes.num_classes)

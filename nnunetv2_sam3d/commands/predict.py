@@ -11,6 +11,7 @@ from nnunetv2_sam3d.commands.common import (
     add_model_options,
     check_output_folder,
     choose_device,
+    find_model_of,
     folds_of,
     say,
 )
@@ -75,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
     """Checks all clicks, then predicts one image after the other."""
     from nnunetv2_sam3d.inference.click_predictor import ClickPredictor
     from nnunetv2_sam3d.inference.predict_files import plan_jobs, predict_jobs
-    from nnunetv2_sam3d.nnunet.folders import TrainedFold, find_model, trained_folds
     from nnunetv2_sam3d.nnunet.images import find_cases
+    from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, trained_folds
 
     if options.only_clicked and not options.clicks:
         raise ValueError("--only-clicked needs --clicks")
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--step-size must be above 0 and at most 1, got {options.step_size}")
     check_output_folder(options.output)
     device = choose_device(options.device)
-    model = find_model(options.model, options.dataset, options.trainer, options.plans, options.configuration)
+    model = find_model_of(options)
     folds = folds_of(options.folds) or trained_folds(model, options.checkpoint) or [0]
     first = [TrainedFold(model, fold, options.checkpoint) for fold in folds][0]
     cases = find_cases(options.input, first.dataset_json)

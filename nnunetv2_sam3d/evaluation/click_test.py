@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,11 +18,10 @@ from tqdm import tqdm
 
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.evaluation.clicked import SUMMARY, results_of, summarise_clicked
-from nnunetv2_sam3d.evaluation.kept import MASKS, PLACED
-from nnunetv2_sam3d.evaluation.protocol import ClickProtocol, clicks_title
-from nnunetv2_sam3d.nnunet.folders import TrainedFold
+from nnunetv2_sam3d.evaluation.protocol import MASKS, PLACED, ClickProtocol, clicks_title
+from nnunetv2_sam3d.files import sha256, write_json
+from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
 from nnunetv2_sam3d.text_table import markdown_table
-from nnunetv2_sam3d.weights.files import sha256
 
 TABLE = "summary_with_clicks.md"
 DRAWN = ("figures.csv", "curves.svg", "curves.png")  # what the command makes of the summary
@@ -173,14 +171,6 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, file)
 
 
 def _with_more_clicks(output: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -12,9 +12,10 @@ import numpy as np
 
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
-from nnunetv2_sam3d.results.collect import Dataset, Model, read_json
+from nnunetv2_sam3d.files import sha256
+from nnunetv2_sam3d.nnunet.folders import read_json
+from nnunetv2_sam3d.results.collect import Dataset, Model
 from nnunetv2_sam3d.results.hierarchical import estimate
-from nnunetv2_sam3d.weights.files import sha256
 
 SUMMARY = "summary_with_clicks.json"
 FOLDERS = (ReferenceProtocol.folder, WholeVolumeProtocol.folder, WholeVolumeProtocol.only_clicked_folder)

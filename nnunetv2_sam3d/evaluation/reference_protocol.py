@@ -12,10 +12,10 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd, inse
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.evaluation.clicks import click_generator, random_target_voxels
+from nnunetv2_sam3d.clicks.sampling import click_generator, random_target_voxels
 from nnunetv2_sam3d.evaluation.protocol import check_settings, common_settings, figures
-from nnunetv2_sam3d.evaluation.volumes import Volume
 from nnunetv2_sam3d.nnunet.labels import Target
+from nnunetv2_sam3d.nnunet.trained_fold import Volume
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """image (1, C, D, H, W) and points (1, N, 3), (z, y, x) voxels of it -> logits (classes, D, H, W)"""

@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from nnunetv2_sam3d.evaluation.click_test import provenance
 from nnunetv2_sam3d.evaluation.gate_maps import ZONES, MapView, look_at
-from nnunetv2_sam3d.evaluation.volumes import Volume
+from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.adapter_paths import (
+    LOG_KEY,
     PATHS,
     PathRecord,
     recorded_paths,
@@ -24,11 +25,10 @@ from nnunetv2_sam3d.network_architecture.adapter_paths import (
     without,
 )
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS, DualPathAdapter3d
-from nnunetv2_sam3d.nnunet.folders import TrainedFold
 from nnunetv2_sam3d.nnunet.labels import Target
+from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, Volume
 from nnunetv2_sam3d.text_table import markdown_table
-from nnunetv2_sam3d.trainers.adapter_log import ADAPTER_PATHS
-from nnunetv2_sam3d.weights.files import read_checkpoint, sha256
+from nnunetv2_sam3d.weights.files import read_checkpoint
 
 FILE, FOLDER = "adapters.json", "adapters"  # in the fold's folder
 FORMAT = 1
@@ -123,7 +123,7 @@ class AdapterStudy:
 
 def logged_epochs(fold: TrainedFold) -> dict[str, Any] | None:
     """The first and the last epoch of the training's log of the paths, or ``None`` if it has none."""
-    epochs = read_checkpoint(fold.checkpoint).get("logging", {}).get(ADAPTER_PATHS, [])
+    epochs = read_checkpoint(fold.checkpoint).get("logging", {}).get(LOG_KEY, [])
     numbers = [number for number, blocks in enumerate(epochs) if blocks]
     if not numbers:
         return None

@@ -13,16 +13,13 @@ from torch import Tensor
 
 from nnunetv2_sam3d.clicks.click import Click
 from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
-from nnunetv2_sam3d.clicks.sampling import correcting_click
-from nnunetv2_sam3d.evaluation.clicks import click_generator, random_target_voxels
-from nnunetv2_sam3d.evaluation.kept import keep_clicks, keep_mask
-from nnunetv2_sam3d.evaluation.protocol import check_settings, common_settings, figures
-from nnunetv2_sam3d.evaluation.volumes import Volume
+from nnunetv2_sam3d.clicks.sampling import click_generator, correcting_click, random_target_voxels
+from nnunetv2_sam3d.evaluation.protocol import check_settings, common_settings, figures, keep_clicks, keep_mask
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
 from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.nnunet.folders import TrainedFold
 from nnunetv2_sam3d.nnunet.labels import Target
+from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, Volume
 
 
 class Predictor(Protocol):
@@ -74,8 +71,8 @@ class WholeVolumeProtocol:
         tolerance_mm: of the surface Dice.
         seed: of random clicks.
         mirror_axes: that nnU-Net mirrors in prediction, as the checkpoint says.
-        only_clicked: whether a prediction with clicks is what :func:`~nnunetv2_sam3d.inference.only_clicked.only_clicked`
-            leaves of it: the structures that were clicked on, as promptable networks without automatic mode give them.
+        only_clicked: whether a prediction keeps only the structures that were clicked on
+            (:mod:`~nnunetv2_sam3d.inference.only_clicked`), as promptable networks without automatic mode do.
         keep: folder for the masks and for the clicks as 3D Slicer reads them; without one they are not kept.
 
     Raises:

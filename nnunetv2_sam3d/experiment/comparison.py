@@ -7,10 +7,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2_sam3d.experiment.models import BASE_PLANS, CONFIGURATION, Model, plans_of
+from nnunetv2_sam3d.experiment.models import CONFIGURATION, Model
 from nnunetv2_sam3d.experiment.steps import Step, program
-from nnunetv2_sam3d.planning.plans.plans import PLANS_NAME, dataset_folder, derive_plans, window_patch
+from nnunetv2_sam3d.nnunet.folders import PLANS_NAME, dataset_folder
+from nnunetv2_sam3d.planning.plans import derive_plans, window_patch
 from nnunetv2_sam3d.settings import Settings
+from nnunetv2_sam3d.trainers.names import BASE_PLANS, plans_of
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
 from nnunetv2_sam3d.experiment.steps import Step, program
 from nnunetv2_sam3d.nnunet.repeats import repeat_of
-from nnunetv2_sam3d.trainers.names import SHORT_NAMES, TIME_BUDGET, full_name
 
 CONFIGURATION = "3d_fullres"
-BASE_PLANS = "nnUNetPlans"
-BUDGET_PLANS = "nnUNetTimeBudgetPlans"
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as --c looks for them
 
 
@@ -88,41 +78,3 @@ class Model:
 
     def __str__(self) -> str:
         return f"{self.trainer}__{self.plans}__{self.configuration}"
-
-
-def plans_of(trainer: str, plans: str) -> str:
-    """Stock trainers keep nnU-Net's own plans; the time-limited one has a copy that holds its limit."""
-    if "SAM3D" in trainer:
-        return plans
-    return BUDGET_PLANS if trainer == TIME_BUDGET else BASE_PLANS
-
-
-def check_trainers(names: Sequence[str]) -> None:
-    """Raises ValueError for names that are neither short names nor trainers that nnU-Net knows, for all at once."""
-    unknown = []
-    for name in dict.fromkeys(names):
-        try:
-            trainer_class(full_name(name))
-        except ValueError:
-            unknown.append(name)
-    if unknown:
-        raise ValueError(
-            f"nnU-Net knows no trainer {' and no trainer '.join(map(repr, unknown))}. Give one of "
-            f"{', '.join(SHORT_NAMES)}, or the class name of a trainer"
-        )
-
-
-@cache
-def trainer_class(name: str) -> type:
-    """The class that nnU-Net finds by a trainer's name.
-
-    Raises:
-        ValueError: if it knows none.
-    """
-    try:
-        # the search reports every file it looks into, and imports modules that warn
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return recursive_find_trainer_class_by_name(name)
-    except RuntimeError as error:
-        raise ValueError(f"nnU-Net knows no trainer {name!r}") from error

@@ -20,16 +20,16 @@ from torch import nn
 
 from nnunetv2_sam3d.experiment.crossval import CrossValidation, is_sam3d, settings_of, starts_from
 from nnunetv2_sam3d.experiment.devices import Device
-from nnunetv2_sam3d.experiment.models import BASE_PLANS, CHECKPOINTS, Model, trainer_class
+from nnunetv2_sam3d.experiment.models import CHECKPOINTS, Model
 from nnunetv2_sam3d.experiment.steps import is_whole
+from nnunetv2_sam3d.files import write_whole
+from nnunetv2_sam3d.nnunet.folders import dataset_folder, plans_in, read_plans
 from nnunetv2_sam3d.nnunet.repeats import repeat_of
 from nnunetv2_sam3d.nnunet.splits import read_folds
-from nnunetv2_sam3d.planning.plans.plans import dataset_folder, plans_in, read_plans
-from nnunetv2_sam3d.trainers.names import TIME_BUDGET, short_name
+from nnunetv2_sam3d.trainers.names import BASE_PLANS, TIME_BUDGET, short_name, trainer_class
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing
 from nnunetv2_sam3d.trainers.start import Run, Start
 from nnunetv2_sam3d.weights import WeightsError
-from nnunetv2_sam3d.weights.files import write_whole
 from nnunetv2_sam3d.weights.lineage import start_of
 
 SPLITS = 5

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.experiment.models import CHECKPOINTS, Model
+from nnunetv2_sam3d.files import write_whole
+from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_plans
 from nnunetv2_sam3d.nnunet.repeats import repeat_of, repeat_plans
-from nnunetv2_sam3d.planning.plans.plans import dataset_folder, read_plans
 from nnunetv2_sam3d.settings import PLANS_KEY
-from nnunetv2_sam3d.weights.files import write_whole
 
 
 def write_repeat_plans(models: Iterable[Model]) -> None:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.steps import Record
-from nnunetv2_sam3d.network_architecture import SAM3DConfig
 from nnunetv2_sam3d.text_table import markdown_table
-from nnunetv2_sam3d.weights.describe import buffer_names
+from nnunetv2_sam3d.weights.describe import parameters, training_seconds
 from nnunetv2_sam3d.weights.files import read_checkpoint
-from nnunetv2_sam3d.weights.reading import METADATA_KEY
 
 
 @dataclass(frozen=True)
@@ -58,26 +56,6 @@ def collect(comparison: Comparison, record: Record) -> list[Row]:
             )
         )
     return rows
-
-
-def training_seconds(checkpoint: dict) -> float:
-    """Time of all epochs of a training, from nnU-Net's log in its checkpoint."""
-    log = checkpoint["logging"]
-    return float(
-        sum(end - start for start, end in zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=False))
-    )
-
-
-def parameters(checkpoint: dict) -> tuple[int, int]:
-    """Trained and all parameters; tensors that appear under two names (nnU-Net's decoder) count once."""
-    weights = checkpoint["network_weights"]
-    if METADATA_KEY in checkpoint:
-        buffers = buffer_names(SAM3DConfig.from_dict(checkpoint[METADATA_KEY]["network"]))
-        total = sum(tensor.numel() for name, tensor in weights.items() if name not in buffers)
-        return sum(weights[name].numel() for name in checkpoint[METADATA_KEY]["trained"]), total
-    # a stock trainer trains everything; nnU-Net's networks have no buffers
-    total = sum({tensor.data_ptr(): tensor.numel() for tensor in weights.values()}.values())
-    return total, total
 
 
 def _dice(summary: Path, raw: Path) -> dict[str, float | None]:

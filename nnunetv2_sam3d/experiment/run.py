@@ -10,13 +10,12 @@ from nnunetv2_sam3d.experiment import pictures, results
 from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.devices import Device
 from nnunetv2_sam3d.experiment.execute import in_order, run_steps
-from nnunetv2_sam3d.experiment.models import BUDGET_PLANS, CONFIGURATION, check_trainers
+from nnunetv2_sam3d.experiment.models import CONFIGURATION
 from nnunetv2_sam3d.experiment.steps import Record, Step
-from nnunetv2_sam3d.planning.plans.plans import check_click_targets, derive_plans
-from nnunetv2_sam3d.trainers.names import TIME_BUDGET
+from nnunetv2_sam3d.nnunet.folders import check_paths
+from nnunetv2_sam3d.planning.plans import check_click_targets, derive_plans
+from nnunetv2_sam3d.trainers.names import BUDGET_PLANS, TIME_BUDGET, check_trainers
 from nnunetv2_sam3d.weights.files import read_checkpoint
-
-PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]:
@@ -75,16 +74,6 @@ def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]
     say(f"logs:     {folder / 'logs'}")
     say(f"models:   {comparison.model(comparison.trainers[0]).folder.parent}")
     return rows
-
-
-def check_paths() -> None:
-    """Raises ValueError if nnU-Net's path variables are not set."""
-    missing = [name for name in PATHS if not os.environ.get(name)]
-    if missing:
-        raise ValueError(
-            "nnU-Net's path variables are not set; set them first:\n"
-            + "\n".join(f"  export {name}=/path/to/{name.lower()}" for name in missing)
-        )
 
 
 def child_environment(processes: int) -> dict[str, str]:

@@ -14,20 +14,25 @@ import torch
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from torch import Tensor
 
-from nnunetv2_sam3d.clicks.click import FOREGROUND, Click, ClickError, finite_position
+from nnunetv2_sam3d.clicks.click import (
+    FOREGROUND,
+    Click,
+    ClickError,
+    ClickFile,
+    FileClick,
+    finite_position,
+    parse_space,
+)
 from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
 from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
 from nnunetv2_sam3d.clicks.reading import read_clicks
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES, WindowPredictor
-from nnunetv2_sam3d.nnunet.folders import TrainedFold, trained_folds
 from nnunetv2_sam3d.nnunet.images import case_name, read_image
-from nnunetv2_sam3d.nnunet.labels import find_target
-from nnunetv2_sam3d.prompts.file_clicks import ClickFile, FileClick, parse_space
-from nnunetv2_sam3d.prompts.targets import click_target
+from nnunetv2_sam3d.nnunet.labels import click_target, find_target
+from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, trained_folds
 from nnunetv2_sam3d.settings import Settings
-from nnunetv2_sam3d.weights.model import network_from
-from nnunetv2_sam3d.weights.reading import read_weights
+from nnunetv2_sam3d.weights.reading import network_from, read_weights
 
 
 class ClickPredictor:
@@ -173,7 +178,7 @@ class ClickPredictor:
 
         Args:
             positions: (N, 3); millimetres in images that came from files, or voxels.
-            space: ``LPS``, ``RAS``, ``ijk`` or ``zyx``, see :data:`~nnunetv2_sam3d.clicks.geometry.SPACES`.
+            space: ``LPS``, ``RAS``, ``ijk`` or ``zyx``, see :data:`~nnunetv2_sam3d.clicks.click.SPACES`.
             label: of all of them, in ``dataset.json``.
             sign: 1 if they are in the structure, -1 if they are outside it.
 

@@ -24,10 +24,9 @@ CACHE_BYTES = 4 << 30
 class WindowPredictor:
     """Logits of a preprocessed volume, with and without clicks.
 
-    Without clicks it is nnU-Net's sliding window. With clicks, windows are laid around them
-    (:func:`~nnunetv2_sam3d.inference.window_geometry.place_windows`) and prompted with all clicks they hold; towards their
-    borders they fade into the automatic logits, windows that overlap are averaged. Far from the windows the automatic
-    logits are untouched.
+    Without clicks it is nnU-Net's sliding window. With clicks, ``place_windows`` lays windows around them, which are
+    prompted with all clicks they hold. Towards their borders they fade into the automatic logits. Windows that overlap
+    are averaged. Far from the windows the automatic logits are untouched.
 
     What no click changes is computed once for a window (and fold and mirroring) and kept, so that a further click in it
     costs little. If that takes more memory than ``cache_bytes``, the windows that were not used for longest are

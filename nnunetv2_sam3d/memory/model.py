@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from nnunetv2_sam3d.benchmark.machine import available_bytes
 from nnunetv2_sam3d.memory.count import Counted
 
 GB = 10**9
@@ -54,3 +54,17 @@ def memory_of(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return available_bytes() if device.type == "cpu" else None
+
+
+def available_bytes() -> int | None:
+    """Memory that can be taken without swapping, or ``None`` where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+    try:  # a container may have less
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        return min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        return free

@@ -17,6 +17,7 @@ from nnunetv2_sam3d.network_architecture.adapters import DualPathAdapter3d
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 PATHS = ("local", "global")
+LOG_KEY = "adapter_paths"  # in nnU-Net's log: a list over epochs of lists over blocks
 
 Fuse = Callable[[Tensor, Tensor], Tensor]
 

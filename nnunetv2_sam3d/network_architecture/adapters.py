@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_sam3d.network_architecture.cpu import in_bfloat16, in_float32
 from nnunetv2_sam3d.network_architecture.layers import (
     Depthwise3x3x3,
     DepthwiseAcrossSlices,
@@ -21,7 +22,6 @@ from nnunetv2_sam3d.network_architecture.layers import (
     channels_first,
     channels_last,
 )
-from nnunetv2_sam3d.network_architecture.precision import in_bfloat16, in_float32
 
 ADAPTERS: dict[str, type[Adapter3d]] = {}  # by name, in the order in which they are defined
 

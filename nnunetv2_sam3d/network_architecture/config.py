@@ -40,7 +40,7 @@ class SAM3DConfig:
         signed_clicks: whether the prompt encoder tells background clicks from foreground clicks, which goes beyond the
             reference.
         click_maps: whether every tap is told where the clicks are, see
-            :class:`~nnunetv2_sam3d.network_architecture.click_maps.ClickMaps3d`; goes beyond the reference.
+            :class:`~nnunetv2_sam3d.network_architecture.prompt_encoder.ClickMaps3d`; goes beyond the reference.
         checkpointing: recompute each block's activations in the backward pass (less memory, more time).
 
     Raises:

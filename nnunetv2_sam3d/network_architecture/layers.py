@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture.cpu import depthwise_slices, on_processor
-from nnunetv2_sam3d.network_architecture.precision import in_float32
+from nnunetv2_sam3d.network_architecture.cpu import depthwise_slices, in_float32, on_processor
 
 SMALL = 20480  # PyTorch's limit on channels * D * H, see conv3x3x3
 

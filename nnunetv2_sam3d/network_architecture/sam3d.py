@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.adapters import DualPathAdapter3d
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.cpu import cpu_precision
 from nnunetv2_sam3d.network_architecture.image_encoder import ImageEncoder3d
 from nnunetv2_sam3d.network_architecture.mask_decoder import MaskDecoder3d
-from nnunetv2_sam3d.network_architecture.precision import cpu_precision
 from nnunetv2_sam3d.network_architecture.prompt_encoder import PromptEncoder3d
 
 

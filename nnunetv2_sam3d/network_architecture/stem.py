@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_sam3d.network_architecture.cpu import in_float32
 from nnunetv2_sam3d.network_architecture.frozen_cache import Once
-from nnunetv2_sam3d.network_architecture.precision import in_float32
 
 SAM_PATCH = 16
 

@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
 from nnunetv2_sam3d.network_architecture.windows import WINDOW
-from nnunetv2_sam3d.prompts.targets import click_target
+from nnunetv2_sam3d.nnunet.folders import PLANS_NAME, dataset_folder, read_plans
+from nnunetv2_sam3d.nnunet.labels import click_target
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
-
-PLANS_NAME = "nnUNetSAM3DPlans"
 
 
 @dataclass(frozen=True)
@@ -232,30 +229,6 @@ def window_patch(
         windows[windows.index(max(windows))] -= 1
     batch = max(1, min(guide.batch_size, max_tokens // (prod(windows) * WINDOW**3)))
     return tuple(count * WINDOW * stride for count, stride in zip(windows, strides, strict=True)), batch
-
-
-def read_plans(file: Path) -> dict[str, Any]:
-    """The content of a plans file.
-
-    Raises:
-        ValueError: if the file is damaged, naming it.
-    """
-    try:
-        return load_json(str(file))
-    except ValueError as error:  # what json raises for broken text
-        raise ValueError(f"{file} is damaged ({error}). Plan the data set again: nnUNetv2_plan_experiment") from error
-
-
-def plans_in(folder: Path) -> list[str]:
-    """Names of the plans of a data set's folder."""
-    return sorted(file.stem for file in folder.glob("*.json") if "configurations" in read_plans(file))
-
-
-def dataset_folder(dataset: str | int) -> Path:
-    """``nnUNet_preprocessed/DATASET`` for a name or a number."""
-    return Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(
-        int(dataset) if str(dataset).isdigit() else str(dataset)
-    )
 
 
 def _number(folder: Path) -> int:

@@ -33,6 +33,7 @@ from nnunetv2_sam3d.results.collect import (
 from nnunetv2_sam3d.results.measure import measure_all
 from nnunetv2_sam3d.results.statistics import METRICS, differences, summarise, volume_groups
 from nnunetv2_sam3d.results.structures import IGNORE, Structure, structures_of
+from nnunetv2_sam3d.trainers.names import check_trainers
 
 
 def write_report(request: Request, output: Path, say: Callable[[str], None]) -> Path:
@@ -61,7 +62,7 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
     named = {request.names.get(given, given) for given in request.trainers}
     trainers = [arm for arm in arms.present if request.names[arm] not in named]
     trainers = [*trainers, *request.trainers]
-    models = find_models(dataset, trainers, request.plans, request.configuration, request.names)
+    models = find_models(dataset, trainers, request.plans, request.configuration, request.names, check_trainers)
     for given, model in zip(trainers, models, strict=True):
         if model.plans != request.plans and "__" not in given:
             say(f"{given} has no results with {request.plans}; those with {model.plans} are taken")

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
+from nnunetv2_sam3d.nnunet.folders import read_table
 from nnunetv2_sam3d.report.page import Picture
 from nnunetv2_sam3d.report.tables import Table, number
 from nnunetv2_sam3d.report.training_record import Training
-from nnunetv2_sam3d.results.collect import Model, read_table
-from nnunetv2_sam3d.weights.files import sha256
+from nnunetv2_sam3d.results.collect import Model
 
 FILE = "adapters.json"
 COMMAND = "nnUNetv2_sam3d adapters"

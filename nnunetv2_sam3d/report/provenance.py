@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from nnunetv2_sam3d import __version__
+from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.report.training_record import Training
 from nnunetv2_sam3d.results.collect import Dataset, Item, Model
-from nnunetv2_sam3d.weights.files import sha256
 
 PACKAGES = (
     "nnunetv2", "torch", "numpy", "scipy", "surface-distance", "SimpleITK", "scikit-image", "matplotlib", "Jinja2",

@@ -13,7 +13,7 @@ from nnunetv2_sam3d.evaluation.clicked import ClickedResults
 from nnunetv2_sam3d.report import clicks, contents, plots
 from nnunetv2_sam3d.report.answer import answer, answer_figure, caption
 from nnunetv2_sam3d.report.arms import arms_table, noise_table
-from nnunetv2_sam3d.report.click_pictures import click_pictures
+from nnunetv2_sam3d.report.clicks import click_pictures
 from nnunetv2_sam3d.report.gates import changed_table, gate_pictures, gate_table, unmeasured
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import choose_cases, draw_overlays, load_view

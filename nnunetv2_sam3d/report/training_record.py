@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.experiment.results import parameters
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
-from nnunetv2_sam3d.results.collect import Model, read_table
+from nnunetv2_sam3d.nnunet.folders import read_table
+from nnunetv2_sam3d.results.collect import Model
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
-from nnunetv2_sam3d.weights.describe import buffer_names
+from nnunetv2_sam3d.weights.describe import buffer_names, parameters
 from nnunetv2_sam3d.weights.files import read_checkpoint
 from nnunetv2_sam3d.weights.lineage import start_of
 from nnunetv2_sam3d.weights.reading import METADATA_KEY
-from nnunetv2_sam3d.weights.transfer import PARTS, part_of
+from nnunetv2_sam3d.weights.state_dict import PARTS, part_of
 
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?|nan)"
 LINE = re.compile(

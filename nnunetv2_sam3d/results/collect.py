@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.experiment.models import check_trainers
+from nnunetv2_sam3d.nnunet.folders import PLANS_NAME, model_folders, read_table
 from nnunetv2_sam3d.nnunet.repeats import repeat_of, repeat_plans
 from nnunetv2_sam3d.nnunet.splits import read_folds
-from nnunetv2_sam3d.planning.plans.plans import PLANS_NAME
 
 
 @dataclass(frozen=True)
@@ -122,27 +120,13 @@ def open_dataset(folder: Path) -> Dataset:
     )
 
 
-def read_json(file: Path) -> Any:
-    """Content of a JSON file; ValueError that names a damaged one."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-
-
-def read_table(file: Path, remedy: str) -> dict[str, Any]:
-    """Content of a JSON file that holds a table; ValueError with the remedy for a damaged one."""
-    try:
-        table = read_json(file)
-    except ValueError as error:
-        raise ValueError(f"{error}. {remedy}") from error
-    if not isinstance(table, dict):
-        raise ValueError(f"{file} is damaged: it holds no table. {remedy}")
-    return table
-
-
 def find_models(
-    dataset: Dataset, trainers: Sequence[str], plans: str, configuration: str, names: Mapping[str, str]
+    dataset: Dataset,
+    trainers: Sequence[str],
+    plans: str,
+    configuration: str,
+    names: Mapping[str, str],
+    check_names: Callable[[Sequence[str]], None] = lambda names: None,
 ) -> tuple[Model, ...]:
     """The result folders of the trainers, each with those of its repeats.
 
@@ -155,6 +139,7 @@ def find_models(
         plans: preferred plans; a trainer that has only others is taken with them.
         configuration: such as ``3d_fullres``.
         names: short names and the classes they stand for.
+        check_names: raises ValueError for trainers without results that nnU-Net does not know.
 
     Raises:
         FileNotFoundError: for a trainer without results.
@@ -172,7 +157,7 @@ def find_models(
     without = [given.partition("__")[0] for given in trainers]
     without = [name for name in without if not any(dataset.results.glob(f"{names.get(name, name)}__*"))]
     if without:
-        check_trainers(without)
+        check_names(without)
     shorts = {full: short for short, full in names.items()}
     models: list[Model] = []
     for given in trainers:
@@ -245,11 +230,6 @@ def declared_controls(models: Sequence[Model], controls: Mapping[str, str]) -> d
     names = {(model.trainer, model.plans): model.name for model in models}
     wanted = {model.name: (controls.get(model.trainer, ""), model.plans) for model in models}
     return {name: names[control] for name, control in wanted.items() if control in names}
-
-
-def model_folders(results: Path) -> list[str]:
-    """Names of the models of a data set, ``TRAINER__PLANS__CONFIGURATION``; logs of runs lie beside them."""
-    return sorted(file.parent.name for file in results.glob("*__*__*/plans.json"))
 
 
 def check_splits(dataset: Dataset, folds: Sequence[int] | None) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_sam3d.evaluation.surface import KITS_TOLERANCES_MM
+from nnunetv2_sam3d.results.metrics import KITS_TOLERANCES_MM
 
 KITS_REGIONS: Mapping[str, frozenset[int]] = {
     "kidney and masses": frozenset({1, 2, 3}),

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.network_architecture.adapter_paths import recorded_paths, two_path_adapters
-
-ADAPTER_PATHS = "adapter_paths"  # name in the log: a list over epochs of lists over blocks
+from nnunetv2_sam3d.network_architecture.adapter_paths import LOG_KEY, recorded_paths, two_path_adapters
 
 
 class AdapterLog:
@@ -51,7 +49,7 @@ class AdapterLog:
         if self._blocks is None:
             return
         blocks, self._blocks = self._blocks, None
-        epochs = logging.setdefault(ADAPTER_PATHS, [])
+        epochs = logging.setdefault(LOG_KEY, [])
         epochs += [[] for _ in range(epoch - len(epochs))]
         epochs[epoch:] = [blocks]
         for index, block in enumerate(blocks):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import warnings
+from collections.abc import Sequence
+from functools import cache
+
 from nnunetv2_sam3d.trainers.recipes import RECIPES, Recipe
 
 PREFIX = "nnUNetTrainer_SAM3D"
 TIME_BUDGET = "nnUNetTrainer_TimeBudget"
+
 # Short names and class names of this package's trainers; what others start from comes first.
 SHORT_NAMES = {short: PREFIX + short for short in RECIPES} | {"TimeBudget": TIME_BUDGET}
-
 CLAIM = "DualPath"  # the arm whose comparison with its control the project is about: it is told first
+
 # The arms of a study beside the start, which is Original or Full.
 STUDIES: dict[str, tuple[str, ...]] = {
     "controls": ("OriginalEval", "OriginalContinued", "OriginalWide", "DualPath", "DualPathCold"),
@@ -67,3 +74,47 @@ def study_arms(studies: list[str], start: str) -> list[str]:
     """
     wanted = {start, *(arm for study in studies for arm in STUDIES[study])}
     return [short for short in SHORT_NAMES if short in wanted]
+
+
+BASE_PLANS = "nnUNetPlans"
+BUDGET_PLANS = "nnUNetTimeBudgetPlans"
+
+
+def plans_of(trainer: str, plans: str) -> str:
+    """Stock trainers keep nnU-Net's own plans; the time-limited one has a copy that holds its limit."""
+    if "SAM3D" in trainer:
+        return plans
+    return BUDGET_PLANS if trainer == TIME_BUDGET else BASE_PLANS
+
+
+def check_trainers(names: Sequence[str]) -> None:
+    """Raises ValueError for names that are neither short names nor trainers that nnU-Net knows, for all at once."""
+    unknown = []
+    for name in dict.fromkeys(names):
+        try:
+            trainer_class(full_name(name))
+        except ValueError:
+            unknown.append(name)
+    if unknown:
+        raise ValueError(
+            f"nnU-Net knows no trainer {' and no trainer '.join(map(repr, unknown))}. Give one of "
+            f"{', '.join(SHORT_NAMES)}, or the class name of a trainer"
+        )
+
+
+@cache
+def trainer_class(name: str) -> type:
+    """The class that nnU-Net finds by a trainer's name.
+
+    Raises:
+        ValueError: if it knows none.
+    """
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        # the search reports every file it looks into, and imports modules that warn
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise ValueError(f"nnU-Net knows no trainer {name!r}") from error

@@ -24,20 +24,20 @@ from nnunetv2_sam3d.memory.count import step_bytes
 from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
+from nnunetv2_sam3d.nnunet.labels import click_target
 from nnunetv2_sam3d.nnunet.version import check_nnunet_version
-from nnunetv2_sam3d.prompts.targets import click_target
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.adapter_log import AdapterLog
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
-from nnunetv2_sam3d.trainers.schedule import LinearDecay
+from nnunetv2_sam3d.trainers.schedule import LinearDecay, keep_thread_limit
 from nnunetv2_sam3d.trainers.seeds import seed_loaders, seed_of_run, seed_process
 from nnunetv2_sam3d.trainers.start import Run, Start, outputs_of, take_over_pretrained_weights
-from nnunetv2_sam3d.trainers.threads import keep_thread_limit
 from nnunetv2_sam3d.trainers.training_clicks import AUTOMATIC_LOSSES, CLICKED_LOSSES, ClickSteps, seed_of
 from nnunetv2_sam3d.weights.files import write_checkpoint
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, Weights, read_weights
-from nnunetv2_sam3d.weights.transfer import SEG_LAYERS, check_same_network
+from nnunetv2_sam3d.weights.state_dict import SEG_LAYERS
+from nnunetv2_sam3d.weights.transfer import check_same_network
 
 
 class nnUNetTrainer_SAM3D(nnUNetTrainer):

@@ -19,8 +19,8 @@ from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
 from nnunetv2_sam3d.trainers.recipes import Recipe
 from nnunetv2_sam3d.weights import WeightsError, load_into, read_weights
 from nnunetv2_sam3d.weights.channels import Outputs
-from nnunetv2_sam3d.weights.sources import ENVIRONMENT, SAM_FILES, find_sam_checkpoint
-from nnunetv2_sam3d.weights.transfer import SEG_LAYERS, part_of
+from nnunetv2_sam3d.weights.fetch import ENVIRONMENT, SAM_FILES, find_sam_checkpoint
+from nnunetv2_sam3d.weights.state_dict import SEG_LAYERS, part_of
 
 RANDOM = {"kind": "random"}
 

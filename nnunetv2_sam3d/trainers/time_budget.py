@@ -6,7 +6,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_sam3d.settings import Settings
-from nnunetv2_sam3d.trainers.threads import keep_thread_limit
+from nnunetv2_sam3d.trainers.schedule import keep_thread_limit
 
 UNLIMITED_EPOCHS = 1_000_000
 

@@ -10,8 +10,8 @@ import torch
 
 from nnunetv2_sam3d.evaluation.click_test import as_text, run_protocol
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
-from nnunetv2_sam3d.nnunet.folders import TrainedFold
 from nnunetv2_sam3d.nnunet.labels import find_target
+from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 from nnunetv2_sam3d.trainers.recipes import RECIPES
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D

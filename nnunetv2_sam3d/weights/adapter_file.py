@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.files import write_whole
+from nnunetv2_sam3d.files import write_whole
+from nnunetv2_sam3d.weights.files import WeightsError
 
 KIND = "nnunetv2_sam3d adapter"
 FORMAT_VERSION = 1

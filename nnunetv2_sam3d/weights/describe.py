@@ -12,11 +12,9 @@ import torch
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file, read_adapter
-from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.model import network_from
-from nnunetv2_sam3d.weights.reading import KINDS, METADATA_KEY, Weights, read_weights
-from nnunetv2_sam3d.weights.state_dict import encoder_sizes
-from nnunetv2_sam3d.weights.transfer import PARTS, part_of
+from nnunetv2_sam3d.weights.files import WeightsError
+from nnunetv2_sam3d.weights.reading import KINDS, METADATA_KEY, Weights, network_from, read_weights
+from nnunetv2_sam3d.weights.state_dict import PARTS, encoder_sizes, part_of
 
 
 def describe(path: str | os.PathLike[str]) -> str:
@@ -116,3 +114,23 @@ def _provenance(parts: Mapping[str, Any], indent: str) -> list[str]:
         if "made_from" in record:
             lines += _provenance(record["made_from"], indent + "  ")
     return lines
+
+
+def training_seconds(checkpoint: dict) -> float:
+    """Time of all epochs of a training, from nnU-Net's log in its checkpoint."""
+    log = checkpoint["logging"]
+    return float(
+        sum(end - start for start, end in zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=False))
+    )
+
+
+def parameters(checkpoint: dict) -> tuple[int, int]:
+    """Trained and all parameters; tensors that appear under two names (nnU-Net's decoder) count once."""
+    weights = checkpoint["network_weights"]
+    if METADATA_KEY in checkpoint:
+        buffers = buffer_names(SAM3DConfig.from_dict(checkpoint[METADATA_KEY]["network"]))
+        total = sum(tensor.numel() for name, tensor in weights.items() if name not in buffers)
+        return sum(weights[name].numel() for name in checkpoint[METADATA_KEY]["trained"]), total
+    # a stock trainer trains everything; nnU-Net's networks have no buffers
+    total = sum({tensor.data_ptr(): tensor.numel() for tensor in weights.values()}.values())
+    return total, total

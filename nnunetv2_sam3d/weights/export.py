@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from nnunetv2_sam3d.files import sha256, write_whole
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.weights.adapter_file import (
@@ -21,11 +22,11 @@ from nnunetv2_sam3d.weights.adapter_file import (
     tensors_sha256,
     write_adapter,
 )
-from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.files import read_checkpoint, sha256, write_checkpoint, write_whole
+from nnunetv2_sam3d.weights.fetch import SAM_FILES
+from nnunetv2_sam3d.weights.files import WeightsError, read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.reading import KINDS, METADATA_KEY, Weights, read_weights
-from nnunetv2_sam3d.weights.sources import SAM_FILES
-from nnunetv2_sam3d.weights.transfer import load_into, part_of
+from nnunetv2_sam3d.weights.state_dict import part_of
+from nnunetv2_sam3d.weights.transfer import load_into
 
 FINAL = "checkpoint_final.pth"
 LICENCE = (

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.files import write_whole
+
+
+class WeightsError(ValueError):
+    """A weights file cannot be used; the message says what it is, what was expected and what to do."""
+
 
 # What checkpoints hold beside tensors and plain types: NumPy numbers (losses, scores). Nothing of it can run code.
 # The second scalar is its name in files that NumPy 1 wrote.
@@ -82,20 +84,6 @@ def _check_archive(path: Path) -> None:
                         pass  # a wrong sum is an error at the end of the record
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    """For Python 3.10, which has no hashlib.file_digest."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
 def _is_text(head: bytes) -> bool:
     try:
         head[:-4].decode()  # the last character may be cut
@@ -145,30 +133,3 @@ def _diagnosis(path: Path, error: Exception) -> str:
 def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` by :func:`write_whole`."""
     write_whole(path, lambda file: torch.save(content, file))
-
-
-def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file that is never found damaged: the old one stays until the new one is whole.
-
-    Raises:
-        OSError: if the file cannot be written, for instance on a full disk, naming it and what is left untouched.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if not isinstance(error, (OSError, RuntimeError)):  # torch reports a full disk as RuntimeError
-            raise
-        kept = "The earlier file of that name is untouched. " if path.exists() else ""
-        raise OSError(
-            f"{path} could not be written: {error}. {kept}Free disk space or check the permissions of "
-            f"{path.parent}, then run the command again."
-        ) from error

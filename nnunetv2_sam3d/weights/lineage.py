@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.weights import WeightsError, read_weights
-from nnunetv2_sam3d.weights.files import sha256
 
 FINAL = "checkpoint_final.pth"
 

@@ -8,22 +8,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3DConfig
+from nnunetv2_sam3d.files import sha256
+from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import CONVEX_GATE, has_convex_gate
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file
 from nnunetv2_sam3d.weights.channels import Outputs, check_class_map
-from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.files import read_checkpoint, sha256
+from nnunetv2_sam3d.weights.files import WeightsError, read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.sam import IN_SAM, convert_sam, find_sam
 from nnunetv2_sam3d.weights.sam3d_adapter import convert_reference, is_reference_checkpoint
-from nnunetv2_sam3d.weights.state_dict import as_state, depth_of, encoder_sizes
+from nnunetv2_sam3d.weights.state_dict import as_state, depth_of, encoder_sizes, in_short, misfits
 
 # Beside nnU-Net's own entries in a checkpoint of ours, and beside "network_weights" in a converted file.
 METADATA_KEY = "sam3d"
 FORMAT_VERSION = 1
-
 KINDS = {
     "sam": "a SAM checkpoint",
     "converted-sam": "a converted SAM encoder",
@@ -194,3 +194,99 @@ def _summary(content: Any) -> str:
         keys = [f"{key!s:.60}" for key in list(content)[:4]]
         return f"a table of {len(content)} entries: {', '.join(keys)}{', ...' if len(content) > 4 else ''}"
     return f"a {type(content).__name__}" + (f" of shape {tuple(content.shape)}" if isinstance(content, Tensor) else "")
+
+
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> SAM3D:
+    """The network of a converted file, a 3DSAM-adapter checkpoint or a checkpoint of the SAM3D trainers.
+
+    Args:
+        path: the file.
+        device: where the network goes.
+
+    Returns:
+        the network in evaluation mode; ``network(image, points=None)`` gives logits, see :class:`SAM3D`.
+
+    Raises:
+        WeightsError: if the file is no whole model, or damaged.
+
+    Example:
+        >>> network = load_model("original.pth")
+        >>> logits = network(torch.zeros(1, 1, 128, 128, 128), points=torch.tensor([[[64.0, 60.0, 71.0]]]))
+    """
+    weights = read_weights(path)
+    network = network_from(weights)
+    return network.to(device).eval()
+
+
+def network_from(weights: Weights, precision: str = "float32") -> SAM3D:
+    """A network of the file's sizes with the file's weights.
+
+    Args:
+        weights: of a whole model.
+        precision: of its products on CPUs, see :class:`SAM3D`.
+
+    Raises:
+        WeightsError: if the file has only a part of the network, or weights that do not belong to it.
+    """
+    if weights.config is None:
+        raise WeightsError(
+            f"{weights.describe()} holds the image encoder only, not a whole model. Train with it: "
+            f"export nnUNet_sam_checkpoint={weights.path}"
+        )
+    with torch.device("meta"):  # shapes only: a damaged description costs no memory
+        try:
+            network = SAM3D(weights.config, precision)
+        except (RuntimeError, OverflowError, TypeError, ValueError) as error:
+            raise WeightsError(f"{weights.describe()} describes an impossible network: {error}") from error
+    target = network.state_dict()
+    missing = [f"{key} (missing)" for key in target if key not in weights.state]
+    if different := missing + misfits(weights.state, target):
+        raise WeightsError(f"{weights.describe()} does not hold the network it describes: {in_short(different)}")
+    network.load_state_dict(weights.state, assign=True)
+    return network
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    automatic: bool = False,
+    class_map: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Writes a file's weights as one that ``-pretrained_weights`` takes, and :func:`load_model` if it is a whole model.
+
+    Args:
+        source: a SAM file, a 3DSAM-adapter checkpoint or a file of ours.
+        target: the file to write; an existing one is replaced only when the new one is complete.
+        automatic: leave the prompt encoder out.
+        class_map: noted in the file, for data sets of other classes, see :func:`load_into`.
+
+    Returns:
+        the metadata written beside the weights; ``"network"`` is ``None`` for SAM's encoder.
+
+    Raises:
+        WeightsError: if the source cannot be used.
+        OSError: if the target cannot be written.
+    """
+    if Path(source).resolve() == Path(target).resolve():
+        raise WeightsError(f"source and target are the same file, {source}")
+    weights = read_weights(source, automatic=automatic)
+    if weights.config is None and (automatic or class_map):
+        raise WeightsError(f"{weights.describe()} holds the image encoder only: no prompt encoder, no classes")
+    if weights.config is not None and class_map and max(class_map.values()) >= weights.config.num_classes:
+        raise WeightsError(
+            f"{weights.describe()} has the output channels 0 to {weights.config.num_classes - 1}; not all of "
+            f"{class_map} can be taken from it"
+        )
+    metadata = {
+        "format": FORMAT_VERSION,
+        "network": None if weights.config is None else weights.config.to_dict(),
+        "provenance": {"all parts": weights.provenance()},
+    }
+    if weights.outputs is not None:
+        metadata["outputs"] = weights.outputs.to_dict()
+    if class_map := class_map or weights.metadata.get("map_class"):
+        metadata["map_class"] = dict(class_map)
+    state = weights.state if weights.config is None else network_from(weights).state_dict()  # checked to be complete
+    write_checkpoint({"network_weights": state, METADATA_KEY: metadata}, target)
+    return metadata

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.network_architecture.attention import SAM_WINDOW_ROWS
-from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.files import WeightsError
 
 # Four digits at most: a damaged name must not cost time.
 BLOCK = re.compile(r"encoder\.blocks\.(\d{1,4})\.")
@@ -119,3 +119,40 @@ def config_from_shapes(state: Mapping[str, Tensor]) -> SAM3DConfig:
         raise
     except ValueError as error:
         raise WeightsError(f"the shapes of the weights do not fit together: {error}") from error
+
+
+# The parts that may come from different files; the first pattern that fits a name decides.
+PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("adapters", re.compile(r"encoder\.blocks\.\d+\.adapter\..+")),
+    (
+        "3D parts of the encoder",
+        re.compile(
+            r"encoder\.(depth_embed|stem\.slice_embed\..+|neck_3d\..+|blocks\.\d+\.(norm[12]\..+|attn\.rel_pos_d))"
+        ),
+    ),
+    ("SAM encoder", re.compile(r"encoder\..+")),
+    ("prompt encoder", re.compile(r"prompt_encoder\..+")),
+    ("last convolution", re.compile(r"mask_decoder\.seg_layers\..+")),
+    ("mask decoder", re.compile(r"mask_decoder\..+")),
+)
+SEG_LAYERS = "mask_decoder.seg_layers."
+LAST_CONVOLUTION = f"{SEG_LAYERS}0.weight"
+
+
+def part_of(name: str) -> str:
+    """The part of the network that a weight belongs to."""
+    return next(part for part, pattern in PARTS if pattern.fullmatch(name))
+
+
+def misfits(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
+    """Weights of ``state`` that ``target`` does not have, or has in another shape."""
+    return [
+        f"{key} {tuple(value.shape)} for {tuple(target[key].shape)}" if key in target else f"{key} (unknown)"
+        for key, value in state.items()
+        if key not in target or value.shape != target[key].shape
+    ]
+
+
+def in_short(problems: Sequence[str]) -> str:
+    """The first three, and how many more."""
+    return ", ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")

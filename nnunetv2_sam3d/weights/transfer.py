@@ -14,29 +14,20 @@ from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS, Adapter3d, Du
 from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
 from nnunetv2_sam3d.weights.channels import Outputs, map_channels
-from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.fetch import SAM_FILES
+from nnunetv2_sam3d.weights.files import WeightsError
 from nnunetv2_sam3d.weights.reading import Weights
 from nnunetv2_sam3d.weights.sam import IN_SAM
-from nnunetv2_sam3d.weights.sources import SAM_FILES
-from nnunetv2_sam3d.weights.state_dict import encoder_sizes
-
-# The parts that may come from different files; the first pattern that fits a name decides.
-PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("adapters", re.compile(r"encoder\.blocks\.\d+\.adapter\..+")),
-    (
-        "3D parts of the encoder",
-        re.compile(
-            r"encoder\.(depth_embed|stem\.slice_embed\..+|neck_3d\..+|blocks\.\d+\.(norm[12]\..+|attn\.rel_pos_d))"
-        ),
-    ),
-    ("SAM encoder", re.compile(r"encoder\..+")),
-    ("prompt encoder", re.compile(r"prompt_encoder\..+")),
-    ("last convolution", re.compile(r"mask_decoder\.seg_layers\..+")),
-    ("mask decoder", re.compile(r"mask_decoder\..+")),
+from nnunetv2_sam3d.weights.state_dict import (
+    LAST_CONVOLUTION,
+    encoder_sizes,
+    in_short,
+    misfits,
 )
+
 ADAPTER = re.compile(r"encoder\.blocks\.\d+\.adapter\.")
-SEG_LAYERS = "mask_decoder.seg_layers."
-LAST_CONVOLUTION = f"{SEG_LAYERS}0.weight"
+
+
 # Sizes that decide whether weights fit; the others leave no trace in the shapes or are handled below.
 STRUCTURAL = (
     "embed_dim",
@@ -49,25 +40,6 @@ STRUCTURAL = (
     "prompt_mlp_dim",
     "position_grid",
 )
-
-
-def part_of(name: str) -> str:
-    """The part of the network that a weight belongs to."""
-    return next(part for part, pattern in PARTS if pattern.fullmatch(name))
-
-
-def misfits(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
-    """Weights of ``state`` that ``target`` does not have, or has in another shape."""
-    return [
-        f"{key} {tuple(value.shape)} for {tuple(target[key].shape)}" if key in target else f"{key} (unknown)"
-        for key, value in state.items()
-        if key not in target or value.shape != target[key].shape
-    ]
-
-
-def in_short(problems: Sequence[str]) -> str:
-    """The first three, and how many more."""
-    return ", ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
 
 
 @dataclass

@@ -123,7 +123,7 @@ def test_taps_and_logits_with_30_points(network: SAM3D, golden: dict[str, Any], 
 
 
 def test_logits_in_automatic_mode(file: Path, golden: dict[str, Any], io: dict[str, Any]) -> None:
-    from nnunetv2_sam3d.weights.model import network_from
+    from nnunetv2_sam3d.weights.reading import network_from
 
     network = network_from(read_weights(file, automatic=True)).eval()
     with torch.no_grad():

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from nnunetv2_sam3d.weights.fetch import BLOCK
-from nnunetv2_sam3d.weights.sources import Published
+from nnunetv2_sam3d.weights.fetch import BLOCK, Published
 
 CONTENT = bytes(range(256)) * 16_000
 PUBLISHED = Published("sam_vit_b_01ec64.pth", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_sam3d.benchmark import machine
+from nnunetv2_sam3d.benchmark import machine, run
 from nnunetv2_sam3d.benchmark import records as report
 from nnunetv2_sam3d.benchmark.case import Case, cases
 from nnunetv2_sam3d.benchmark.plain import PlainSAM3D
@@ -66,7 +66,7 @@ def test_records_of_both_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A patch for which the allowed memory is not enough."""
-    monkeypatch.setattr(machine, "available_bytes", lambda: 1_500_000_000)
+    monkeypatch.setattr(run, "available_bytes", lambda: 1_500_000_000)
     file = tmp_path / "b.json"
     assert benchmark(file, "--what", "forward", "--patch-size", "512", "512", "512") == 0
     small, large = json.loads(file.read_text())["records"]

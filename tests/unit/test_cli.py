@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_sam3d import __version__, doctor
+from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.cli import build_parser, main
+from nnunetv2_sam3d.commands import doctor
 
 
 def parsers(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
-from nnunetv2_sam3d.network_architecture.click_maps import SIGMAS, click_maps
-from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
+from nnunetv2_sam3d.network_architecture.prompt_encoder import SIGMAS, click_maps, is_addition
 
 Make = Callable[..., SAM3D]
 IMAGE = torch.randn(2, 1, 16, 20, 12, generator=torch.Generator().manual_seed(3))

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2_sam3d.planning.plans.plans import dataset_folder, derive_plans, window_patch
 
 from nnunetv2_sam3d.cli import main
+from nnunetv2_sam3d.nnunet.folders import dataset_folder
+from nnunetv2_sam3d.planning.plans import derive_plans, window_patch
 from nnunetv2_sam3d.settings import Settings
 
 NAME = "Dataset991_Toy"

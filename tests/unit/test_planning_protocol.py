@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2_sam3d.planning.plans.plans import derive_plans
 
 from nnunetv2_sam3d.cli import main
+from nnunetv2_sam3d.planning.plans import derive_plans
 from nnunetv2_sam3d.settings import Settings
 
 NAME = "Dataset991_Toy"

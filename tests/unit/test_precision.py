@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS
-from nnunetv2_sam3d.network_architecture.precision import cpu_precision
+from nnunetv2_sam3d.network_architecture.cpu import cpu_precision
 
 Make = Callable[..., SAM3D]
 PROBES = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

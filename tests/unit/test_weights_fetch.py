@@ -17,9 +17,9 @@ import pytest
 from bad_server import CONTENT, HALF, PUBLISHED, Server, hang, serve, servers, status
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.weights import WeightsError, sources
-from nnunetv2_sam3d.weights.fetch import ATTEMPTS, BLOCK, fetch
-from nnunetv2_sam3d.weights.sources import ORIGIN, cache_folder, find_sam_checkpoint
+from nnunetv2_sam3d.weights import WeightsError
+from nnunetv2_sam3d.weights import fetch as sources
+from nnunetv2_sam3d.weights.fetch import ATTEMPTS, BLOCK, ORIGIN, cache_folder, fetch, find_sam_checkpoint
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.weights import WeightsError, convert, read_weights
 from nnunetv2_sam3d.weights.describe import describe
-from nnunetv2_sam3d.weights.files import read_checkpoint, sha256, write_checkpoint
+from nnunetv2_sam3d.weights.fetch import SAM_FILES, cache_folder, find_sam_checkpoint
+from nnunetv2_sam3d.weights.files import read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY
-from nnunetv2_sam3d.weights.sources import SAM_FILES, cache_folder, find_sam_checkpoint
 
 Make = Callable[..., SAM3D]
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.weights import WeightsError, convert, load_into, load_model, read_weights
-from nnunetv2_sam3d.weights.files import read_checkpoint, sha256
-from nnunetv2_sam3d.weights.model import network_from
+from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.reading import network_from
 from nnunetv2_sam3d.weights.sam3d_adapter import convert_reference
 
 Make = Callable[..., SAM3D]

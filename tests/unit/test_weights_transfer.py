@@ -14,7 +14,8 @@ from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.weights import WeightsError, load_into, load_model, read_weights
 from nnunetv2_sam3d.weights.files import write_checkpoint
 from nnunetv2_sam3d.weights.reading import METADATA_KEY, Weights
-from nnunetv2_sam3d.weights.transfer import PARTS, check_same_network, part_of
+from nnunetv2_sam3d.weights.state_dict import PARTS, part_of
+from nnunetv2_sam3d.weights.transfer import check_same_network
 
 Make = Callable[..., SAM3D]
 

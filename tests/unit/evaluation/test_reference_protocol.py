@@ -10,10 +10,10 @@ import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_sam3d.evaluation.clicks import click_generator, random_target_voxels
+from nnunetv2_sam3d.clicks.sampling import click_generator, random_target_voxels
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
-from nnunetv2_sam3d.evaluation.volumes import Volume
 from nnunetv2_sam3d.nnunet.labels import Target
+from nnunetv2_sam3d.nnunet.trained_fold import Volume
 from nnunetv2_sam3d.weights import load_model
 
 BINARY = LabelManager({"background": 0, "tumour": 1}, None)

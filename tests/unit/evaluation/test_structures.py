@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunetv2_sam3d.evaluation.surface import KITS_TOLERANCES_MM
+from nnunetv2_sam3d.results.metrics import KITS_TOLERANCES_MM
 from nnunetv2_sam3d.results.structures import structures_of
 
 KITS = {"labels": {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}}

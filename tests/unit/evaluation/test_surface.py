@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnunetv2_sam3d.evaluation.surface import dice, surface_dice, surface_dices, surface_distances
+from nnunetv2_sam3d.results.metrics import dice, surface_dice, surface_dices, surface_distances
 
 SPACING_MM = (3.0, 1.0, 0.8)
 

@@ -13,9 +13,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from scipy import ndimage
 from torch import Tensor
 
-from nnunetv2_sam3d.evaluation.volumes import Volume
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.nnunet.labels import Target
+from nnunetv2_sam3d.nnunet.trained_fold import Volume
 
 LABELS = {"background": 0, "tumour": 1}
 TUMOUR = Target("tumour", (1,))

@@ -12,8 +12,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.nnunet.folders import TrainedFold
 from nnunetv2_sam3d.nnunet.labels import find_target
+from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
 from nnunetv2_sam3d.weights.files import write_checkpoint
 
 NAME = "Dataset991_Toy"

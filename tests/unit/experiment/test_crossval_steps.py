@@ -15,12 +15,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.cluster.submit import write_scripts
 from nnunetv2_sam3d.experiment import preconditions
 from nnunetv2_sam3d.experiment.crossval import CrossValidation
 from nnunetv2_sam3d.experiment.devices import Device, parse_devices
 from nnunetv2_sam3d.experiment.preconditions import check, splits_of
-from nnunetv2_sam3d.experiment.slurm_jobs import plan_jobs
+from nnunetv2_sam3d.experiment.slurm_jobs import plan_jobs, write_scripts
 
 Site = Any  # the class in conftest.py
 Make = Callable[..., CrossValidation]

@@ -10,8 +10,8 @@ from blobs import BLOBS, GEOMETRIES, SIZE, centres, preprocess, read, write_blob
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_sam3d.clicks.click import Click, ClickError
-from nnunetv2_sam3d.clicks.geometry import SPACES, Geometry, PreprocessedGrid
+from nnunetv2_sam3d.clicks.click import SPACES, Click, ClickError
+from nnunetv2_sam3d.clicks.geometry import Geometry, PreprocessedGrid
 from nnunetv2_sam3d.clicks.placing import clicks_in_grid
 
 READERS = ("SimpleITKIO", "NibabelIO", "SimpleITKIOWithReorient", "NibabelIOWithReorient")

@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from results_tree import Tree, labels_of, write_image
 
 from nnunetv2_sam3d.evaluation.clicked import SUMMARY, collect_clicked, summarise_clicked
-from nnunetv2_sam3d.evaluation.kept import clicks_file, mask_file
+from nnunetv2_sam3d.evaluation.protocol import clicks_file, mask_file
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.report.build import write_report

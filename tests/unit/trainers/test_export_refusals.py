@@ -19,10 +19,11 @@ from trainer_kit import (
     weights_of,
 )
 
+from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.weights import WeightsError
 from nnunetv2_sam3d.weights.adapter_file import read_adapter
 from nnunetv2_sam3d.weights.export import export_adapter, merge
-from nnunetv2_sam3d.weights.files import read_checkpoint, sha256
+from nnunetv2_sam3d.weights.files import read_checkpoint
 
 
 def test_other_bases_are_refused(original: Pair, make_trainer: MakeTrainer, tmp_path: Path) -> None:

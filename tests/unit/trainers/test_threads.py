@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from nnunetv2_sam3d.trainers.threads import keep_thread_limit
+from nnunetv2_sam3d.trainers.schedule import keep_thread_limit
 
 
 @pytest.fixture

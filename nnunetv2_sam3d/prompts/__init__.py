@@ -1,1 +1,0 @@
-"""Clicks: their files, their geometry, and what a network is given of them."""
