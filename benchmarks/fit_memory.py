@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2_sam3d.planning.plans.memory_choice import counted_bytes
 
 from nnunetv2_sam3d.benchmark.case import Case
 from nnunetv2_sam3d.benchmark.run import run
 from nnunetv2_sam3d.memory.count import Counted
 from nnunetv2_sam3d.memory.model import Coefficients
+from nnunetv2_sam3d.planning.memory_choice import counted_bytes
 
 # what -> depth, patch, recipe, checkpointing: small steps in which each kind of memory has its turn as the largest
 SIZES: tuple[tuple[str, int, tuple[int, int, int], str, bool], ...] = (

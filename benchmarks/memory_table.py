@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from nnunetv2_sam3d.planning.plans.memory_choice import choose
-
 from nnunetv2_sam3d.memory.model import GB
 from nnunetv2_sam3d.network_architecture import VARIANTS
+from nnunetv2_sam3d.planning.memory_choice import choose
 from nnunetv2_sam3d.trainers.recipes import RECIPES
 
 MEMORY_GB = (8, 12, 24, 40, 80)

@@ -13,7 +13,7 @@ from nnunetv2_sam3d.network_architecture.config import VARIANTS
 from nnunetv2_sam3d.network_architecture.cpu import PRECISIONS
 
 if TYPE_CHECKING:  # what loads torch is imported where it is used
-    from nnunetv2_sam3d.planning.plans.memory_choice import Choice
+    from nnunetv2_sam3d.planning.memory_choice import Choice
     from nnunetv2_sam3d.settings import Settings
 
 CHECKPOINTING: dict[str, bool | str] = {"auto": "auto", "off": False, "on": True}
@@ -206,8 +206,8 @@ def _check_class_map(settings: Settings, folder: Path) -> None:
 
 def _choice(options: argparse.Namespace, settings: Settings) -> Choice:
     """What fits into --gpu-memory."""
+    from nnunetv2_sam3d.planning.memory_choice import choose
     from nnunetv2_sam3d.planning.plans import base_sizes
-    from nnunetv2_sam3d.planning.plans.memory_choice import choose
 
     sizes = base_sizes(options.dataset, options.plans, options.configuration, options.protocol)
     config = settings.network_config(adapter="original", in_channels=sizes.in_channels, num_classes=sizes.num_classes)

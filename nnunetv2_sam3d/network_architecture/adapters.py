@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_sam3d.network_architecture.axes import channels_first, channels_last
 from nnunetv2_sam3d.network_architecture.cpu import in_bfloat16, in_float32
 from nnunetv2_sam3d.network_architecture.layers import (
     Depthwise3x3x3,
     DepthwiseAcrossSlices,
     DepthwiseInPlane,
     Pointwise3d,
-    channels_first,
-    channels_last,
 )
 
 ADAPTERS: dict[str, type[Adapter3d]] = {}  # by name, in the order in which they are defined

@@ -22,15 +22,9 @@ from nnunetv2_sam3d.network_architecture.adapters import (
     pooled_in_plane,
     to_plane,
 )
-from nnunetv2_sam3d.network_architecture.cpu import (
-    depthwise_slices,
-    depthwise_volume,
-    each_sample,
-    in_bfloat16,
-    in_float32,
-    slabs,
-)
-from nnunetv2_sam3d.network_architecture.layers import channels_first, channels_last
+from nnunetv2_sam3d.network_architecture.axes import channels_first, channels_last
+from nnunetv2_sam3d.network_architecture.cpu import each_sample, in_bfloat16, in_float32, slabs
+from nnunetv2_sam3d.network_architecture.cpu_convolutions import depthwise_slices, depthwise_volume
 
 
 def adapted(adapter: Adapter3d, tokens: Tensor) -> Tensor:

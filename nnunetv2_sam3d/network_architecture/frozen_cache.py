@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Once:
+class FrozenCache:
     """The last value that was computed from some weights, kept until one of them changes.
 
     Nothing is kept where a gradient has to reach the weights: a trained table is computed in each training step, a

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture.cpu import depthwise_slices, in_float32, on_processor
-
-SMALL = 20480  # PyTorch's limit on channels * D * H, see conv3x3x3
+from nnunetv2_sam3d.network_architecture import cpu_convolutions
+from nnunetv2_sam3d.network_architecture.cpu import in_float32, on_cpu
+from nnunetv2_sam3d.network_architecture.cpu_convolutions import conv3x3x3
 
 
 class MLP(nn.Module):
@@ -47,13 +50,17 @@ class ChannelLayerNorm3d(nn.Module):
 
 
 class Conv3d(nn.Conv3d):
-    """``nn.Conv3d`` that is trained in float32 on CPUs, also under bfloat16 autocast.
+    """``nn.Conv3d`` that may have another form on CPUs, and is trained in float32 there, also under bfloat16 autocast.
 
     PyTorch's (2.14) bfloat16 gradient of a 3D convolution's weight on a CPU now and then holds memory that nobody has
     written, NaN included: some of a hundred steps of a small network showed it.
     """
 
+    form_on_cpu: ClassVar[Callable[[nn.Conv3d, Tensor], Tensor] | None] = None  # the same function
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.form_on_cpu is not None and on_cpu(x):
+            return self.form_on_cpu(x)
         trains = torch.is_grad_enabled() and self.weight.requires_grad
         return in_float32(self._convolved, x) if trains else self._convolved(x)
 
@@ -62,83 +69,55 @@ class Conv3d(nn.Conv3d):
 
 
 class Pointwise3d(Conv3d):
-    """1x1x1 convolution; on CPUs as the matrix product that it is, which is several times faster there.
+    """1x1x1 convolution.
 
     Shape:
         x: (B, in_channels, D, H, W) -> (B, out_channels, D, H, W)
     """
 
+    form_on_cpu = cpu_convolutions.pointwise
+
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, 1, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not on_processor(x):
-            return super().forward(x)
-        return channels_first(F.linear(channels_last(x), self.weight.flatten(1), self.bias))
-
 
 class DepthwiseInPlane(Conv3d):
-    """Depthwise 1x3x3 convolution (padding 1), on CPUs of single slices and always in float32.
+    """Depthwise 1x3x3 convolution (padding 1), on CPUs always in float32.
 
     Shape:
         x: (B, channels, D, H, W) -> the same
     """
+
+    form_on_cpu = cpu_convolutions.depthwise_in_plane
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, (1, 3, 3), padding=(0, 1, 1), groups=channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not on_processor(x):
-            return super().forward(x)
-        assert self.bias is not None
-        return channels_first(_each_slice(channels_last(x).contiguous(), self.weight[:, :, 0]) + self.bias)
-
 
 class DepthwiseAcrossSlices(Conv3d):
-    """Depthwise 3x1x1 convolution (padding 1), on CPUs the sum of three shifted volumes and always in float32.
+    """Depthwise 3x1x1 convolution (padding 1), on CPUs always in float32.
 
     Shape:
         x: (B, channels, D, H, W) -> the same
     """
+
+    form_on_cpu = cpu_convolutions.depthwise_across_slices
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, (3, 1, 1), padding=(1, 0, 0), groups=channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not on_processor(x):
-            return super().forward(x)
-        assert self.bias is not None
-        before, here, after = (channels_last(x) * weight for weight in self.weight[:, 0, :, 0, 0].unbind(1))
-        return channels_first(here + self.bias + _shifted(before, after))
-
 
 class Depthwise3x3x3(Conv3d):
-    """Depthwise 3x3x3 convolution (padding 1), on CPUs the sum of three of single slices and always in float32.
+    """Depthwise 3x3x3 convolution (padding 1), on CPUs always in float32.
 
     Shape:
         x: (B, channels, D, H, W) -> the same
     """
 
+    form_on_cpu = cpu_convolutions.depthwise_3x3x3
+
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1, groups=channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not on_processor(x):
-            return super().forward(x)
-        x = channels_last(x).contiguous()
-        before, here, after = (_each_slice(x, weight) for weight in self.weight.unbind(2))
-        assert self.bias is not None
-        return channels_first(here + self.bias + _shifted(before, after))
-
-
-def _shifted(before: Tensor, after: Tensor) -> Tensor:
-    """The sum of (B, D, H, W, C), one moved by a slice to where it comes after, the other to where it comes before."""
-    return F.pad(before[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0)) + F.pad(after[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
-
-
-def _each_slice(x: Tensor, weight: Tensor) -> Tensor:
-    """:func:`~.parts.depthwise_slices` of a batch, (B, D, H, W, C)."""
-    return depthwise_slices(x.flatten(0, 1), weight).unflatten(0, x.shape[:2])
 
 
 class Conv3x3x3(Conv3d):
@@ -153,25 +132,6 @@ class Conv3x3x3(Conv3d):
 
     def _convolved(self, x: Tensor) -> Tensor:
         return conv3x3x3(x, self.weight)
-
-
-def conv3x3x3(x: Tensor, weight: Tensor) -> Tensor:
-    """3x3x3 convolution with padding 1, also fast for one small volume on a CPU.
-
-    For a single float32 volume of few channels PyTorch chooses a kernel that is several times slower than the one for
-    batches. Such a volume is convolved as a batch of its two halves, each with the neighbouring slice of the other:
-    the same function.
-
-    Shape:
-        x: (B, in_channels, D, H, W), weight: (out_channels, in_channels, 3, 3, 3) -> (B, out_channels, D, H, W)
-    """
-    batch, channels, depth, height, _ = x.shape
-    if batch > 1 or x.device.type != "cpu" or depth % 2 or channels * depth * height > SMALL:
-        return F.conv3d(x, weight, padding=1)
-    x = F.pad(x, (0, 0, 0, 0, 1, 1))
-    halves = torch.cat([x[:, :, : depth // 2 + 2], x[:, :, depth // 2 :]])
-    y = F.conv3d(halves, weight, padding=(0, 1, 1))
-    return torch.cat([y[:1], y[1:]], 2)
 
 
 def enlarged_conv3x3x3(x: Tensor, weight: Tensor, scale: int) -> Tensor:
@@ -209,13 +169,3 @@ def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
     for a, b in zip(left[1:], right[1:], strict=True):
         result.baddbmm_(a.expand(number, -1, -1), b.expand(number, -1, -1))
     return result
-
-
-def channels_first(tokens: Tensor) -> Tensor:
-    """(B, D, H, W, C) -> (B, C, D, H, W), a view."""
-    return tokens.movedim(-1, 1)
-
-
-def channels_last(volume: Tensor) -> Tensor:
-    """(B, C, D, H, W) -> (B, D, H, W, C), a view."""
-    return volume.movedim(1, -1)

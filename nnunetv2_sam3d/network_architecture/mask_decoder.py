@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.config import TAPS
 from nnunetv2_sam3d.network_architecture.cpu import in_float32
-from nnunetv2_sam3d.network_architecture.layers import Conv3x3x3, conv3x3x3, enlarged_conv3x3x3
+from nnunetv2_sam3d.network_architecture.cpu_convolutions import conv3x3x3
+from nnunetv2_sam3d.network_architecture.layers import Conv3x3x3, enlarged_conv3x3x3
 
 
 class MaskDecoder3d(nn.Module):

@@ -99,9 +99,7 @@ class SAM3D(nn.Module):
     def _logits(self, features: Features, points: Tensor, signs: Tensor | None) -> Tensor:
         taps, image, size = list(features.taps), features.image, features.size
         if self.prompt_encoder is not None:
-            taps[-1] = self.prompt_encoder(taps[-1], points, image.shape[2:], signs)
-            if self.prompt_encoder.click_maps is not None and points.shape[1]:
-                taps = self.prompt_encoder.click_maps(taps, points, image.shape[2:], signs)
+            taps = self.prompt_encoder.prompted(taps, points, image.shape[2:], signs)
         logits = self.mask_decoder(taps, image)
         return logits if image.shape[2:] == size else logits[:, :, : size[0], : size[1], : size[2]]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.cpu import in_float32
-from nnunetv2_sam3d.network_architecture.frozen_cache import Once
+from nnunetv2_sam3d.network_architecture.frozen_cache import FrozenCache
 
 SAM_PATCH = 16
 
@@ -50,7 +50,7 @@ class FoldedStem3d(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.token_stride = token_stride
-        self._kernel, self._folded = Once(), Once()
+        self._kernel, self._folded = FrozenCache(), FrozenCache()
         self.patch_embed = PatchEmbed(embed_dim)
         self.slice_embed = nn.Conv3d(embed_dim, embed_dim, (SAM_PATCH, 1, 1), (SAM_PATCH, 1, 1), groups=embed_dim)
         # Starts as the mean over the slices of a token: the embedding of a slab is that of its average slice.

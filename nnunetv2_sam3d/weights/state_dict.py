@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
-from nnunetv2_sam3d.network_architecture.attention import SAM_WINDOW_ROWS
+from nnunetv2_sam3d.network_architecture.image_encoder import SAM_WINDOW_ROWS
 from nnunetv2_sam3d.weights.files import WeightsError
 
 # Four digits at most: a damaged name must not cost time.

@@ -74,7 +74,7 @@ def test_recording_changes_no_result_and_is_the_same_in_parts(
     adapter: str, make_network: MakeNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, image = make_network(adapter=adapter), image_of()
-    monkeypatch.setattr(parts, "PART_TOKENS", 30)  # a slice of tokens at a time
+    monkeypatch.setattr(parts, "CHUNK_TOKENS", 30)  # a slice of tokens at a time
     with torch.no_grad():
         expected = network(image)
         with recorded_paths(network) as in_parts:
@@ -166,7 +166,7 @@ def test_adapters_are_put_back_after_an_error(make_network: MakeNetwork) -> None
 @torch.no_grad()
 def test_maps_are_the_same_figures_token_by_token(make_network: MakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_network(adapter="dualpath")
-    monkeypatch.setattr(parts, "PART_TOKENS", 30)
+    monkeypatch.setattr(parts, "CHUNK_TOKENS", 30)
     with recorded_paths(network, keep_tokens=True) as in_parts:
         network(image_of(1))
     with as_on_gpus(), recorded_paths(network, keep_tokens=True) as at_once:

@@ -112,7 +112,7 @@ def test_the_published_plane_is_that_of_width_and_depth() -> None:
 def test_in_parts_on_gpus_and_at_once_are_the_same(
     name: str, grid: tuple[int, int, int], plane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nnunetv2_sam3d.network_architecture.cpu.PART_TOKENS", 13)
+    monkeypatch.setattr("nnunetv2_sam3d.network_architecture.cpu.CHUNK_TOKENS", 13)
     # in double precision, since the norm of two tokens that hardly differ makes much of rounding
     adapter, tokens = strong_adapter(name, plane).double(), tokens_of(grid).double()
     expected = adapter(tokens)

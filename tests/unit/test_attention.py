@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture.attention import WindowAttention3d, relative_table
+from nnunetv2_sam3d.network_architecture.image_encoder import WindowAttention3d, relative_table
 from nnunetv2_sam3d.network_architecture.windows import window_layout
 
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_sam3d.network_architecture import SAM3D, attention, stem, windows
+from nnunetv2_sam3d.network_architecture import SAM3D, stem, windows
+from nnunetv2_sam3d.network_architecture import image_encoder as attention
 from nnunetv2_sam3d.network_architecture import image_encoder as encoder
 from nnunetv2_sam3d.trainers.recipes import DUALPATH, apply_freezing
 

@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2_sam3d.planning.plans.memory_choice import choose, counted_bytes, gpu_peaks
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunetv2_sam3d.benchmark.case import Case
@@ -17,6 +16,7 @@ from nnunetv2_sam3d.memory.count import LiveBytes, step_bytes
 from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
 from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
+from nnunetv2_sam3d.planning.memory_choice import choose, counted_bytes, gpu_peaks
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from trainer_kit import MakeTrainer, batch, finish
 
-from nnunetv2_sam3d.network_architecture.adapter_paths import recorded_paths
-from nnunetv2_sam3d.trainers.adapter_log import ADAPTER_PATHS, AdapterLog
+from nnunetv2_sam3d.network_architecture.adapter_paths import LOG_KEY, recorded_paths
+from nnunetv2_sam3d.trainers.adapter_log import AdapterLog
 from nnunetv2_sam3d.weights.files import read_checkpoint
 
 
@@ -31,10 +31,10 @@ def test_each_epoch_has_the_figures_of_its_first_batch(make_trainer: MakeTrainer
         epoch(trainer, number)
         with torch.no_grad(), recorded_paths(trainer.plain_network) as records:
             trainer.plain_network(batch(trainer, 10 * number)["data"])
-        assert logging(trainer)[ADAPTER_PATHS][number] == [record.figures._asdict() for record in records.values()]
-    assert [len(blocks) for blocks in logging(trainer)[ADAPTER_PATHS]] == [4, 4]
+        assert logging(trainer)[LOG_KEY][number] == [record.figures._asdict() for record in records.values()]
+    assert [len(blocks) for blocks in logging(trainer)[LOG_KEY]] == [4, 4]
     text = Path(trainer.log_file).read_text()
-    share = logging(trainer)[ADAPTER_PATHS][0][3]["local_share"]
+    share = logging(trainer)[LOG_KEY][0][3]["local_share"]
     assert f"local path {share:.3f} of the sum" in text
     assert text.count("Adapter of block 3: gate") == 2
 
@@ -43,14 +43,14 @@ def test_a_resumed_training_goes_on_and_one_that_began_without_is_filled_up(make
     trainer = make_trainer("DualPath", initialize=True)
     epoch(trainer, 0)
     file = finish(trainer)
-    assert read_checkpoint(file)["logging"][ADAPTER_PATHS] == logging(trainer)[ADAPTER_PATHS]
+    assert read_checkpoint(file)["logging"][LOG_KEY] == logging(trainer)[LOG_KEY]
     resumed = make_trainer("DualPath")
     resumed.load_checkpoint(str(file))
     epoch(resumed, 1)
-    assert logging(resumed)[ADAPTER_PATHS][0] == logging(trainer)[ADAPTER_PATHS][0]
-    del logging(resumed)[ADAPTER_PATHS]
+    assert logging(resumed)[LOG_KEY][0] == logging(trainer)[LOG_KEY][0]
+    del logging(resumed)[LOG_KEY]
     epoch(resumed, 2)
-    assert [len(blocks) for blocks in logging(resumed)[ADAPTER_PATHS]] == [0, 0, 4]
+    assert [len(blocks) for blocks in logging(resumed)[LOG_KEY]] == [0, 0, 4]
 
 
 def test_it_disturbs_neither_chance_nor_results(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +68,8 @@ def test_it_disturbs_neither_chance_nor_results(make_trainer: MakeTrainer, monke
 def test_adapters_of_one_path_and_other_processes_log_nothing(kind: str, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(kind, initialize=True)
     epoch(trainer, 0)
-    assert ADAPTER_PATHS not in logging(trainer)  # a list that stays behind would stop nnU-Net's progress plot
+    assert LOG_KEY not in logging(trainer)  # a list that stays behind would stop nnU-Net's progress plot
     other = make_trainer("DualPath", initialize=True)
     other.adapter_log = AdapterLog(active=False)
     epoch(other, 0)
-    assert ADAPTER_PATHS not in logging(other)
+    assert LOG_KEY not in logging(other)

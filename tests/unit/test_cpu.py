@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture import SAM3D, block
-from nnunetv2_sam3d.network_architecture import cpu as parts
+from nnunetv2_sam3d.network_architecture import SAM3D, cpu, cpu_block, cpu_convolutions, image_encoder
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing
 
 Make = Callable[..., SAM3D]
@@ -19,14 +18,14 @@ SIZES = [(16, 20, 12), (48, 36, 40), (8, 16, 16)]
 
 @pytest.fixture(params=[8, 100, 2048], autouse=True)
 def part_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    for module in (parts, block):
-        monkeypatch.setattr(module, "PART_TOKENS", request.param)
+    for module in (cpu, cpu_block):
+        monkeypatch.setattr(module, "CHUNK_TOKENS", request.param)
     return request.param
 
 
 def at_once(network: SAM3D, monkeypatch: pytest.MonkeyPatch, *inputs: Tensor) -> Tensor:
     with monkeypatch.context() as patch, torch.inference_mode():
-        patch.setattr(block, "in_parts", lambda x: False)
+        patch.setattr(image_encoder, "in_chunks", lambda x: False)
         return network(*inputs)
 
 
@@ -83,7 +82,7 @@ def test_depthwise_convolution_slab_by_slab(depth: int) -> None:
     volume = torch.randn(depth, 5, 4, 6)
     with torch.no_grad():
         expected = conv(volume.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)
-        found = torch.cat([parts.depthwise_volume(volume, slab, conv) for slab in parts.slabs(volume)])
+        found = torch.cat([cpu_convolutions.depthwise_volume(volume, slab, conv) for slab in cpu.slabs(volume)])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -91,19 +90,19 @@ def test_slices_are_convolved_in_float32_under_autocast() -> None:
     slices, weight = torch.randn(2, 5, 4, 6), torch.randn(6, 1, 3, 3)
     expected = F.conv2d(slices.permute(0, 3, 1, 2), weight, padding=1, groups=6).permute(0, 2, 3, 1)
     with torch.autocast("cpu", torch.bfloat16):
-        found = parts.depthwise_slices(slices, weight)
+        found = cpu_convolutions.depthwise_slices(slices, weight)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_training_and_compilation_work_on_all_tokens_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = torch.zeros(1)
-    assert not parts.in_parts(tokens)
+    assert not cpu.in_chunks(tokens)
     with torch.no_grad():
-        assert parts.in_parts(tokens)
-        assert not parts.in_parts(tokens.to("meta"))
+        assert cpu.in_chunks(tokens)
+        assert not cpu.in_chunks(tokens.to("meta"))
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert not parts.in_parts(tokens)
+        assert not cpu.in_chunks(tokens)
 
 
 def gradients(network: SAM3D, *inputs: Tensor) -> dict[str, Tensor]:
@@ -141,7 +140,7 @@ def test_processors_train_as_gpus_do(make_network: Make, adapter: str) -> None:
     network = make_network(adapter=adapter, checkpointing=True)
     image = torch.randn(2, 1, 48, 36, 40, generator=torch.Generator().manual_seed(1))
     found = gradients(network, image)
-    with parts.as_on_gpus():
+    with cpu.as_on_gpus():
         expected = gradients(network, image)
     assert_same_gradients(found, expected)
 

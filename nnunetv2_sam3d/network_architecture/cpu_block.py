@@ -1,0 +1,149 @@
+"""One block of the encoder on CPUs, a chunk of the tokens at a time, and its recomputation in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from nnunetv2_sam3d.network_architecture.adapters import Adapter3d
+from nnunetv2_sam3d.network_architecture.cpu import CHUNK_TOKENS, on_cpu
+from nnunetv2_sam3d.network_architecture.cpu_adapters import adapted
+from nnunetv2_sam3d.network_architecture.windows import WindowLayout
+
+
+class Block(Protocol):
+    """What is used of ``image_encoder.Block3d``."""
+
+    adapter: Adapter3d
+    norm1: nn.LayerNorm
+    attn: Any  # WindowAttention3d
+    norm2: nn.LayerNorm
+    mlp: Any  # MLP
+
+    def attended(self, tokens: Tensor, layout: WindowLayout, windows: slice = ...) -> Tensor: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def forward(block: Block, x: Tensor, layout: WindowLayout) -> Tensor:
+    """``block(x, layout)`` without gradients, (B, D, H, W, C) -> the same."""
+    x = adapted(block.adapter, x)
+    tokens = x.flatten(1, 3)
+    attend_in_chunks(block, tokens, layout)
+    for chunk in tokens.split(CHUNK_TOKENS, 1):
+        chunk += block.mlp(block.norm2(chunk))
+    return x
+
+
+def attend_in_chunks(block: Block, tokens: Tensor, layout: WindowLayout) -> None:
+    """``x = x + attn(norm1(x))`` of (B, D * H * W, C), in chunks and into their memory."""
+    attended: Tensor | None = None
+    for windows in chunks_of_windows(layout):
+        part = block.attended(tokens, layout, windows)
+        if attended is None:
+            attended = part.new_empty(len(part), len(layout.gather) // layout.tokens, *part.shape[2:])
+        attended[:, windows] = part
+    assert attended is not None
+    for part, slots in zip(tokens.split(CHUNK_TOKENS, 1), layout.scatter.split(CHUNK_TOKENS), strict=True):
+        part += attended.flatten(1, 2)[:, slots]
+
+
+def chunks_of_windows(layout: WindowLayout) -> list[slice]:
+    """Windows of about ``CHUNK_TOKENS`` at a time."""
+    step, count = max(1, CHUNK_TOKENS // layout.tokens), len(layout.gather) // layout.tokens
+    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+def recomputed(block: Block, x: Tensor, layout: WindowLayout) -> Tensor:
+    """``block(x, layout)`` that keeps little of what its gradient needs, and computes it again in the backward pass."""
+    if not on_cpu(x):
+        return checkpoint(block, x, layout, use_reentrant=False)
+    assert isinstance(block, nn.Module)
+    trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    return _RecomputedInChunks.apply(block, layout, x, *trained)
+
+
+class _RecomputedInChunks(torch.autograd.Function):
+    """A block that works in chunks in both directions, for the reasons in ``cpu.py``.
+
+    The adapter's backward pass sees all tokens at once: its norms and convolutions reach beyond a part.
+
+    Only the block's input is kept. Attention's forward pass is computed twice again: for what the MLP reads, and for
+    its own gradient, which needs the MLP's first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, block: Block, layout: WindowLayout, x: Tensor, *trained: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.block, ctx.layout, ctx.trained = block, layout, trained
+        ctx.autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+        return block(x, layout)  # without gradients, and so in chunks
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """From the block's end to its start: MLP, attention, adapter."""
+        block: Block = ctx.block
+        layout: WindowLayout = ctx.layout
+        (x,) = ctx.saved_tensors
+        gradients = _Gradients(ctx.trained)
+        with torch.enable_grad(), torch.autocast("cpu", *ctx.autocast):
+            x = x.detach().requires_grad_()
+            adapted = block.adapter(x)
+            tokens = adapted.detach().flatten(1, 3)
+            middle = tokens.clone()
+            with torch.no_grad():
+                attend_in_chunks(block, middle, layout)
+            grad = grad.clone(memory_format=torch.contiguous_format)
+            of_tokens = grad.flatten(1, 3)
+            for part, of_part in zip(middle.split(CHUNK_TOKENS, 1), of_tokens.split(CHUNK_TOKENS, 1), strict=True):
+                part = part.detach().requires_grad_()
+                of_part += gradients.through(block.mlp(block.norm2(part)), part, of_part)
+            del middle
+            _attention(block, layout, tokens, of_tokens, gradients)
+            of_x = gradients.through(adapted, x, grad)
+        return None, None, of_x, *gradients.sums
+
+
+def _attention(block: Block, layout: WindowLayout, tokens: Tensor, of_tokens: Tensor, gradients: _Gradients) -> None:
+    """Adds the gradient of ``tokens`` through ``attn(norm1(tokens))`` to that of its result."""
+    of_slots = tokens.new_empty(len(tokens), len(layout.gather), tokens.shape[2])
+    for windows in chunks_of_windows(layout):
+        slots = slice(windows.start * layout.tokens, windows.stop * layout.tokens)
+        gather = layout.gather[slots]
+        part = tokens[:, gather].requires_grad_()
+        of_attended = of_tokens[:, gather]
+        if layout.region is not None:  # padding has none
+            of_attended *= layout.region[windows].sum(-1).view(-1, 1)
+        attended = block.attn(block.norm1(part.unflatten(1, (-1, layout.tokens))), layout, windows)
+        of_slots[:, slots] = gradients.through(attended, part, of_attended.view_as(attended))
+    for part, slots in zip(of_tokens.split(CHUNK_TOKENS, 1), layout.scatter.split(CHUNK_TOKENS), strict=True):
+        part += of_slots[:, slots]
+
+
+class _Gradients:
+    """Sums the gradients of trained parameters over parts.
+
+    Attributes:
+        sums: in the order of the parameters; ``None`` where no part had any.
+    """
+
+    def __init__(self, trained: Sequence[Tensor]) -> None:
+        self.trained = trained
+        self.sums: list[Tensor | None] = [None] * len(trained)
+
+    def through(self, result: Tensor, part: Tensor, of_result: Tensor) -> Tensor:
+        """The gradient of a part, given that of its result; those of the parameters are added up."""
+        of_part, *more = torch.autograd.grad(
+            result, [part, *self.trained], of_result.to(result.dtype), allow_unused=True
+        )
+        for index, gradient in enumerate(more):
+            if gradient is not None:
+                known = self.sums[index]
+                self.sums[index] = gradient if known is None else known.add_(gradient)
+        return of_part

@@ -1,0 +1,91 @@
+"""3D convolutions on CPUs: the same functions, in forms for which PyTorch has fast kernels there.
+
+1x1x1 convolutions are matrix products, depthwise ones sums of convolutions of single slices.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunetv2_sam3d.network_architecture.axes import channels_first, channels_last
+
+SMALL = 20480  # PyTorch's limit on channels * D * H, see conv3x3x3
+
+
+def pointwise(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """1x1x1, (B, in_channels, D, H, W) -> (B, out_channels, D, H, W), as the matrix product that it is."""
+    return channels_first(F.linear(channels_last(x), conv.weight.flatten(1), conv.bias))
+
+
+def depthwise_in_plane(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """Depthwise 1x3x3, (B, C, D, H, W) -> the same, slice by slice and in the weight's precision."""
+    assert conv.bias is not None
+    return channels_first(_each_slice(channels_last(x).contiguous(), conv.weight[:, :, 0]) + conv.bias)
+
+
+def depthwise_across_slices(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """Depthwise 3x1x1, (B, C, D, H, W) -> the same, as the sum of three volumes that are shifted by a slice."""
+    assert conv.bias is not None
+    before, here, after = (channels_last(x) * weight for weight in conv.weight[:, 0, :, 0, 0].unbind(1))
+    return channels_first(here + conv.bias + _shifted(before, after))
+
+
+def depthwise_3x3x3(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """Depthwise 3x3x3, (B, C, D, H, W) -> the same, as the sum of three convolutions of single slices."""
+    x = channels_last(x).contiguous()
+    before, here, after = (_each_slice(x, weight) for weight in conv.weight.unbind(2))
+    assert conv.bias is not None
+    return channels_first(here + conv.bias + _shifted(before, after))
+
+
+def _shifted(before: Tensor, after: Tensor) -> Tensor:
+    """The sum of (B, D, H, W, C), one moved by a slice to where it comes after, the other to where it comes before."""
+    return F.pad(before[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0)) + F.pad(after[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
+
+
+def _each_slice(x: Tensor, weight: Tensor) -> Tensor:
+    """:func:`depthwise_slices` of a batch, (B, D, H, W, C)."""
+    return depthwise_slices(x.flatten(0, 1), weight).unflatten(0, x.shape[:2])
+
+
+def depthwise_slices(slices: Tensor, weight: Tensor) -> Tensor:
+    """Depthwise 3x3 convolution of each slice, in the weight's precision; PyTorch's kernel is far faster than in 3D.
+
+    Shape:
+        slices: (D, H, W, C), weight: (C, 1, 3, 3) -> (D, H, W, C)
+    """
+    images = slices.to(weight.dtype).permute(0, 3, 1, 2)
+    with torch.autocast("cpu", enabled=False):
+        return F.conv2d(images, weight, padding=1, groups=len(weight)).permute(0, 2, 3, 1)
+
+
+def depthwise_volume(volume: Tensor, slab: slice, conv: nn.Conv3d) -> Tensor:
+    """A slab of a depthwise 3x3x3 convolution (padding 1) of (D, H, W, C), as the sum of three in the plane."""
+    assert conv.bias is not None
+    result = depthwise_slices(volume[slab], conv.weight[:, :, 1]) + conv.bias
+    for offset in (-1, 1):
+        near = slice(max(slab.start + offset, 0), min(slab.stop + offset, len(volume)))
+        there = slice(near.start - offset - slab.start, near.stop - offset - slab.start)
+        result[there] += depthwise_slices(volume[near], conv.weight[:, :, 1 + offset])
+    return result
+
+
+def conv3x3x3(x: Tensor, weight: Tensor) -> Tensor:
+    """3x3x3 convolution with padding 1, also fast for one small volume on a CPU.
+
+    For a single float32 volume of few channels PyTorch chooses a kernel that is several times slower than the one for
+    batches. Such a volume is convolved as a batch of its two halves, each with the neighbouring slice of the other:
+    the same function.
+
+    Shape:
+        x: (B, in_channels, D, H, W), weight: (out_channels, in_channels, 3, 3, 3) -> (B, out_channels, D, H, W)
+    """
+    batch, channels, depth, height, _ = x.shape
+    if batch > 1 or x.device.type != "cpu" or depth % 2 or channels * depth * height > SMALL:
+        return F.conv3d(x, weight, padding=1)
+    x = F.pad(x, (0, 0, 0, 0, 1, 1))
+    halves = torch.cat([x[:, :, : depth // 2 + 2], x[:, :, depth // 2 :]])
+    y = F.conv3d(halves, weight, padding=(0, 1, 1))
+    return torch.cat([y[:1], y[1:]], 2)
