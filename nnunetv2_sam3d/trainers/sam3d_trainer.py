@@ -32,7 +32,7 @@ from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
 from nnunetv2_sam3d.trainers.schedule import LinearDecay, keep_thread_limit
 from nnunetv2_sam3d.trainers.seeds import seed_loaders, seed_of_run, seed_process
-from nnunetv2_sam3d.trainers.start import Run, Start, outputs_of, take_over_pretrained_weights
+from nnunetv2_sam3d.trainers.start import Run, Start, outputs_of
 from nnunetv2_sam3d.trainers.training_clicks import AUTOMATIC_LOSSES, CLICKED_LOSSES, ClickSteps, seed_of
 from nnunetv2_sam3d.weights.files import write_checkpoint
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, Weights, read_weights
@@ -91,6 +91,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         self.probabilistic_oversampling = self.configuration_manager.batch_size == 1
         self.start: Start | None = None
         self.resumed_from: Weights | None = None
+        self.pretrained_weights: str | None = None  # file of nnUNetv2_train -pretrained_weights
 
     @classmethod
     def build_network_architecture(
@@ -168,7 +169,9 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             self.start.loaded = {
                 name for name in self.resumed_from.state if name not in self.resumed_from.metadata.get("trained", ())
             }
-        elif not take_over_pretrained_weights(self.start.take):
+        elif self.pretrained_weights is not None:
+            self.start.take(self.pretrained_weights)
+        else:
             self.start.find(self.run(), self.recipe, self.settings.sam_checkpoint, self.settings.variant)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -185,36 +183,3 @@ def _remedies(run: Run, recipe: Recipe, variant: str | None) -> str:
     if recipe.groups and not recipe.starts_from and variant in SAM_FILES:
         lines += ["or train everything, which needs no pretrained weights:", full]
     return "\n".join(lines)
-
-
-def take_over_pretrained_weights(take: Callable[[str], None]) -> bool:
-    """Loads the file of ``nnUNetv2_train -pretrained_weights FILE`` in nnU-Net's place.
-
-    nnU-Net's own loader unpickles the file without restriction, refuses a file with other adapters, and never takes the
-    last convolution, which a frozen decoder needs. ``maybe_load_checkpoint`` calls it right after initialising the
-    trainer, with nothing but the network; once ``take`` has the file, that one call is made to do nothing, in the
-    module that makes it.
-
-    Args:
-        take: loads a file.
-
-    Returns:
-        whether nnU-Net was given a file.
-
-    Raises:
-        WeightsError: if ``take`` refuses the file; nnU-Net is then as it was.
-    """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_name != "maybe_load_checkpoint":
-        frame = frame.f_back
-    if frame is None or not frame.f_locals.get("pretrained_weights_file"):
-        return False
-    take(str(frame.f_locals["pretrained_weights_file"]))
-    module = frame.f_globals
-    stock = module["load_pretrained_weights"]
-
-    def already_loaded(network: nn.Module, fname: str, verbose: bool = False) -> None:
-        module["load_pretrained_weights"] = stock
-
-    module["load_pretrained_weights"] = already_loaded
-    return True

@@ -8,16 +8,12 @@ from pathlib import Path
 
 import torch
 
-from nnunetv2_sam3d.evaluation.click_test import as_text, run_protocol
-from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
-from nnunetv2_sam3d.nnunet.labels import find_target
-from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
+from nnunetv2_sam3d.trainers import pretrained as pretrained
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 from nnunetv2_sam3d.trainers.recipes import RECIPES
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
 from nnunetv2_sam3d.trainers.time_budget import nnUNetTrainer_TimeBudget
-from nnunetv2_sam3d.weights import load_model
 
 
 class EvaluatingTrainer(nnUNetTrainer_SAM3D):
@@ -79,6 +75,13 @@ class EvaluatingTrainer(nnUNetTrainer_SAM3D):
             self._run_reference_protocol()
 
     def _run_reference_protocol(self) -> None:
+        # here, so that nnUNetv2_predict, which imports the trainers, does without
+        from nnunetv2_sam3d.evaluation.click_test import as_text, run_protocol
+        from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
+        from nnunetv2_sam3d.nnunet.labels import find_target
+        from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
+        from nnunetv2_sam3d.weights import load_model
+
         try:
             fold = TrainedFold(Path(self.output_folder_base), int(self.fold))
             protocol = ReferenceProtocol(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from nnunetv2.run import run_training
 from trainer_kit import CONFIGURATION, NAME, TOY, MakeTrainer, Pair, finish, plans_of, sam_checkpoint
 
 from nnunetv2_sam3d.trainers import variants as trainers
@@ -28,7 +27,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """nnU-Net's paths, with a preprocessed folder in which it recognises its format."""
-    monkeypatch.setattr(run_training, "load_pretrained_weights", run_training.load_pretrained_weights)  # for the next
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     data = tmp_path / "preprocessed" / NAME / "nnUNetPlans_3d_fullres"
