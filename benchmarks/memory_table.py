@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnunetv2_sam3d.memory.model import GB
-from nnunetv2_sam3d.network_architecture import VARIANTS
+from nnunetv2_sam3d.network_architecture.config import VARIANTS
 from nnunetv2_sam3d.planning.memory_choice import choose
 from nnunetv2_sam3d.trainers.recipes import RECIPES
 

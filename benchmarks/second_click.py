@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 
 from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
-from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS
+from nnunetv2_sam3d.network_architecture.config import VARIANTS
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 Times = tuple[float, float]
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Files: written whole or not at all, their SHA-256."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from typing import Any, BinaryIO
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, file)
+    """Writes JSON whole or not at all."""
+    write_whole(file, lambda out: out.write(json.dumps(content, indent=1).encode()))
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

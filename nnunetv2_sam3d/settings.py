@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from nnunetv2_sam3d.clicks.simulation import ClickTraining, click_training
-from nnunetv2_sam3d.network_architecture import VARIANTS, SAM3DConfig
-from nnunetv2_sam3d.network_architecture.adapters import PLANES, SLICE
-from nnunetv2_sam3d.network_architecture.config import as_token_stride
+from nnunetv2_sam3d.network_architecture.config import PLANES, SLICE, VARIANTS, SAM3DConfig, as_token_stride
 from nnunetv2_sam3d.network_architecture.cpu import cpu_precision
 from nnunetv2_sam3d.weights.channels import check_class_map
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = PROJECT.parent / "shared"

@@ -23,7 +23,7 @@ SAM_PATCH = 16
 
 
 class PlainSAM3D(nn.Module):
-    """The function of :class:`~nnunetv2_sam3d.network_architecture.SAM3D`, written plainly.
+    """The function of :class:`~nnunetv2_sam3d.network_architecture.sam3d.SAM3D`, written plainly.
 
     Source: Gong et al., arXiv:2306.13465.
 

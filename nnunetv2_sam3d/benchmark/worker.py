@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nnunetv2_sam3d.benchmark import machine
 from nnunetv2_sam3d.benchmark.case import Case
 from nnunetv2_sam3d.benchmark.plain import PlainSAM3D
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 MIRRORING_AXES = (0, 1, 2)
 

@@ -84,7 +84,7 @@ class Clicks(NamedTuple):
 
     Attributes:
         points: float32, (B, N, 3), (z, y, x) in voxels of the crops.
-        signs: float32, (B, N), as :class:`~nnunetv2_sam3d.network_architecture.SAM3D` takes them: 0 fills up.
+        signs: float32, (B, N), as :class:`~nnunetv2_sam3d.network_architecture.sam3d.SAM3D` takes them: 0 fills up.
     """
 
     points: np.ndarray

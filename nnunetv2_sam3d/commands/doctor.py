@@ -16,7 +16,7 @@ from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.commands.common import add_command, say
 from nnunetv2_sam3d.nnunet.version import check_nnunet_version
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
-from nnunetv2_sam3d.weights.fetch import ENVIRONMENT, SAM_FILES, cache_folder
+from nnunetv2_sam3d.weights.sources import ENVIRONMENT, NAMED, cache_folder, cached
 
 FETCH = "none; nnUNetv2_sam3d weights fetch vit_b puts SAM's encoder there"
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -158,9 +158,9 @@ def _weights() -> list[Finding]:
     if value:
         found = Path(value).is_file()
         findings.append(Finding(ENVIRONMENT, found, value if found else f"{value} does not exist; correct or unset it"))
-    cached = [variant for variant, file in SAM_FILES.items() if (cache_folder() / file.name).is_file()]
+    fetched = [name for name in NAMED if cached(name)]
     findings.append(
-        Finding("SAM weights", True if cached else None, f"in {cache_folder()}: {', '.join(cached) or FETCH}")
+        Finding("SAM weights", True if fetched else None, f"in {cache_folder()}: {', '.join(fetched) or FETCH}")
     )
     return findings
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_sam3d.commands.common import add_class_map, add_click_options, add_command, say
-from nnunetv2_sam3d.network_architecture.config import VARIANTS
-from nnunetv2_sam3d.network_architecture.cpu import PRECISIONS
+from nnunetv2_sam3d.network_architecture.config import PRECISIONS, VARIANTS
 
 if TYPE_CHECKING:  # what loads torch is imported where it is used
     from nnunetv2_sam3d.planning.memory_choice import Choice
@@ -129,7 +128,9 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         "that only their place tells apart (default: nnU-Net's, all three)",
     )
     parser.add_argument("--max-seconds", type=float, help="training time of nnUNetTrainer_TimeBudget")
-    parser.add_argument("--sam-checkpoint", metavar="FILE", help="SAM's weights, noted in the plans")
+    parser.add_argument(
+        "--sam-checkpoint", metavar="FILE", help="SAM's weights, noted in the plans; or medsam, once fetched"
+    )
     add_click_options(parser)
     add_class_map(parser)
 
@@ -140,10 +141,12 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.planning.plans import derive_plans
     from nnunetv2_sam3d.trainers.names import evaluation_of
     from nnunetv2_sam3d.weights.reading import read_weights
+    from nnunetv2_sam3d.weights.sources import find_sam_checkpoint
 
     check_paths()
     if options.sam_checkpoint:
-        read_weights(options.sam_checkpoint)  # a wrong file is found now, not when the training starts
+        # a wrong file is found now, not when the training starts
+        read_weights(find_sam_checkpoint(options.variant or "", options.sam_checkpoint) or "")
     target = dataset_folder(options.dataset) / f"{options.name}.json"
     earlier = target.read_text() if target.is_file() else None
     settings, patch_size, batch_size = settings_from(options), options.patch_size, options.batch_size

@@ -65,21 +65,21 @@ def _add_fetch(verbs: Any) -> None:
     fetch = add_command(
         verbs,
         "fetch",
-        "Put SAM's published weights where the trainers look for them.",
+        "Put SAM's or MedSAM's published weights where the trainers look for them.",
         """\
         nnUNetv2_sam3d weights fetch vit_b
+        nnUNetv2_sam3d weights fetch medsam
         nnUNetv2_sam3d weights fetch vit_b --from /media/stick/sam_vit_b_01ec64.pth
-        nnUNetv2_sam3d weights fetch vit_h --url https://mirror.example.org/segment_anything/
+        HF_ENDPOINT=https://mirror.example.org nnUNetv2_sam3d weights fetch vit_h
         """,
     )
-    fetch.add_argument("variant", metavar="VARIANT", help="size of SAM's encoder: vit_b, vit_l or vit_h")
-    where = fetch.add_mutually_exclusive_group()
-    where.add_argument(
-        "--url",
-        help="another address of the file, or of a folder that holds it if it ends in / (default: the variable "
-        "nnUNet_sam_mirror, then the server of SAM's authors)",
+    fetch.add_argument(
+        "name",
+        metavar="NAME",
+        help="vit_b, vit_l or vit_h for SAM's encoder of that size, or medsam; from the Hugging Face Hub, or from the "
+        "mirror of it that the variable HF_ENDPOINT names",
     )
-    where.add_argument("--from", dest="source", metavar="FILE", help="take a local file")
+    fetch.add_argument("--from", dest="source", metavar="FILE", help="take a local file")
     fetch.set_defaults(run=run_fetch)
 
 
@@ -133,8 +133,8 @@ def _check_output(options: argparse.Namespace) -> None:
 
 def run_convert(options: argparse.Namespace) -> int:
     """Converts and says what was written."""
-    from nnunetv2_sam3d.weights import convert
     from nnunetv2_sam3d.weights.channels import parse_class_map
+    from nnunetv2_sam3d.weights.reading import convert
 
     _check_output(options)
     class_map = parse_class_map(options.map_class or [])
@@ -164,7 +164,7 @@ def run_fetch(options: argparse.Namespace) -> int:
     """Fetches, saying each step."""
     from nnunetv2_sam3d.weights.fetch import fetch
 
-    fetch(options.variant, url=options.url, source=options.source, log=say)
+    fetch(options.name, source=options.source, log=say)
     return 0
 
 

@@ -12,9 +12,9 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from torch import Tensor
 
 from nnunetv2_sam3d.clicks.sampling import correcting_click
-from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.adapter_paths import PathRecord, recorded_paths
 from nnunetv2_sam3d.network_architecture.config import TAPS
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import Target
 from nnunetv2_sam3d.nnunet.trained_fold import Volume
 

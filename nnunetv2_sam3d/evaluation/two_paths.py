@@ -15,7 +15,6 @@ from nnunetv2_sam3d.evaluation.click_test import provenance
 from nnunetv2_sam3d.evaluation.gate_maps import ZONES, MapView, look_at
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
-from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.adapter_paths import (
     LOG_KEY,
     PATHS,
@@ -25,6 +24,7 @@ from nnunetv2_sam3d.network_architecture.adapter_paths import (
     without,
 )
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS, DualPathAdapter3d
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import Target
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, Volume
 from nnunetv2_sam3d.text_table import markdown_table

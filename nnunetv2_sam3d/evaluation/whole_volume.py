@@ -17,7 +17,7 @@ from nnunetv2_sam3d.clicks.sampling import click_generator, correcting_click, ra
 from nnunetv2_sam3d.evaluation.protocol import check_settings, common_settings, figures, keep_clicks, keep_mask
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import Target
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, Volume
 

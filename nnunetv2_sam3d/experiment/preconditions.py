@@ -29,7 +29,7 @@ from nnunetv2_sam3d.nnunet.splits import read_folds
 from nnunetv2_sam3d.trainers.names import BASE_PLANS, TIME_BUDGET, short_name, trainer_class
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing
 from nnunetv2_sam3d.trainers.start import Run, Start
-from nnunetv2_sam3d.weights import WeightsError
+from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.lineage import start_of
 
 SPLITS = 5

@@ -9,7 +9,7 @@ from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.nnunet.folders import read_plans
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.names import STUDIES, study_arms
-from nnunetv2_sam3d.weights.fetch import SAM_FILES, find_sam_checkpoint
+from nnunetv2_sam3d.weights.sources import SAM_FILES, find_sam_checkpoint
 
 
 def arms_of(studies: Sequence[str], plans: Path, configuration: str) -> list[str]:

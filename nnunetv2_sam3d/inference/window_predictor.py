@@ -15,8 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
 from nnunetv2_sam3d.inference.window_geometry import Window, borders, clicks_inside, place_windows, window_weight
-from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.network_architecture.sam3d import Features
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D, Features
 
 CACHE_BYTES = 4 << 30
 

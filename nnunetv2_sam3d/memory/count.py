@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.cpu import as_on_gpus
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 Freeze = Callable[[nn.Module], Sequence[Sequence[nn.Parameter]]]
 Loss = Callable[[Tensor, Tensor], Tensor]

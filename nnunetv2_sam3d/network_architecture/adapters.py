@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.axes import channels_first, channels_last
+from nnunetv2_sam3d.network_architecture.config import PUBLISHED, SLICE
 from nnunetv2_sam3d.network_architecture.cpu import in_bfloat16, in_float32
 from nnunetv2_sam3d.network_architecture.layers import (
     Depthwise3x3x3,
@@ -24,8 +25,6 @@ from nnunetv2_sam3d.network_architecture.layers import (
 
 ADAPTERS: dict[str, type[Adapter3d]] = {}  # by name, in the order in which they are defined
 
-SLICE, PUBLISHED = "slice", "published"
-PLANES = (SLICE, PUBLISHED)
 QUIET = 0.1  # strength of the local path in a quiet start
 
 FFT_CUTOFF = 0.25  # of the largest frequency; what lies above it is amplified

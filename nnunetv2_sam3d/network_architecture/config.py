@@ -1,4 +1,4 @@
-"""Sizes of the network, as data."""
+"""Sizes of the network, as data. Imports no PyTorch, for the command line."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from math import ceil
 from typing import Any
 
-from nnunetv2_sam3d.network_architecture.adapters import PLANES, SLICE, check_adapter
-
 TOKEN_STRIDES = (1, 2, 4, 8, 16)
 TAPS = 4
+SLICE, PUBLISHED = "slice", "published"
+PLANES = (SLICE, PUBLISHED)  # of the DualPath adapters' local path
+PRECISIONS = ("auto", "float32", "bfloat16")  # of the matrix products on CPUs
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class SAM3DConfig:
         checkpointing: recompute each block's activations in the backward pass (less memory, more time).
 
     Raises:
-        ValueError: if sizes do not fit together.
+        ValueError: if sizes do not fit together. The adapter's name is checked when the network is built.
     """
 
     embed_dim: int = 768
@@ -88,7 +89,6 @@ class SAM3DConfig:
             raise ValueError(f"depth must be a multiple of {TAPS} (one tap after each quarter), got {self.depth}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
-        check_adapter(self.adapter)
         if self.adapter_plane not in PLANES:
             raise ValueError(f"adapter_plane must be one of {PLANES}, got {self.adapter_plane!r}")
         if self.adapter_dim is not None and (type(self.adapter_dim) is not int or self.adapter_dim < 1):

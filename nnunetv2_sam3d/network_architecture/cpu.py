@@ -14,6 +14,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from nnunetv2_sam3d.network_architecture.config import PRECISIONS
+
 CHUNK_TOKENS = 2048
 _as_on_gpus = ContextVar("as_on_gpus", default=False)
 
@@ -51,9 +53,6 @@ def as_on_gpus() -> Iterator[None]:
         yield
     finally:
         _as_on_gpus.reset(token)
-
-
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def cpu_has_bfloat16() -> bool:

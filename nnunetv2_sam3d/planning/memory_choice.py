@@ -12,8 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_sam3d.memory.count import Counted, step_bytes
 from nnunetv2_sam3d.memory.model import GB, peak_bytes
-from nnunetv2_sam3d.network_architecture import SAM3DConfig
-from nnunetv2_sam3d.network_architecture.config import TAPS
+from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.windows import WINDOW
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing

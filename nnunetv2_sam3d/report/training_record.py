@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.network_architecture import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
+from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.nnunet.folders import read_table
 from nnunetv2_sam3d.results.collect import Model
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.adapter_paths import LOG_KEY, recorded_paths, two_path_adapters
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 
 class AdapterLog:

@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_sam3d.clicks.simulation import SimulatedClicks
 from nnunetv2_sam3d.memory.count import step_bytes
 from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
-from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import click_target
 from nnunetv2_sam3d.nnunet.version import check_nnunet_version
 from nnunetv2_sam3d.settings import Settings

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.recipes import Recipe
-from nnunetv2_sam3d.weights import WeightsError, load_into, read_weights
 from nnunetv2_sam3d.weights.channels import Outputs
-from nnunetv2_sam3d.weights.fetch import ENVIRONMENT, SAM_FILES, find_sam_checkpoint
+from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.reading import read_weights
+from nnunetv2_sam3d.weights.sources import ENVIRONMENT, SAM_FILES, find_sam_checkpoint
 from nnunetv2_sam3d.weights.state_dict import SEG_LAYERS, part_of
+from nnunetv2_sam3d.weights.transfer import load_into
 
 RANDOM = {"kind": "random"}
 
@@ -165,7 +167,7 @@ def _remedies(run: Run, recipe: Recipe, variant: str | None) -> str:
         lines += [
             "Get SAM's published encoder, or name a file that holds it:",
             f"    nnUNetv2_sam3d weights fetch {variant}",
-            f"    export {ENVIRONMENT}=/path/to/{SAM_FILES[variant].name}",
+            f"    export {ENVIRONMENT}=/path/to/{SAM_FILES[variant].official}",
             "or give a whole model:",
         ]
     else:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from nnunetv2_sam3d.clicks.simulation import Clicks, SimulatedClicks
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 # names in nnU-Net's log, of Dice losses over the crops of validation that show the target
 AUTOMATIC_LOSSES = "val_losses_target_automatic"

@@ -80,7 +80,7 @@ class EvaluatingTrainer(nnUNetTrainer_SAM3D):
         from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
         from nnunetv2_sam3d.nnunet.labels import find_target
         from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
-        from nnunetv2_sam3d.weights import load_model
+        from nnunetv2_sam3d.weights.reading import load_model
 
         try:
             fold = TrainedFold(Path(self.output_folder_base), int(self.fold))

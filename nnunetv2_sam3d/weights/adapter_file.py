@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nnunetv2_sam3d.files import write_whole
-from nnunetv2_sam3d.weights.files import WeightsError
+from nnunetv2_sam3d.weights.errors import WeightsError
 
 KIND = "nnunetv2_sam3d adapter"
 FORMAT_VERSION = 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnunetv2_sam3d.weights.files import WeightsError
+from nnunetv2_sam3d.weights.errors import WeightsError
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
-from nnunetv2_sam3d.network_architecture.config import variant_of
+from nnunetv2_sam3d.network_architecture.config import SAM3DConfig, variant_of
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file, read_adapter
-from nnunetv2_sam3d.weights.files import WeightsError
+from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import KINDS, METADATA_KEY, Weights, network_from, read_weights
 from nnunetv2_sam3d.weights.state_dict import PARTS, encoder_sizes, part_of
 

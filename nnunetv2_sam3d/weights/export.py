@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from nnunetv2_sam3d.files import sha256, write_whole
-from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
-from nnunetv2_sam3d.network_architecture.config import variant_of
+from nnunetv2_sam3d.network_architecture.config import SAM3DConfig, variant_of
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.adapter_file import (
     AdapterMetadata,
     plans_sha256,
@@ -22,9 +22,10 @@ from nnunetv2_sam3d.weights.adapter_file import (
     tensors_sha256,
     write_adapter,
 )
-from nnunetv2_sam3d.weights.fetch import SAM_FILES
-from nnunetv2_sam3d.weights.files import WeightsError, read_checkpoint, write_checkpoint
+from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.files import read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.reading import KINDS, METADATA_KEY, Weights, read_weights
+from nnunetv2_sam3d.weights.sources import SAM_FILES
 from nnunetv2_sam3d.weights.state_dict import part_of
 from nnunetv2_sam3d.weights.transfer import load_into
 

@@ -14,11 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from nnunetv2_sam3d.files import write_whole
-
-
-class WeightsError(ValueError):
-    """A weights file cannot be used; the message says what it is, what was expected and what to do."""
-
+from nnunetv2_sam3d.weights.errors import WeightsError
 
 # What checkpoints hold beside tensors and plain types: NumPy numbers (losses, scores). Nothing of it can run code.
 # The second scalar is its name in files that NumPy 1 wrote.

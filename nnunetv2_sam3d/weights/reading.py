@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.files import sha256
-from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import CONVEX_GATE, has_convex_gate
+from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file
 from nnunetv2_sam3d.weights.channels import Outputs, check_class_map
-from nnunetv2_sam3d.weights.files import WeightsError, read_checkpoint, write_checkpoint
+from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.files import read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.sam import IN_SAM, convert_sam, find_sam
 from nnunetv2_sam3d.weights.sam3d_adapter import convert_reference, is_reference_checkpoint
 from nnunetv2_sam3d.weights.state_dict import as_state, depth_of, encoder_sizes, in_short, misfits

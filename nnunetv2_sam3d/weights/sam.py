@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import VARIANTS
-from nnunetv2_sam3d.weights.files import WeightsError
+from nnunetv2_sam3d.network_architecture.config import VARIANTS
+from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.state_dict import as_state
 
 PREFIX = "image_encoder."  # of segment-anything and MedSAM

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3DConfig
-from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS, PUBLISHED, DualPathAdapter3d
-from nnunetv2_sam3d.weights.files import WeightsError
+from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS, DualPathAdapter3d
+from nnunetv2_sam3d.network_architecture.config import PUBLISHED, SAM3DConfig
+from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.state_dict import as_state, config_from_shapes
 
 LOCAL_PATH = re.compile(r"encoder\.blocks\.\d+\.adapter\.local_")

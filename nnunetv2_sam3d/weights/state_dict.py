@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
+from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.image_encoder import SAM_WINDOW_ROWS
-from nnunetv2_sam3d.weights.files import WeightsError
+from nnunetv2_sam3d.weights.errors import WeightsError
 
 # Four digits at most: a damaged name must not cost time.
 BLOCK = re.compile(r"encoder\.blocks\.(\d{1,4})\.")

@@ -9,15 +9,15 @@ from typing import cast
 
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS, Adapter3d, DualPathAdapter3d
-from nnunetv2_sam3d.network_architecture.config import variant_of
+from nnunetv2_sam3d.network_architecture.config import SAM3DConfig, variant_of
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.channels import Outputs, map_channels
-from nnunetv2_sam3d.weights.fetch import SAM_FILES
-from nnunetv2_sam3d.weights.files import WeightsError
+from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import Weights
 from nnunetv2_sam3d.weights.sam import IN_SAM
+from nnunetv2_sam3d.weights.sources import SAM_FILES, command
 from nnunetv2_sam3d.weights.state_dict import (
     LAST_CONVOLUTION,
     encoder_sizes,
@@ -168,7 +168,7 @@ def _check_encoder(weights: Weights, target: SAM3DConfig) -> None:
         raise WeightsError(
             f"{weights.describe()} is {own or 'no published size'}, the plans ask for {wanted or 'another size'}: "
             f"{'; '.join(different)}. "
-            + (f"Give SAM's file of that size, {SAM_FILES[wanted]}" if wanted in SAM_FILES else "Give a file that fits")
+            + (f"Give SAM's file of that size: {command(wanted)}" if wanted in SAM_FILES else "Give a file that fits")
             + (f", or plan for this one: nnUNetv2_sam3d plan --variant {own}" if own else "; see plan --variant")
         )
 

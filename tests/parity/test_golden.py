@@ -12,10 +12,9 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
-from nnunetv2_sam3d.weights import load_model, read_weights
-from nnunetv2_sam3d.weights.reading import network_from
+from nnunetv2_sam3d.weights.reading import load_model, network_from, read_weights
 from nnunetv2_sam3d.weights.sam3d_adapter import DECODER_NAMES, ENCODER_NAMES, PROMPT_NAMES
 
 pytestmark = pytest.mark.golden

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture import cpu as parts
 from nnunetv2_sam3d.network_architecture.adapter_paths import (
     PATHS,
@@ -19,6 +18,7 @@ from nnunetv2_sam3d.network_architecture.adapter_paths import (
     without,
 )
 from nnunetv2_sam3d.network_architecture.cpu import as_on_gpus
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 MakeNetwork = Callable[..., SAM3D]
 SIZE = (12, 20, 24)  # 3 x 5 x 6 tokens

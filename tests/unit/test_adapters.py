@@ -9,7 +9,6 @@ from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture.adapters import (
     ADAPTERS,
-    PLANES,
     Adapter3d,
     DualPathAdapter3d,
     InPlaneConv3d,
@@ -17,6 +16,7 @@ from nnunetv2_sam3d.network_architecture.adapters import (
     make_adapter,
     pooled_in_plane,
 )
+from nnunetv2_sam3d.network_architecture.config import PLANES
 from nnunetv2_sam3d.network_architecture.cpu import as_on_gpus
 from nnunetv2_sam3d.network_architecture.cpu_adapters import adapted
 

@@ -17,7 +17,7 @@ from nnunetv2_sam3d.benchmark.plain import PlainSAM3D
 from nnunetv2_sam3d.benchmark.run import parity_failures
 from nnunetv2_sam3d.benchmark.worker import build, count_operations, fill, saved_bytes
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 TINY = Case("forward", "ours", "vit_tiny", (32, 32, 32), 4, "float32", "DualPath")
 FIELDS = {

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
-from nnunetv2_sam3d.weights import load_model
+from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.files import write_checkpoint
-from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY
+from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, load_model
 
 
 @pytest.fixture

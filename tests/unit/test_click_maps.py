@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.prompt_encoder import SIGMAS, click_maps, is_addition
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 Make = Callable[..., SAM3D]
 IMAGE = torch.randn(2, 1, 16, 20, 12, generator=torch.Generator().manual_seed(3))

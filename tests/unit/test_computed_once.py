@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_sam3d.network_architecture import SAM3D, stem, windows
 from nnunetv2_sam3d.network_architecture import image_encoder as attention
 from nnunetv2_sam3d.network_architecture import image_encoder as encoder
+from nnunetv2_sam3d.network_architecture import stem, windows
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.recipes import DUALPATH, apply_freezing
 
 Make = Callable[..., SAM3D]

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture import SAM3D, cpu, cpu_block, cpu_convolutions, image_encoder
+from nnunetv2_sam3d.network_architecture import cpu, cpu_block, cpu_convolutions, image_encoder
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing
 
 Make = Callable[..., SAM3D]

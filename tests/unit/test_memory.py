@@ -14,8 +14,9 @@ from nnunetv2_sam3d.benchmark.case import Case
 from nnunetv2_sam3d.benchmark.run import run
 from nnunetv2_sam3d.memory.count import LiveBytes, step_bytes
 from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
-from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
+from nnunetv2_sam3d.network_architecture.config import VARIANTS, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.planning.memory_choice import choose, counted_bytes, gpu_peaks
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing

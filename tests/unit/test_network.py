@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
+from nnunetv2_sam3d.network_architecture.config import VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.prompt_encoder import sample_features
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 Make = Callable[..., SAM3D]
 

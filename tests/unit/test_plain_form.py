@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nnunetv2_sam3d.benchmark.plain import PlainSAM3D
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 Make = Callable[..., SAM3D]
 POINTS = torch.tensor([[[3.0, 30.0, 11.0], [12.5, 8.25, 2.0]]])

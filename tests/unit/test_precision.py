@@ -10,8 +10,9 @@ from functools import partial
 import pytest
 import torch
 
-from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS
+from nnunetv2_sam3d.network_architecture.config import VARIANTS
 from nnunetv2_sam3d.network_architecture.cpu import cpu_precision
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 Make = Callable[..., SAM3D]
 PROBES = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

@@ -8,7 +8,8 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS
+from nnunetv2_sam3d.network_architecture.config import VARIANTS
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 
 EDGE, STEPS, BATCH, HELD_OUT = 32, 120, 2, 16

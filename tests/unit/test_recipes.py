@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.names import (
     SHORT_NAMES,
@@ -78,7 +78,7 @@ def test_recipe_trains_what_the_design_says(kind: str, prompt_encoder: bool, mak
 
 @pytest.mark.parametrize("variant", ["vit_b", "vit_l", "vit_h", "vit_tiny"])
 def test_every_pattern_fits_every_variant(variant: str) -> None:
-    from nnunetv2_sam3d.network_architecture import VARIANTS
+    from nnunetv2_sam3d.network_architecture.config import VARIANTS
 
     for kind, recipe in RECIPES.items():
         with torch.device("meta"):

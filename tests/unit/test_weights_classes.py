@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.settings import Settings
-from nnunetv2_sam3d.weights import WeightsError, convert, load_into, read_weights
 from nnunetv2_sam3d.weights.channels import Outputs, parse_class_map
 from nnunetv2_sam3d.weights.describe import describe
+from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.reading import convert, read_weights
+from nnunetv2_sam3d.weights.transfer import load_into
 
 Make = Callable[..., SAM3D]
 IMAGE = torch.randn(1, 1, 16, 20, 12, generator=torch.Generator().manual_seed(3))

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from nnunetv2_sam3d.files import sha256
-from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.weights import WeightsError, convert, read_weights
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.describe import describe
-from nnunetv2_sam3d.weights.fetch import SAM_FILES, cache_folder, find_sam_checkpoint
+from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.files import read_checkpoint, write_checkpoint
-from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY
+from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, convert, read_weights
+from nnunetv2_sam3d.weights.sources import SAM_FILES, cache_folder, find_sam_checkpoint
 
 Make = Callable[..., SAM3D]
 
@@ -363,7 +363,7 @@ def test_nothing_is_found_where_nothing_is() -> None:
 
 def test_order_of_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_folder().mkdir(parents=True)
-    cached = cache_folder() / SAM_FILES["vit_b"].name
+    cached = cache_folder() / SAM_FILES["vit_b"].official
     cached.touch()
     assert cached == tmp_path / "xdg-cache" / "nnunetv2_sam3d" / "sam_vit_b_01ec64.pth"
     assert find_sam_checkpoint("vit_b", None) == cached

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.weights import WeightsError, load_into, read_weights
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.describe import describe
-from nnunetv2_sam3d.weights.reading import METADATA_KEY
+from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.reading import METADATA_KEY, read_weights
+from nnunetv2_sam3d.weights.transfer import load_into
 
 # As small as the network can be, so that thousands of files are read in seconds.
 SIZES: dict[str, Any] = {

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.files import sha256
-from nnunetv2_sam3d.network_architecture import SAM3D
-from nnunetv2_sam3d.weights import WeightsError, convert, load_into, load_model, read_weights
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
+from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.files import read_checkpoint
-from nnunetv2_sam3d.weights.reading import network_from
+from nnunetv2_sam3d.weights.reading import convert, load_model, network_from, read_weights
 from nnunetv2_sam3d.weights.sam3d_adapter import convert_reference
+from nnunetv2_sam3d.weights.transfer import load_into
 
 Make = Callable[..., SAM3D]
 Content = Callable[[SAM3D], dict[str, Any]]

@@ -14,10 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS, SAM3DConfig
-from nnunetv2_sam3d.weights import WeightsError, convert, load_into, load_model, read_weights
+from nnunetv2_sam3d.network_architecture.config import VARIANTS, SAM3DConfig
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.describe import describe
+from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.reading import convert, load_model, read_weights
 from nnunetv2_sam3d.weights.sam import IN_SAM, convert_sam
+from nnunetv2_sam3d.weights.transfer import load_into
 
 # SAM's geometry (1024 pixels, windows of 14, so tables of 27 and 127 rows) in a small width.
 WIDTH, DEPTH, HEADS, GLOBAL = 32, 4, 2, (1, 3)

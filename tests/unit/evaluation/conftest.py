@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from toy_fold import Site, write_fold
 
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 
 @pytest.fixture

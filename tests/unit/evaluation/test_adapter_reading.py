@@ -17,8 +17,8 @@ from nnunetv2_sam3d.evaluation.gate_maps import token_zones
 from nnunetv2_sam3d.evaluation.two_paths import AdapterStudy, as_text
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
-from nnunetv2_sam3d.network_architecture import SAM3D
 from nnunetv2_sam3d.network_architecture.adapter_paths import two_path_adapters, without
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import find_target
 from nnunetv2_sam3d.weights.files import read_checkpoint, write_checkpoint
 

@@ -14,7 +14,7 @@ from nnunetv2_sam3d.clicks.sampling import click_generator, random_target_voxels
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.nnunet.labels import Target
 from nnunetv2_sam3d.nnunet.trained_fold import Volume
-from nnunetv2_sam3d.weights import load_model
+from nnunetv2_sam3d.weights.reading import load_model
 
 BINARY = LabelManager({"background": 0, "tumour": 1}, None)
 TUMOUR = Target("tumour", (1,))

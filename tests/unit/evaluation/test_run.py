@@ -16,7 +16,7 @@ from toy_fold import SHAPE, VALIDATION, Site, save_network
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.evaluation.click_test import run_protocol
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 
 def run(site: Site, network: SAM3D, protocol: ReferenceProtocol | None = None, **options: bool) -> dict:

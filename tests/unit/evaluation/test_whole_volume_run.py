@@ -25,7 +25,7 @@ from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
 from nnunetv2_sam3d.clicks.reading import read_clicks
 from nnunetv2_sam3d.evaluation.click_test import run_protocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import find_target
 
 COUNTS = (0, 1, 3)

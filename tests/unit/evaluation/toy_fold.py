@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import find_target
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
 from nnunetv2_sam3d.weights.files import write_checkpoint

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.start import Start
 from nnunetv2_sam3d.weights.lineage import start_of
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY

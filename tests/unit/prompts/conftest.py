@@ -9,7 +9,7 @@ import pytest
 from blobs import write_blobs
 from model_kit import SETTINGS, write_model
 
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 
 @pytest.fixture

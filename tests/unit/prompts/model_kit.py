@@ -15,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from slicer_files import markups
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.files import write_checkpoint
 
 MODEL = "nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres"

@@ -26,7 +26,7 @@ from nnunetv2_sam3d.clicks.placing import clicks_for_case
 from nnunetv2_sam3d.clicks.reading import read_clicks
 from nnunetv2_sam3d.inference.click_predictor import ClickPredictor
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.images import ImageError, read_image
 
 Make = Callable[..., SAM3D]

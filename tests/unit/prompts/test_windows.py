@@ -13,7 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
 from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
 Make = Callable[..., SAM3D]
 PATCH = (16, 16, 16)

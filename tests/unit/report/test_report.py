@@ -14,7 +14,7 @@ import torch
 from results_tree import Tree, log_of, write_image, write_tree
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.report.training_record import read_training
 from nnunetv2_sam3d.results.collect import Model, collect, find_models, open_dataset
 from nnunetv2_sam3d.results.measure import Row, measure_all

@@ -16,7 +16,7 @@ import torch
 from results_tree import CONFIGURATION, PLANS, Tree, labels_of, write_image, write_tree
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.report.answer import answer
 from nnunetv2_sam3d.results.statistics import Difference
 from nnunetv2_sam3d.weights.reading import METADATA_KEY

@@ -32,13 +32,15 @@ from trainer_kit import (
 import nnunetv2_sam3d
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.files import sha256
-from nnunetv2_sam3d.network_architecture import SAM3D, VARIANTS
+from nnunetv2_sam3d.network_architecture.config import VARIANTS
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.recipes import DUALPATH, ORIGINAL, apply_freezing
-from nnunetv2_sam3d.weights import WeightsError, convert, load_model, read_weights
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file, read_adapter
 from nnunetv2_sam3d.weights.describe import describe
+from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.export import export_adapter, merge
 from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.reading import convert, load_model, read_weights
 
 
 def round_trip(pair: Pair, folder: Path) -> Path:

@@ -20,8 +20,8 @@ from trainer_kit import (
 )
 
 from nnunetv2_sam3d.files import sha256
-from nnunetv2_sam3d.weights import WeightsError
 from nnunetv2_sam3d.weights.adapter_file import read_adapter
+from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.export import export_adapter, merge
 from nnunetv2_sam3d.weights.files import read_checkpoint
 

@@ -30,10 +30,11 @@ from trainer_kit import (
     without_local_path,
 )
 
-from nnunetv2_sam3d.network_architecture import SAM3D
+from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers import variants as trainers
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
-from nnunetv2_sam3d.weights import WeightsError, convert, load_model
+from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.reading import convert, load_model
 
 # --- the start ---
 
