@@ -70,7 +70,6 @@ def _add_fetch(verbs: Any) -> None:
         nnUNetv2_sam3d weights fetch vit_b
         nnUNetv2_sam3d weights fetch medsam
         nnUNetv2_sam3d weights fetch vit_b --from /media/stick/sam_vit_b_01ec64.pth
-        HF_ENDPOINT=https://mirror.example.org nnUNetv2_sam3d weights fetch vit_h
         """,
     )
     fetch.add_argument(

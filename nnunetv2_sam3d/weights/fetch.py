@@ -23,8 +23,8 @@ def fetch(name: str, *, source: str | os.PathLike[str] | None = None, log: Log =
     """Published weights in the cache where the trainers look for them.
 
     The hub's library transfers. It takes a transfer that breaks off up again, and knows mirrors (``HF_ENDPOINT``).
-    A command that was killed begins again. What came is checked against the SHA-256 that the hub has announced, and has to
-    be an encoder of SAM of the right size. A file that is there and whole is not transferred again.
+    A command that was killed begins again. What came is checked against the SHA-256 that the hub has announced, and
+    has to be an encoder of SAM of the right size. A file that is there and whole is not transferred again.
 
     Args:
         name: in :data:`NAMED`.
