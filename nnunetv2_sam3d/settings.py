@@ -63,7 +63,7 @@ class Settings:
         sam_checkpoint: SAM's weights; before the variable ``nnUNet_sam_checkpoint`` and the cache.
         map_class: for labels or regions of the data set the channel of the start that knows them, if it was trained
             for other classes.
-        repeat: which repeat of the training these plans are for, from 1; see :mod:`nnunetv2_sam3d.nnunet.repeats`.
+        repeat: which repeat of the training these plans are for, from 1; see :mod:`nnunetv2_sam3d.nnunet.layout`.
 
     Raises:
         ValueError: for values that cannot work.

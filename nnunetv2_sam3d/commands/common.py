@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.trainers.names import full_name
 
 
@@ -36,9 +37,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--plans", default="nnUNetSAM3DPlans", help="default: %(default)s")
     parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
     parser.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="default: all that are trained")
-    parser.add_argument(
-        "-chk", "--checkpoint", default="checkpoint_final.pth", metavar="NAME", help="default: %(default)s"
-    )
+    parser.add_argument("-chk", "--checkpoint", default=FINAL, metavar="NAME", help="default: %(default)s")
     parser.add_argument(
         "-device", "--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu"
     )

@@ -124,7 +124,8 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.experiment.repeat_plans import write_repeat_plans
     from nnunetv2_sam3d.experiment.run import child_environment
     from nnunetv2_sam3d.experiment.studies import arms_of
-    from nnunetv2_sam3d.nnunet.folders import check_paths, dataset_folder
+    from nnunetv2_sam3d.nnunet.folders import dataset_folder
+    from nnunetv2_sam3d.nnunet.layout import check_paths
 
     if not options.study and not options.trainers:
         raise ValueError("nothing to train: name the arms with --study or --trainers")

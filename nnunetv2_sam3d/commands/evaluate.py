@@ -15,6 +15,7 @@ from nnunetv2_sam3d.commands.common import (
     folds_of,
     say,
 )
+from nnunetv2_sam3d.nnunet.layout import ModelName
 
 CLICK_COUNTS = {"reference": (1, 3, 10), "whole-volume": (0, 1, 3, 5, 10)}
 
@@ -149,7 +150,7 @@ def evaluate_fold(fold: Any, options: argparse.Namespace) -> None:
     network.to(device).eval()
     summary = run_protocol(fold, protocol, network, device, output=output, overwrite=options.overwrite)
     if options.protocol == "whole-volume":
-        name = fold.model.name.split("__")[0]
+        name = ModelName.of(fold.model).trainer
         write_curves(results_of(summary, name, fold.fold), name, output)
     say(as_text(summary))
     say(f"per case: {output / TABLE}\n")

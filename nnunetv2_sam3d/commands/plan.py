@@ -137,7 +137,8 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the plans and says what to do next."""
-    from nnunetv2_sam3d.nnunet.folders import check_paths, dataset_folder
+    from nnunetv2_sam3d.nnunet.folders import dataset_folder
+    from nnunetv2_sam3d.nnunet.layout import check_paths
     from nnunetv2_sam3d.planning.plans import derive_plans
     from nnunetv2_sam3d.trainers.names import evaluation_of
     from nnunetv2_sam3d.weights.reading import read_weights

@@ -84,7 +84,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the report."""
-    from nnunetv2_sam3d.nnunet.folders import check_paths, dataset_folder
+    from nnunetv2_sam3d.nnunet.folders import dataset_folder
+    from nnunetv2_sam3d.nnunet.layout import check_paths
     from nnunetv2_sam3d.report.build import write_report
     from nnunetv2_sam3d.report.results import Request
     from nnunetv2_sam3d.report.study import controls

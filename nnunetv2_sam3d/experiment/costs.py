@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2_sam3d.experiment.crossval import CrossValidation
-from nnunetv2_sam3d.experiment.models import CHECKPOINTS, Model
+from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.experiment.steps import Record
-from nnunetv2_sam3d.nnunet.repeats import repeat_of
+from nnunetv2_sam3d.nnunet.layout import CHECKPOINTS, ModelName, repeat_of, validation_summary
 from nnunetv2_sam3d.trainers.names import short_name
 
 KEPT_CHECKPOINTS = 2  # the final one and the best
@@ -93,9 +93,9 @@ def training_seconds(fold: Path) -> float:
     Args:
         fold: nnU-Net's folder of the fold.
     """
-    trainer, plans, configuration = fold.parent.name.split("__")
-    record = Record(fold.parents[1] / f"crossval__{plans}__{configuration}__{fold.name}")
-    recorded = record.steps.get(f"train {trainer}", {}).get("seconds", 0.0)
+    name = ModelName.of(fold.parent)
+    record = Record(fold.parents[1] / f"crossval__{name.plans}__{name.configuration}__{fold.name}")
+    recorded = record.steps.get(f"train {name.trainer}", {}).get("seconds", 0.0)
     logs = [log.read_text(encoding="utf-8", errors="replace") for log in fold.glob("training_log_*.txt")]
     # crossval may have run the validation of a training that was run without it
     return max(recorded, math.fsum(float(seconds) for log in logs for seconds in EPOCH_TIME.findall(log)))
@@ -107,9 +107,9 @@ def _finished_folds(model: Model) -> list[Path]:
     return [
         fold
         for folder in model.folder.parent.glob(f"{model.trainer}__{plans}*__{model.configuration}")
-        if repeat_of(folder.name.split("__")[1])[0] == plans
+        if ModelName.of(folder).first_plans == plans
         for fold in folder.glob("fold_[0-9]*")
-        if (fold / CHECKPOINTS[0]).is_file() and (fold / "validation" / "summary.json").is_file()
+        if (fold / CHECKPOINTS[0]).is_file() and validation_summary(fold).is_file()
     ]
 
 

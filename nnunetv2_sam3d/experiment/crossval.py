@@ -11,7 +11,7 @@ from typing import Any
 from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.experiment.steps import Step, is_whole, program
 from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_plans
-from nnunetv2_sam3d.nnunet.repeats import repeat_plans
+from nnunetv2_sam3d.nnunet.layout import repeat_plans
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.names import check_trainers, full_name, plans_of, trainer_class
 

@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.experiment.steps import Step, program
-from nnunetv2_sam3d.nnunet.repeats import repeat_of
+from nnunetv2_sam3d.nnunet.layout import (
+    CHECKPOINTS,
+    ModelName,
+    dataset_number,
+    fold_folder,
+    repeat_of,
+    validation_summary,
+)
 
 CONFIGURATION = "3d_fullres"
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as --c looks for them
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,11 @@ class Model:
 
     def fold_folder(self, fold: int) -> Path:
         """nnU-Net's folder of a fold."""
-        return self.folder / f"fold_{fold}"
+        return fold_folder(self.folder, fold)
 
     def summary(self, fold: int) -> Path:
         """What the validation of a fold leaves last."""
-        return self.fold_folder(fold) / "validation" / "summary.json"
+        return validation_summary(self.fold_folder(fold))
 
     def trained(self, fold: int) -> bool:
         """Whether another trainer can start from a fold, which needs no validation."""
@@ -66,7 +72,7 @@ class Model:
             step: further fields of the step.
         """
         folder = self.fold_folder(fold)
-        number = str(int(self.dataset[len("Dataset") :][:3]))
+        number = str(dataset_number(self.dataset))
         return Step(
             title=f"train {self.trainer}",
             command=(program("nnUNetv2_train"), number, self.configuration, str(fold), *self.options, *more),
@@ -77,4 +83,4 @@ class Model:
         )
 
     def __str__(self) -> str:
-        return f"{self.trainer}__{self.plans}__{self.configuration}"
+        return str(ModelName(self.trainer, self.plans, self.configuration))

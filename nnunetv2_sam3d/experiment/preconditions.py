@@ -20,11 +20,11 @@ from torch import nn
 
 from nnunetv2_sam3d.experiment.crossval import CrossValidation, is_sam3d, settings_of, starts_from
 from nnunetv2_sam3d.experiment.devices import Device
-from nnunetv2_sam3d.experiment.models import CHECKPOINTS, Model
+from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.experiment.steps import is_whole
 from nnunetv2_sam3d.files import write_whole
 from nnunetv2_sam3d.nnunet.folders import dataset_folder, plans_in, read_plans
-from nnunetv2_sam3d.nnunet.repeats import repeat_of
+from nnunetv2_sam3d.nnunet.layout import CHECKPOINTS, dataset_number, repeat_of
 from nnunetv2_sam3d.nnunet.splits import read_folds
 from nnunetv2_sam3d.trainers.names import BASE_PLANS, TIME_BUDGET, short_name, trainer_class
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing
@@ -246,7 +246,7 @@ def _planning(model: Model) -> str:
         return f"nnUNetv2_sam3d crossval -d {model.dataset} -p {plans} --trainers ... --repeats {repeat}"
     if is_sam3d(model) and model.plans != BASE_PLANS:
         return f"nnUNetv2_sam3d plan -d {model.dataset} -o {model.plans}"
-    return f"nnUNetv2_plan_and_preprocess -d {int(model.dataset[7:10])} -c {model.configuration}"
+    return f"nnUNetv2_plan_and_preprocess -d {dataset_number(model.dataset)} -c {model.configuration}"
 
 
 def _preprocessed_cases(model: Model) -> set[str]:
@@ -265,7 +265,7 @@ def _check_cases(model: Model, folds: list[dict[str, list[str]]]) -> None:
     if absent := sorted(needed - _preprocessed_cases(model)):
         raise ValueError(
             f"{len(absent)} cases of the folds are not preprocessed for {plans}, the first is {absent[0]}. "
-            f"Preprocess them:\n  nnUNetv2_preprocess -d {int(model.dataset[7:10])} -plans_name {plans} "
+            f"Preprocess them:\n  nnUNetv2_preprocess -d {dataset_number(model.dataset)} -plans_name {plans} "
             f"-c {model.configuration}"
         )
 

@@ -30,6 +30,7 @@ from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES, WindowPredictor
 from nnunetv2_sam3d.nnunet.images import case_name, read_image
 from nnunetv2_sam3d.nnunet.labels import click_target, find_target
+from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, trained_folds
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.weights.reading import network_from, read_weights
@@ -64,7 +65,7 @@ class ClickPredictor:
         self,
         model: str | Path,
         folds: Sequence[int | str] | None = None,
-        checkpoint: str = "checkpoint_final.pth",
+        checkpoint: str = FINAL,
         *,
         device: str | torch.device | None = None,
         mirroring: bool = True,

@@ -1,9 +1,8 @@
-"""TODO."""
+"""The JSON files and folders of nnU-Net's that several rooms read."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +33,6 @@ def read_table(file: Path, remedy: str) -> dict[str, Any]:
 def model_folders(results: Path) -> list[str]:
     """Names of the models of a data set, ``TRAINER__PLANS__CONFIGURATION``; logs of runs lie beside them."""
     return sorted(file.parent.name for file in results.glob("*__*__*/plans.json"))
-
-
-PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-
-
-def check_paths() -> None:
-    """Raises ValueError if nnU-Net's path variables are not set."""
-    missing = [name for name in PATHS if not os.environ.get(name)]
-    if missing:
-        raise ValueError(
-            "nnU-Net's path variables are not set; set them first:\n"
-            + "\n".join(f"  export {name}=/path/to/{name.lower()}" for name in missing)
-        )
-
-
-PLANS_NAME = "nnUNetSAM3DPlans"
 
 
 def read_plans(file: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunetv2_sam3d.nnunet.folders import model_folders
+from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName, dataset_number, fold_folder
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class TrainedFold:
 
     model: Path
     fold: int | str
-    checkpoint_name: str = "checkpoint_final.pth"
+    checkpoint_name: str = FINAL
 
     def __post_init__(self) -> None:
         if len(self.model.name.split("__")) != 3 or not (self.model / "plans.json").is_file():
@@ -74,7 +75,7 @@ class TrainedFold:
 
     @property
     def folder(self) -> Path:
-        return self.model / f"fold_{self.fold}"
+        return fold_folder(self.model, self.fold)
 
     @property
     def checkpoint(self) -> Path:
@@ -90,7 +91,7 @@ class TrainedFold:
 
     @property
     def configuration(self) -> ConfigurationManager:
-        return self.plans.get_configuration(self.model.name.split("__")[2])
+        return self.plans.get_configuration(ModelName.of(self.model).configuration)
 
     @property
     def labels(self) -> LabelManager:
@@ -119,10 +120,10 @@ class TrainedFold:
         folder = self.preprocessed / self.configuration.data_identifier
         absent = [case for case in cases if not (folder / f"{case}.pkl").is_file()]
         if absent:
-            number, plans, configuration = int(self.plans.dataset_name[7:10]), *self.model.name.split("__")[1:]
+            number, name = dataset_number(self.plans.dataset_name), ModelName.of(self.model)
             raise ValueError(
                 f"{folder} has no preprocessed data of {', '.join(absent[:5])}{' ...' if absent[5:] else ''}. Make "
-                f"them: nnUNetv2_preprocess -d {number} -plans_name {plans} -c {configuration}"
+                f"them: nnUNetv2_preprocess -d {number} -plans_name {name.plans} -c {name.configuration}"
             )
         dataset = infer_dataset_class(str(folder))(str(folder), cases)  # type: ignore[abstract]
         for case in cases:
@@ -137,7 +138,7 @@ class TrainedFold:
         """
         file = self.preprocessed / "gt_segmentations" / f"{case}{self.dataset_json['file_ending']}"
         if not file.is_file():
-            number = int(self.plans.dataset_name[7:10])
+            number = dataset_number(self.plans.dataset_name)
             raise ValueError(f"{file} does not exist. Preprocess the data again: nnUNetv2_preprocess -d {number}")
         segmentation, properties = self.plans.image_reader_writer_class().read_seg(str(file))
         return segmentation[0], [float(length) for length in properties["spacing"]]

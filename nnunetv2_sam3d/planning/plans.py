@@ -14,8 +14,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
 from nnunetv2_sam3d.network_architecture.windows import WINDOW
-from nnunetv2_sam3d.nnunet.folders import PLANS_NAME, dataset_folder, read_plans
+from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_plans
 from nnunetv2_sam3d.nnunet.labels import click_target
+from nnunetv2_sam3d.nnunet.layout import PLANS_NAME
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 
 

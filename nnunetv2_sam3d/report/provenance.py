@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.files import sha256
+from nnunetv2_sam3d.nnunet.layout import ModelName
 from nnunetv2_sam3d.report.training_record import Training
 from nnunetv2_sam3d.results.collect import Dataset, Item, Model
 
@@ -47,7 +48,7 @@ def provenance(
                 "training commands": [
                     shlex.join(
                         ["nnUNetv2_train", dataset.name, configuration, str(run.fold), "-tr", model.trainer]
-                        + ["-p", model.folder_of(run.repeat).name.split("__")[1]]
+                        + ["-p", ModelName.of(model.folder_of(run.repeat)).plans]
                     )
                     for run in trainings
                     if run.model == model.name

@@ -12,6 +12,7 @@ from typing import Any
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.nnunet.folders import read_table
+from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.results.collect import Model
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 from nnunetv2_sam3d.weights.describe import buffer_names, parameters
@@ -81,7 +82,7 @@ def read_training(model: Model, fold: int, repeat: int | None = None) -> Trainin
     epochs = read_epochs("".join(log.read_text(encoding="utf-8", errors="replace") for log in logs))
     names = ("train_loss", "val_loss", "pseudo_dice")
     curves = {name: [epochs[number].get(name, math.nan) for number in sorted(epochs)] for name in names}
-    checkpoint = folder / "checkpoint_final.pth"
+    checkpoint = folder / FINAL
     content = read_checkpoint(checkpoint) if checkpoint.is_file() else {}
     trained, total = parameters(content) if content else (None, None)
     metadata = content.get(METADATA_KEY, {})

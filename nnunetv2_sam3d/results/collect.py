@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.nnunet.folders import PLANS_NAME, model_folders, read_table
-from nnunetv2_sam3d.nnunet.repeats import repeat_of, repeat_plans
+from nnunetv2_sam3d.nnunet.folders import model_folders, read_table
+from nnunetv2_sam3d.nnunet.layout import FINAL, PLANS_NAME, ModelName, repeat_of
 from nnunetv2_sam3d.nnunet.splits import read_folds
 
 
@@ -33,13 +33,11 @@ class Model:
     @property
     def plans(self) -> str:
         """Name of the plans of the first repeat."""
-        return self.folder.name.split("__")[1]
+        return ModelName.of(self.folder).plans
 
     def folder_of(self, repeat: int) -> Path:
         """nnU-Net's folder of a repeat."""
-        configuration = self.folder.name.split("__")[2]
-        plans = repeat_plans(repeat_of(self.plans)[0], repeat)
-        return self.folder.with_name(f"{self.trainer}__{plans}__{configuration}")
+        return self.folder.with_name(str(ModelName.of(self.folder).of_repeat(repeat)))
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def find_models(
             first repeat's.
     """
     there = model_folders(dataset.results)
-    of_results = {folder.split("__")[1] for folder in there}
+    of_results = {ModelName.of(folder).plans for folder in there}
     if plans != PLANS_NAME and plans not in of_results and not (dataset.folder / f"{plans}.json").is_file():
         raise ValueError(
             f"-p {plans}: {dataset.name} has no plans of this name; there are results with "
@@ -164,8 +162,8 @@ def find_models(
         short, _, wanted = given.partition("__")
         trainer = names.get(short, short)
         found = sorted(path for path in dataset.results.glob(f"{trainer}__*__{configuration}") if path.is_dir())
-        exact = [path for path in found if path.name.split("__")[1] == (wanted or plans)]
-        firsts = [path for path in found if repeat_of(path.name.split("__")[1])[1] == 1]
+        exact = [path for path in found if ModelName.of(path).plans == (wanted or plans)]
+        firsts = [path for path in found if ModelName.of(path).repeat == 1]
         chosen = exact or ([] if wanted else firsts)
         if not chosen:
             raise FileNotFoundError(
@@ -188,12 +186,12 @@ def find_models(
 
 def _repeats(folder: Path, others: Sequence[Path]) -> tuple[int, ...]:
     """Numbers of the repeats of a model's folder among other folders of its trainer, after a check of their plans."""
-    plans, number = repeat_of(folder.name.split("__")[1])
+    plans, number = repeat_of(ModelName.of(folder).plans)
     if number > 1:  # asked for by name
         return (number,)
     repeats = {1: folder}
     for other in others:
-        repeated, number = repeat_of(other.name.split("__")[1])
+        repeated, number = repeat_of(ModelName.of(other).plans)
         if repeated == plans and number > 1:
             repeats[number] = other
     contents = {number: _plans_without_repeat(repeats[number] / "plans.json") for number in sorted(repeats)}
@@ -305,7 +303,7 @@ def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> 
         folder = model.folder_of(repeat) / f"fold_{fold}" / "validation"
         cases = sorted(dataset.splits[fold]["val"])
         if missing := _missing(dataset, model, repeat, fold):
-            trained = (folder.parent / "checkpoint_final.pth").is_file()
+            trained = (folder.parent / FINAL).is_file()
             what = _some(missing) if trained or len(missing) < len(cases) else "not trained"
             lacking.append(f"{folder.parent.relative_to(dataset.results)} ({what})")
             missing_count += len(missing)

@@ -14,6 +14,7 @@ from torch import nn
 from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
+from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName, fold_folder
 from nnunetv2_sam3d.trainers.recipes import Recipe
 from nnunetv2_sam3d.weights.channels import Outputs
 from nnunetv2_sam3d.weights.errors import WeightsError
@@ -46,8 +47,8 @@ class Run:
 
     def checkpoint_of(self, trainer: str) -> Path:
         """The finished model of another trainer on the same data set, plans, configuration and fold."""
-        folder = f"{trainer}__{self.plans}__{self.configuration}"
-        return self.results / self.dataset / folder / f"fold_{self.fold}" / "checkpoint_final.pth"
+        model = ModelName(trainer, self.plans, self.configuration)
+        return fold_folder(self.results / self.dataset / str(model), self.fold) / FINAL
 
     def command(self, trainer: str, more: str = "") -> str:
         """The nnU-Net command that trains this run with another trainer."""

@@ -15,6 +15,7 @@ import torch
 from nnunetv2_sam3d.files import sha256, write_whole
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig, variant_of
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
+from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.weights.adapter_file import (
     AdapterMetadata,
     plans_sha256,
@@ -29,7 +30,6 @@ from nnunetv2_sam3d.weights.sources import SAM_FILES
 from nnunetv2_sam3d.weights.state_dict import part_of
 from nnunetv2_sam3d.weights.transfer import load_into
 
-FINAL = "checkpoint_final.pth"
 LICENCE = (
     "Not stated by whoever exported this file. It is used together with its base, under the base's terms: SAM's "
     "published weights are Apache-2.0, other files have their authors' terms. The training data may add its own."

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.files import sha256
+from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import read_weights
-
-FINAL = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nnunetv2_sam3d.nnunet.repeats import repeat_of, repeat_plans
+from nnunetv2_sam3d.nnunet.layout import repeat_of, repeat_plans
 
 
 @pytest.mark.parametrize(
@@ -32,5 +32,5 @@ def test_refusals() -> None:
 
 
 def test_names_need_nothing_heavy() -> None:
-    code = "import sys, nnunetv2_sam3d.nnunet.repeats; sys.exit(bool({'torch', 'nnunetv2'} & set(sys.modules)))"
+    code = "import sys, nnunetv2_sam3d.nnunet.layout; sys.exit(bool({'torch', 'nnunetv2'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
