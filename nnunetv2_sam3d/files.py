@@ -6,14 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Writes JSON whole or not at all."""
-    write_whole(file, lambda out: out.write(json.dumps(content, indent=1).encode()))
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -30,19 +26,25 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file that is never found damaged: the old one stays until the new one is whole.
+@contextmanager
+def written_whole(path: str | os.PathLike[str], ending: str = "") -> Iterator[Path]:
+    """Context with a file to write to, which takes the place of another only if the context ends without an error.
+
+    The old file is never found damaged: it stays until the new one is whole and on the disk.
+
+    Args:
+        path: the file that is to be there in the end.
+        ending: that the file has to keep meanwhile, for writers that go by it.
 
     Raises:
         OSError: if the file cannot be written, for instance on a full disk, naming it and what is left untouched.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name.removesuffix(ending)}.partial{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
+        yield partial
+        with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException as error:
@@ -55,3 +57,19 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) 
             f"{path} could not be written: {error}. {kept}Free disk space or check the permissions of "
             f"{path.parent}, then run the command again."
         ) from error
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
+    """Calls a function with a binary file, see :func:`written_whole`."""
+    with written_whole(path) as partial, open(partial, "wb") as file:
+        write(file)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 with the line ends as they are, see :func:`written_whole`."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: str | os.PathLike[str], content: Any, indent: int = 1) -> None:
+    """Writes JSON and a line end, see :func:`written_whole`."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")

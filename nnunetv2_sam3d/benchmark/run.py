@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_sam3d.benchmark.case import Case
+from nnunetv2_sam3d.files import write_json
 from nnunetv2_sam3d.memory.model import available_bytes
 
 PARITY = 1e-4  # of float32 logits of our form and the plain one
@@ -98,18 +99,6 @@ def parity_failures(records: Sequence[dict[str, Any]]) -> list[str]:
         for record in records
         if record["precision"] == "float32" and record.get("max_difference", 0.0) > PARITY
     ]
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Whole or not at all.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, file)
 
 
 def _kept(file: Path | None, environment: dict[str, Any], cases: Sequence[Case]) -> dict[Case, dict[str, Any]]:

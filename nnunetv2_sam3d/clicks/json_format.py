@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -22,6 +21,7 @@ from nnunetv2_sam3d.clicks.click import (
     parse_space,
 )
 from nnunetv2_sam3d.clicks.geometry import Geometry
+from nnunetv2_sam3d.files import write_json
 
 FORMAT = "nnunetv2_sam3d clicks"
 VERSION = 1
@@ -132,6 +132,4 @@ def write_clicks(
     ]
     if provenance is not None:
         content["provenance"] = dict(provenance)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_json(path, content)

@@ -13,6 +13,7 @@ import numpy as np
 from nnunetv2_sam3d.clicks.click import Click, ClickError, ClickFile, FileClick
 from nnunetv2_sam3d.clicks.geometry import Geometry, PreprocessedGrid
 from nnunetv2_sam3d.clicks.slicer_names import understand
+from nnunetv2_sam3d.nnunet.labels import foreground
 
 # How far the geometry that a file names may be from the image's: headers are often rounded to single precision.
 _TOLERANCES = {"image_size": 0.0, "spacing": 1e-3, "origin": 1e-2, "direction": 1e-3}
@@ -69,7 +70,7 @@ def clicks_in_grid(clicks: Sequence[Click], grid: PreprocessedGrid) -> np.ndarra
 
 
 def _click(click: FileClick, zyx: list[float], labels: Mapping[str, Any]) -> Click:
-    names = {name: _numbers(value) for name, value in labels.items() if name != "ignore" and _numbers(value) != [0]}
+    names = foreground(labels)
     try:
         if click.names:
             label, sign = understand(click.names, list(names))
@@ -79,12 +80,12 @@ def _click(click: FileClick, zyx: list[float], labels: Mapping[str, Any]) -> Cli
         raise ClickError(f"{click}: {error}") from error
 
 
-def _label(label: str | int | None, names: Mapping[str, list[int]]) -> str | int | None:
+def _label(label: str | int | None, names: Mapping[str, Sequence[int]]) -> str | int | None:
     """A label by its name in ``dataset.json``; a number that only stands among others in regions stays a number."""
     if label is None:
         return None
     for name, numbers in names.items():
-        if numbers == [label] or (isinstance(label, str) and name.casefold() == label.strip().casefold()):
+        if tuple(numbers) == (label,) or (isinstance(label, str) and name.casefold() == label.strip().casefold()):
             return name
     if label in {number for numbers in names.values() for number in numbers}:
         return label
@@ -96,10 +97,6 @@ def _label(label: str | int | None, names: Mapping[str, list[int]]) -> str | int
     hint = f", for instance {near[0]!r}" if near else ""
     known = ", ".join(f"{name} = {','.join(map(str, numbers))}" for name, numbers in names.items())
     raise ClickError(f"the data set has no label {label!r}; it has {known}. Use one of them{hint}, or none")
-
-
-def _numbers(value: Any) -> list[int]:
-    return [int(number) for number in value] if isinstance(value, list | tuple) else [int(value)]
 
 
 def _refuse_outside(clicks: Sequence[FileClick], index: int, zyx: np.ndarray, geometry: Geometry) -> None:

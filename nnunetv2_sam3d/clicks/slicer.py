@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from nnunetv2_sam3d.clicks.click import (
     finite_position,
 )
 from nnunetv2_sam3d.clicks.geometry import Geometry
+from nnunetv2_sam3d.files import write_json
 
 # vtkMRMLStorageNode's enumeration, which old files have instead of names.
 _COORDINATE_SYSTEMS = {"LPS": "LPS", "RAS": "RAS", "0": "RAS", "1": "LPS"}
@@ -131,9 +130,7 @@ def write_markups(file: Path, clicks: Sequence[Click], geometry: Geometry) -> No
         for number, (click, position) in enumerate(zip(clicks, positions, strict=True), 1)
     ]
     markup = {"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "controlPoints": points}
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps({"@schema": _SCHEMA, "markups": [markup]}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    write_json(file, {"@schema": _SCHEMA, "markups": [markup]})
 
 
 def _coordinate_system(value: object) -> str:

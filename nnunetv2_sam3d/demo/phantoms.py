@@ -7,7 +7,6 @@ organs, bowel and muscle in the same HU range as the tumours, so that thresholds
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from nnunetv2_sam3d.demo.anatomy import (
     texture,
     tube,
 )
+from nnunetv2_sam3d.files import write_json, written_whole
 
 VERSION = 2
 FILE_ENDING = ".nii.gz"
@@ -308,20 +308,13 @@ def case_seeds(seed: int, train_cases: int, test_cases: int) -> tuple[list[int],
 
 
 def _write_image(array: np.ndarray, case: PhantomCase, path: Path) -> None:
-    """Write via a temporary name: a run that is cut off must not leave half a file under the final one."""
+    """The image with its geometry; a run that is cut off leaves no half of it."""
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(case.spacing_mm[::-1])
     image.SetOrigin(case.origin_mm)
     image.SetDirection(case.direction)
-    temporary = path.with_name("." + path.name)
-    sitk.WriteImage(image, str(temporary), useCompression=True)
-    os.replace(temporary, path)
-
-
-def _write_json(content: dict, path: Path) -> None:
-    temporary = path.with_name("." + path.name)
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with written_whole(path, ".nii.gz") as partial:
+        sitk.WriteImage(image, str(partial), useCompression=True)
 
 
 def _check_folder(folder: Path, configuration: dict) -> None:
@@ -373,7 +366,7 @@ def write_dataset(
     for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     # dataset.json comes last and means complete; until then this file says whose the cases are.
-    _write_json({"phantoms": configuration}, folder / "phantoms.json")
+    write_json(folder / "phantoms.json", {"phantoms": configuration}, indent=2)
 
     training, test = case_seeds(seed, train_cases, test_cases)
     jobs = [*((s, "Tr") for s in training), *((s, "Ts") for s in test)]
@@ -393,5 +386,5 @@ def write_dataset(
         "file_ending": FILE_ENDING,
         "phantoms": configuration,
     }
-    _write_json(description, folder / "dataset.json")
+    write_json(folder / "dataset.json", description, indent=2)
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+
+from nnunetv2_sam3d.files import write_json
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,7 @@ class Record:
                 "seconds": round(earlier["seconds"] + seconds, 1),
                 "peak_rss_bytes": max(int(earlier["peak_rss_bytes"]), peak_rss_bytes),
             }
-            partial = self.file.with_suffix(".partial")
-            partial.write_text(json.dumps(steps, indent=1))
-            os.replace(partial, self.file)
+            write_json(self.file, steps)
 
 
 def program(name: str) -> str:

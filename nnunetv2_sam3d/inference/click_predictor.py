@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from nnunetv2_sam3d.clicks.click import (
 from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
 from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
 from nnunetv2_sam3d.clicks.reading import read_clicks
+from nnunetv2_sam3d.files import written_whole
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES, WindowPredictor
 from nnunetv2_sam3d.nnunet.images import case_name, read_image
@@ -229,11 +229,8 @@ class ClickPredictor:
         """Writes a segmentation of this image, which came from files, with their geometry; whole or not at all."""
         if not self._of_files:
             raise RuntimeError("the image came without its file's geometry; set it with set_image_files()")
-        file = Path(file)
-        ending = self.dataset_json["file_ending"]
-        partial = file.with_name(f".{file.name.removesuffix(ending)}.partial{ending}")
-        self.plans.image_reader_writer_class().write_seg(segmentation, str(partial), self.properties)
-        os.replace(partial, file)
+        with written_whole(file, self.dataset_json["file_ending"]) as partial:
+            self.plans.image_reader_writer_class().write_seg(segmentation, str(partial), self.properties)
 
     def reset(self) -> None:
         """Forgets the clicks, keeps the image and what was computed of it."""

@@ -1,4 +1,4 @@
-"""The structure that clicks are about: one label, or several that count as one."""
+"""The labels of a data set: their values, what is called a tumour, and the structure that clicks are about."""
 
 from __future__ import annotations
 
@@ -12,7 +12,42 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-TUMOUR_NAMES = re.compile(r"tumou?r|lesion|cancer|carcinoma|sarcoma|metasta", re.IGNORECASE)
+BACKGROUND, IGNORE = "background", "ignore"  # nnU-Net's names
+_TUMOUR = r"tumou?r|lesion|cancer|carcinoma|sarcoma|metasta"
+_TUMOURS = re.compile(_TUMOUR, re.IGNORECASE)
+_LESIONS = re.compile(
+    rf"{_TUMOUR}|mass|cyst|nodule|polyp|neoplasm|glioma|stroke|infarct|edema|enhancing|necro", re.IGNORECASE
+)
+
+
+def values_of(label: int | Sequence[int]) -> tuple[int, ...]:
+    """The values of an entry of ``labels`` in ``dataset.json``: one, or those of a region."""
+    return tuple(int(value) for value in label) if isinstance(label, Sequence) else (int(label),)
+
+
+def foreground(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and values of the labels or regions, without background and what does not count.
+
+    Args:
+        labels: of a ``dataset.json``.
+    """
+    values = {str(name): values_of(value) for name, value in labels.items() if name not in (BACKGROUND, IGNORE)}
+    return {name: value for name, value in values.items() if set(value) != {0}}
+
+
+def all_values(labels: Mapping[str, Any]) -> list[int]:
+    """Every value that a segmentation may hold, background and what does not count included."""
+    return sorted({0}.union(*(values_of(value) for value in labels.values())))
+
+
+def sounds_like_tumour(name: str) -> bool:
+    """Whether a label is called tumour, cancer or the like."""
+    return bool(_TUMOURS.search(name))
+
+
+def sounds_like_lesion(name: str) -> bool:
+    """Whether a label is called like something that is counted; "kidney and masses" is an organ with what is in it."""
+    return bool(_LESIONS.search(name)) and " and " not in name.replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -56,7 +91,7 @@ class Target:
             if unknown:
                 raise ValueError(f"the model has no label {unknown}, only {labels.foreground_labels}")
             return [labels.all_labels.index(label) for label in self.labels]
-        regions = [_as_labels(region) for region in labels.foreground_regions]
+        regions = [values_of(region) for region in labels.foreground_regions]
         for channel, region in enumerate(regions):
             if set(region) == set(self.labels):
                 return [channel]
@@ -77,11 +112,7 @@ def find_target(labels: Mapping[str, Any], wanted: str | None = None) -> Target:
     Raises:
         ValueError: for an unknown name or number, and if several entries are called like a tumour.
     """
-    entries = {
-        name: _as_labels(value)
-        for name, value in labels.items()
-        if name not in ("background", "ignore") and _as_labels(value) != (0,)
-    }
+    entries = foreground(labels)
     known = ", ".join(f"{name} = {','.join(map(str, values))}" for name, values in entries.items())
     everything = tuple(sorted({label for values in entries.values() for label in values}))
     if wanted is not None:
@@ -96,14 +127,10 @@ def find_target(labels: Mapping[str, Any], wanted: str | None = None) -> Target:
         raise ValueError(f"there is no target {wanted!r} in dataset.json. It has: {known}. Give a name or numbers.")
     if len(entries) == 1:
         return Target(*next(iter(entries.items())))
-    tumours = [name for name in entries if TUMOUR_NAMES.search(name)]
+    tumours = [name for name in entries if sounds_like_tumour(name)]
     if len(tumours) > 1:
         raise ValueError(f"several entries of dataset.json could be the target: {', '.join(tumours)}. Choose one.")
     return Target(tumours[0], entries[tumours[0]]) if tumours else Target("whole foreground", everything)
-
-
-def _as_labels(value: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(label) for label in value) if isinstance(value, Sequence) else (int(value),)
 
 
 @dataclass(frozen=True)
@@ -156,7 +183,7 @@ def click_target(labels: Mapping[str, Any], manager: LabelManager, wanted: Seque
     Raises:
         ValueError: for an unknown name, and for labels that the network, trained with regions, cannot tell apart.
     """
-    names = list(wanted or (name for name in labels if TUMOUR_NAMES.search(name)))
+    names = list(wanted or (name for name in labels if sounds_like_tumour(name)))
     found = [find_target(labels, name) for name in names] or [find_target(labels)]
     name = " and ".join(target.name for target in found)
     values = tuple(sorted({label for target in found for label in target.labels}))

@@ -16,6 +16,8 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_sam3d.files import write_json
+
 SPLITS_FILE = "splits_final.json"
 PARTS = ("train", "val", "test")
 FOLDS_NOTE = (
@@ -173,10 +175,7 @@ def import_split(
         if backup.exists():
             raise ValueError(f"{backup} exists already; move it away, so that no split is lost")
         os.replace(target, backup)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = target.with_name(f".{SPLITS_FILE}.partial")
-    partial_file.write_text(json.dumps(folds, indent=4))
-    os.replace(partial_file, target)
+    write_json(target, folds, indent=4)
     return target, folds, True
 
 

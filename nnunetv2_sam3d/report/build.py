@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,13 +9,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nnunetv2_sam3d.evaluation.clicked import collect_clicked
+from nnunetv2_sam3d.files import write_text
+from nnunetv2_sam3d.nnunet.labels import IGNORE, all_values, sounds_like_tumour
 from nnunetv2_sam3d.report import sections
 from nnunetv2_sam3d.report.clicks import clicks_csv
 from nnunetv2_sam3d.report.data_files import cases_csv, summary_json
 from nnunetv2_sam3d.report.gates import read_gates
 from nnunetv2_sam3d.report.page import Page, render
 from nnunetv2_sam3d.report.provenance import provenance
-from nnunetv2_sam3d.report.results import Request, Results, known_labels
+from nnunetv2_sam3d.report.results import Request, Results
 from nnunetv2_sam3d.report.study import arms_with_results
 from nnunetv2_sam3d.report.style import look
 from nnunetv2_sam3d.report.tables import Table
@@ -32,7 +33,7 @@ from nnunetv2_sam3d.results.collect import (
 )
 from nnunetv2_sam3d.results.measure import measure_all
 from nnunetv2_sam3d.results.statistics import METRICS, differences, summarise, volume_groups
-from nnunetv2_sam3d.results.structures import IGNORE, Structure, structures_of
+from nnunetv2_sam3d.results.structures import Structure, structures_of
 from nnunetv2_sam3d.trainers.names import check_trainers
 
 
@@ -80,7 +81,7 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
     rows = measure_all(
         items,
         structures,
-        known_labels(dataset),
+        all_values(dataset.json["labels"]),
         ignored_label=None if ignored is None else int(ignored),
         store=output / "measured.jsonl",
         processes=request.processes,
@@ -111,18 +112,18 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         shutil.rmtree(output / folder, ignore_errors=True)
     with look():
         chapters = sections.all_sections(results, output / "figures", request.view_cases, tqdm)
-    _write(output / "cases.csv", cases_csv(rows))
+    write_text(output / "cases.csv", cases_csv(rows))
     if clicked:
-        _write(output / "clicks.csv", clicks_csv(clicked))
+        write_text(output / "clicks.csv", clicks_csv(clicked))
     else:
         (output / "clicks.csv").unlink(missing_ok=True)
-    _write(output / "summary.json", summary_json(results))
+    write_text(output / "summary.json", summary_json(results))
     (output / "tables").mkdir()
     for table in (table for chapter in chapters for table in chapter.tables):
         _write_table(table, output / "tables")
     page = output / "report.html"
     title = f"{dataset.name}: {', '.join(results.names)}"
-    _write(page, render(Page(title, sections.subtitle(results), chapters)))
+    write_text(page, render(Page(title, sections.subtitle(results), chapters)))
     return page
 
 
@@ -145,7 +146,7 @@ def focus_of(structures: Sequence[Structure], name: str | None) -> Structure:
                 return structure
         raise ValueError(f"there is no structure {name!r}; there are {[structure.name for structure in structures]}")
     lesions = [structure for structure in structures if structure.lesion]
-    tumours = [structure for structure in lesions if any(w in structure.name.lower() for w in ("tumo", "cancer"))]
+    tumours = [structure for structure in lesions if sounds_like_tumour(structure.name)]
     return (tumours or lesions or list(structures))[0]
 
 
@@ -156,12 +157,5 @@ def _checked_borders(borders_ml: Sequence[float] | None) -> Sequence[float] | No
 
 
 def _write_table(table: Table, folder: Path) -> None:
-    _write(folder / f"{table.name}.md", table.markdown())
-    _write(folder / f"{table.name}.tex", table.latex())
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, file)
+    write_text(folder / f"{table.name}.md", table.markdown())
+    write_text(folder / f"{table.name}.tex", table.latex())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults
+from nnunetv2_sam3d.nnunet.labels import all_values
 from nnunetv2_sam3d.report.gates import Gates
 from nnunetv2_sam3d.report.training_record import Training
 from nnunetv2_sam3d.results.collect import Dataset, Item, Model
@@ -103,12 +104,4 @@ class Results:
     @property
     def labels(self) -> list[int]:
         """Values that a mask may hold."""
-        return known_labels(self.dataset)
-
-
-def known_labels(dataset: Dataset) -> list[int]:
-    """All label values of ``dataset.json``, background and ignore included."""
-    values: set[int] = {0}
-    for value in dataset.json["labels"].values():
-        values.update(map(int, value if isinstance(value, list) else [value]))
-    return sorted(values)
+        return all_values(self.dataset.json["labels"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from nnunetv2_sam3d.nnunet.labels import foreground, sounds_like_lesion
 from nnunetv2_sam3d.results.metrics import KITS_TOLERANCES_MM
 
 KITS_REGIONS: Mapping[str, frozenset[int]] = {
@@ -17,12 +17,6 @@ KITS_REGIONS: Mapping[str, frozenset[int]] = {
     "tumour": frozenset({2}),
 }
 DEFAULT_TOLERANCE_MM = 2.0
-IGNORE = "ignore"  # nnU-Net's name of voxels that do not count
-LESION_WORDS = re.compile(
-    r"tumou?r|lesion|mass|cancer|carcinoma|metasta|cyst|nodule|polyp|neoplasm|glioma|stroke|infarct|edema|enhancing|"
-    r"necro",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -64,12 +58,7 @@ def structures_of(
     Raises:
         ValueError: for a data set without foreground, a wrong number of tolerances, or names that do not exist.
     """
-    label_values = {
-        str(name): frozenset(map(int, value)) if isinstance(value, list | tuple) else frozenset({int(value)})
-        for name, value in dataset_json["labels"].items()
-    }
-    ignored = label_values.pop(IGNORE, None)
-    regions = {name: values for name, values in label_values.items() if values != {0}}
+    regions = {name: frozenset(values) for name, values in foreground(dataset_json["labels"]).items()}
     if kits:
         present = frozenset().union(*regions.values()) if regions else frozenset()
         if present != {1, 2, 3}:
@@ -79,7 +68,7 @@ def structures_of(
             )
         regions = dict(KITS_REGIONS)
     if not regions:
-        raise ValueError(f"dataset.json has no foreground label, only {sorted(label_values)} (ignored: {ignored})")
+        raise ValueError(f"dataset.json has no foreground label, only {sorted(dataset_json['labels'])}")
     unknown = sorted(set(lesions or ()) - set(regions))
     if unknown:
         raise ValueError(f"there is no structure {unknown[0]!r} to count lesions of; there are {sorted(regions)}")
@@ -89,7 +78,7 @@ def structures_of(
             name,
             tuple(sorted(values)),
             tolerance,
-            _sounds_like_lesion(name) if lesions is None else name in lesions,
+            sounds_like_lesion(name) if lesions is None else name in lesions,
         )
         for (name, values), tolerance in zip(regions.items(), tolerances, strict=True)
     )
@@ -98,11 +87,6 @@ def structures_of(
 def has_kits_regions(regions: Mapping[str, frozenset[int]]) -> bool:
     """Whether these are KiTS's three regions, whatever their names."""
     return len(regions) == 3 and set(regions.values()) == set(KITS_REGIONS.values())
-
-
-def _sounds_like_lesion(name: str) -> bool:
-    # "kidney and masses" is an organ with what is in it
-    return bool(LESION_WORDS.search(name)) and " and " not in name.replace("_", " ")
 
 
 def _tolerances(regions: Mapping[str, frozenset[int]], given: Sequence[float] | None) -> list[float]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from nnunetv2_sam3d.network_architecture.config import variant_of
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
+from nnunetv2_sam3d.nnunet.labels import IGNORE, foreground, values_of
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName, fold_folder
 from nnunetv2_sam3d.trainers.recipes import Recipe
 from nnunetv2_sam3d.weights.channels import Outputs
@@ -28,10 +28,10 @@ RANDOM = {"kind": "random"}
 
 def outputs_of(labels: Mapping[str, Any], regions: bool) -> Outputs:
     """Meaning of the channels for a data set's ``labels`` (``dataset.json``), in nnU-Net's order."""
-    values = {name: set(np.atleast_1d(value).tolist()) for name, value in labels.items() if name != "ignore"}
     if regions:
-        return Outputs(tuple(name for name, value in values.items() if value != {0}), True)
-    return Outputs(tuple(sorted(values, key=lambda name: min(values[name]))), False)
+        return Outputs(tuple(foreground(labels)), True)
+    values = {name: min(values_of(value)) for name, value in labels.items() if name != IGNORE}
+    return Outputs(tuple(sorted(values, key=values.__getitem__)), False)
 
 
 @dataclass(frozen=True)
