@@ -1,18 +1,19 @@
-"""The settings of a run. They live in the plans, so that a saved model predicts as it was trained."""
+"""The settings of a run. They live in the plans, so that a saved model predicts as it was trained.
+
+Imports no PyTorch, for the command line.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from nnunetv2_sam3d.clicks.simulation import ClickTraining, click_training
-from nnunetv2_sam3d.network_architecture.config import PLANES, SLICE, VARIANTS, SAM3DConfig, as_token_stride
-from nnunetv2_sam3d.network_architecture.cpu import cpu_precision
-from nnunetv2_sam3d.weights.channels import check_class_map
+from nnunetv2_sam3d.clicks.presets import PRESETS, ClickTraining, click_training
+from nnunetv2_sam3d.network_architecture.config import PLANES, PRECISIONS, SLICE, VARIANTS, SAM3DConfig, as_token_stride
+from nnunetv2_sam3d.weights.class_map import check_class_map, parse_class_map
 
 PLANS_KEY = "sam3d"  # beside patch_size, spacing, ... in a configuration of the plans
-DEFAULT_EPOCHS = 500
 ADAPTER_STARTS = ("published", "quiet", "cold")
 DECIDED_ELSEWHERE = {
     "adapter",
@@ -26,84 +27,128 @@ DECIDED_ELSEWHERE = {
 }
 
 
+def _setting(default: Any, help: str, **option: Any) -> Any:
+    """A field with its meaning, which is the help of the option of its name, and that option's other arguments.
+
+    Args:
+        default: of the field.
+        help: what it means, for people.
+        option: of ``argparse``; ``read`` makes the setting of what the option gives. None: there is no such option.
+    """
+    return field(default=default, metadata={"help": help, "option": option})
+
+
 @dataclass(frozen=True)
 class Settings:
     """What ``plans["configurations"][NAME]["sam3d"]`` holds; stock plans without it get the defaults.
 
-    Args:
-        variant: ``vit_b``, ``vit_l``, ``vit_h`` or ``vit_tiny``.
-        network: sizes that differ from the variant's, by their names in ``SAM3DConfig``.
-        token_stride: voxels per token, one number or three (D, H, W).
-        adapter_dim: bottleneck of the adapters, half the width by default.
-        adapter_plane: plane of the DualPath adapters' local path, ``slice`` or ``published``, see
-            :class:`~nnunetv2_sam3d.network_architecture.adapters.DualPathAdapter3d`; a start in DualPath's own weights
-            brings its plane.
-        adapter_start: how adapters begin that are of another kind than the start's: ``published``, what the start's
-            adapters give and the rest at random; ``quiet``, the same with the rest at a tenth of its strength;
-            ``cold``, all of them at random.
-        prompt_encoder: whether the network has one; without it, it is the reference's automatic variant.
-        clicks: simulated in training (:mod:`nnunetv2_sam3d.clicks.simulation`): ``mixed`` (half of the steps have
-            one to ten on the target, few more often than many), ``reference`` (the ten of the authors on the target
-            and twenty anywhere, in every step) or ``none``.
-        automatic_share: share of the steps without clicks that ``mixed`` has.
-        max_clicks: most clicks of a sample in ``mixed``.
-        click_targets: labels or regions that are clicked on, as one; by default those called tumour, lesion or the
-            like, or else the whole foreground.
-        checkpointing: trade time for memory in training: ``True``, ``False``, or ``"auto"``, only where a training step
-            would not fit into the memory of the device otherwise.
-        precision: of matrix products on CPUs: ``auto`` (bfloat16 where the processor has it), ``float32`` or
-            ``bfloat16``. On GPUs nnU-Net decides.
-        epochs: number of epochs, and the length of the learning rate's way down.
-        iterations_per_epoch: training steps per epoch.
-        val_iterations_per_epoch: validation steps per epoch.
-        initial_lr: learning rate of the first epoch.
-        max_seconds: training time of ``nnUNetTrainer_TimeBudget``; the SAM3D trainers count epochs.
-        mirror_axes: axes (0, 1, 2 for D, H, W) that are mirrored in training and prediction; nnU-Net's choice by
-            default (all of them), none if empty, for structures that are told apart by where they lie.
-        sam_checkpoint: SAM's weights; before the variable ``nnUNet_sam_checkpoint`` and the cache.
-        map_class: for labels or regions of the data set the channel of the start that knows them, if it was trained
-            for other classes.
-        repeat: which repeat of the training these plans are for, from 1; see :mod:`nnunetv2_sam3d.nnunet.layout`.
+    Every field says what it means. :func:`setting_options` makes the command line of it.
 
     Raises:
         ValueError: for values that cannot work.
     """
 
-    variant: str = "vit_b"
-    network: Mapping[str, Any] | None = None
-    token_stride: int | tuple[int, int, int] = 4
-    adapter_dim: int | None = None
-    adapter_plane: str = SLICE
-    adapter_start: str = "published"
-    prompt_encoder: bool = True
-    clicks: str = "mixed"
-    automatic_share: float | None = None
-    max_clicks: int | None = None
-    click_targets: tuple[str, ...] | None = None
-    checkpointing: bool | str = "auto"
-    precision: str = "auto"
-    epochs: int = DEFAULT_EPOCHS
-    iterations_per_epoch: int = 250
-    val_iterations_per_epoch: int = 50
-    initial_lr: float = 4e-4
-    max_seconds: float | None = None
-    mirror_axes: tuple[int, ...] | None = None
-    sam_checkpoint: str | None = None
-    map_class: Mapping[str, int] | None = None
-    repeat: int = 1
+    variant: str = _setting("vit_b", "size of the encoder (default: vit_b)", choices=sorted(VARIANTS))
+    network: Mapping[str, Any] | None = _setting(
+        None, "sizes that differ from the variant's, by their names in SAM3DConfig"
+    )
+    token_stride: int | tuple[int, int, int] = _setting(
+        4,
+        "voxels per token, one number or three for D H W; 1, 2, 4, 8 or 16 (default: 4)",
+        type=int,
+        nargs="+",
+        metavar="S",
+        read=lambda values: values[0] if len(values) == 1 else tuple(values),
+    )
+    adapter_start: str = _setting(
+        "published",
+        "how DualPath adapters begin on trained original ones: with a local path at random and at full strength, as "
+        "published (default), or at a tenth of it (quiet), or with all of the adapter anew (cold)",
+        choices=ADAPTER_STARTS,
+    )
+    adapter_plane: str = _setting(
+        SLICE,
+        "plane of the DualPath adapters' local path: H and W (slice, default), or W and D as in the public code "
+        "(published); a start in DualPath's own weights brings its plane",
+        choices=PLANES,
+    )
+    adapter_dim: int | None = _setting(None, "bottleneck of the adapters (default: half the width)", type=int)
+    prompt_encoder: bool = _setting(
+        True, "whether the network takes clicks; without, it is the reference's automatic one"
+    )
+    checkpointing: bool | str = _setting(
+        "auto",
+        "recompute activations in the backward pass: less memory, more time; auto is only where a training step would "
+        "not fit into the device's memory otherwise (default: auto)",
+        nargs="?",
+        choices=("auto", "off", "on"),
+        const="on",
+        read=lambda word: {"auto": "auto", "off": False, "on": True}[word],
+    )
+    precision: str = _setting(
+        "auto",
+        "of matrix products on CPUs; auto is bfloat16 where the processor has it (default: auto)",
+        choices=PRECISIONS,
+    )
+    epochs: int = _setting(500, "of training, and of the learning rate's way down (default: 500)", type=int)
+    iterations_per_epoch: int = _setting(250, "training steps (default: 250)", type=int)
+    val_iterations_per_epoch: int = _setting(50, "validation steps (default: 50)", type=int)
+    initial_lr: float = _setting(4e-4, "learning rate of the first epoch (default: 4e-4)", type=float)
+    mirror_axes: tuple[int, ...] | None = _setting(
+        None,
+        "axes (0, 1, 2 for D, H, W) mirrored in training and prediction, none if nothing follows; for structures that "
+        "only their place tells apart (default: nnU-Net's, all three)",
+        type=int,
+        nargs="*",
+        metavar="AXIS",
+        read=tuple,
+    )
+    max_seconds: float | None = _setting(
+        None, "training time of nnUNetTrainer_TimeBudget; the SAM3D trainers count epochs", type=float
+    )
+    sam_checkpoint: str | None = _setting(
+        None, "SAM's weights, noted in the plans; a file, or medsam once it is fetched", metavar="FILE"
+    )
+    clicks: str = _setting(
+        "mixed",
+        "simulated in training: mixed trains one model for both modes, half of the steps without clicks, the others "
+        "with one to ten on the target; reference is 3DSAM-adapter's ten on the target and twenty anywhere in every "
+        "step; none is automatic training (default: mixed)",
+        choices=tuple(PRESETS),
+    )
+    click_targets: tuple[str, ...] | None = _setting(
+        None,
+        "labels or regions that are clicked on, as one (default: those called tumour, lesion or the like, or else the "
+        "whole foreground)",
+        nargs="+",
+        metavar="NAME",
+        read=tuple,
+    )
+    automatic_share: float | None = _setting(
+        None, "share of steps without clicks in mixed (default: 0.5)", type=float, metavar="S"
+    )
+    max_clicks: int | None = _setting(None, "most clicks in mixed (default: 10)", type=int, metavar="N")
+    map_class: Mapping[str, int] | None = _setting(
+        None,
+        "where the data set has other classes than the model it starts from: take the last convolution of label or "
+        "region NAME from this channel of the model (1 is the tumour of a binary one); without it, none is taken",
+        nargs="+",
+        metavar="NAME=CHANNEL",
+        read=parse_class_map,
+    )
+    repeat: int = _setting(1, "which repeat of the training these plans are for, from 1; crossval writes it")
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, str) or self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {sorted(VARIANTS)}")
         as_token_stride(self.token_stride)
-        cpu_precision(self.precision)
         for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "adapter_dim", "repeat"):
             value = getattr(self, name)
             if value is None and name == "adapter_dim":
                 continue
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name, known in (("adapter_plane", PLANES), ("adapter_start", ADAPTER_STARTS)):
+        for name, known in (("adapter_plane", PLANES), ("adapter_start", ADAPTER_STARTS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         if not isinstance(self.prompt_encoder, bool):
@@ -199,3 +244,33 @@ class Settings:
         if isinstance(values.get("token_stride"), list):
             values["token_stride"] = tuple(values["token_stride"])
         return cls(**values)
+
+
+def setting_options() -> dict[str, dict[str, Any]]:
+    """The settings that have an option of their own on the command line, with the arguments of ``argparse``."""
+    return {
+        setting.name: {"help": setting.metadata["help"], **_without_read(setting.metadata["option"])}
+        for setting in fields(Settings)
+        if setting.metadata["option"]
+    }
+
+
+def from_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that options give; what was not given is left out.
+
+    Args:
+        given: values of the options by the names of the settings.
+
+    Raises:
+        ValueError: for values that cannot be read.
+    """
+    values = {}
+    for setting in fields(Settings):
+        value = given.get(setting.name)
+        if setting.metadata["option"] and value is not None:
+            values[setting.name] = setting.metadata["option"].get("read", lambda value: value)(value)
+    return values
+
+
+def _without_read(option: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in option.items() if name != "read"}

@@ -8,30 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_sam3d.commands.common import add_class_map, add_click_options, add_command, say
-from nnunetv2_sam3d.network_architecture.config import PRECISIONS, VARIANTS
+from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.settings import Settings, from_options, setting_options
 
 if TYPE_CHECKING:  # what loads torch is imported where it is used
     from nnunetv2_sam3d.planning.memory_choice import Choice
-    from nnunetv2_sam3d.settings import Settings
-
-CHECKPOINTING: dict[str, bool | str] = {"auto": "auto", "off": False, "on": True}
-NETWORK_SETTINGS = (
-    "adapter_dim",
-    "adapter_start",
-    "adapter_plane",
-    "precision",
-    "epochs",
-    "iterations_per_epoch",
-    "val_iterations_per_epoch",
-    "initial_lr",
-    "max_seconds",
-    "sam_checkpoint",
-    "mirror_axes",
-    "clicks",
-    "automatic_share",
-    "max_clicks",
-)
 
 
 def add_parser(commands: Any) -> None:
@@ -73,66 +54,28 @@ def add_parser(commands: Any) -> None:
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """The options that become settings in the plans."""
-    parser.add_argument("--variant", choices=sorted(VARIANTS), help="size of the encoder (default: vit_b)")
     parser.add_argument("--like", metavar="FILE", help="take the sizes from a weights file instead of a variant")
-    parser.add_argument(
-        "--token-stride",
-        type=int,
-        nargs="+",
-        metavar="S",
-        help="voxels per token, one number or three for D H W; 1, 2, 4, 8 or 16 (default: 4)",
-    )
     parser.add_argument("--patch-size", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels")
     parser.add_argument(
         "--spacing", type=float, nargs=3, metavar=("D", "H", "W"), help="target spacing in mm; needs preprocessing"
     )
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument(
-        "--adapter-start",
-        choices=("published", "quiet", "cold"),
-        help="how DualPath adapters begin on trained original ones: with a local path at random and at full strength, "
-        "as published (default), or at a tenth of it, or with all of the adapter anew",
-    )
-    parser.add_argument(
-        "--adapter-plane",
-        choices=("slice", "published"),
-        help="plane of the DualPath adapters' local path: H and W (default), or W and D as in the public code",
-    )
-    parser.add_argument("--adapter-dim", type=int, help="bottleneck of the adapters (default: half the width)")
+    for name, arguments in setting_options().items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **arguments)
     parser.add_argument(
         "--no-prompt-encoder", action="store_true", help="the reference's automatic network, which takes no clicks"
     )
     parser.add_argument(
-        "--checkpointing",
-        nargs="?",
-        choices=tuple(CHECKPOINTING),
-        const="on",
-        help="recompute activations in the backward pass: less memory, more time; auto is only where memory would not "
-        "suffice otherwise (default: auto)",
+        "--signed-clicks",
+        action="store_true",
+        help="let the network tell background clicks from foreground clicks and train it to be corrected with both; "
+        "goes beyond the reference",
     )
     parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="of matrix products on CPUs; auto is bfloat16 where the processor has it (default: auto)",
+        "--click-maps",
+        action="store_true",
+        help="show the network where the clicks are, not only what lies under them; goes beyond the reference",
     )
-    parser.add_argument("--epochs", type=int, help="default: 500")
-    parser.add_argument("--iterations-per-epoch", type=int, help="default: 250")
-    parser.add_argument("--val-iterations-per-epoch", type=int, help="default: 50")
-    parser.add_argument("--initial-lr", type=float, help="default: 4e-4")
-    parser.add_argument(
-        "--mirror-axes",
-        type=int,
-        nargs="*",
-        metavar="AXIS",
-        help="axes (0, 1, 2 for D, H, W) mirrored in training and prediction, none if nothing follows; for structures "
-        "that only their place tells apart (default: nnU-Net's, all three)",
-    )
-    parser.add_argument("--max-seconds", type=float, help="training time of nnUNetTrainer_TimeBudget")
-    parser.add_argument(
-        "--sam-checkpoint", metavar="FILE", help="SAM's weights, noted in the plans; or medsam, once fetched"
-    )
-    add_click_options(parser)
-    add_class_map(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -229,25 +172,11 @@ def _choice(options: argparse.Namespace, settings: Settings) -> Choice:
 
 def settings_from(options: argparse.Namespace) -> Settings:
     """The settings that the options describe; what is not given keeps its default."""
-    from nnunetv2_sam3d.settings import Settings
-    from nnunetv2_sam3d.weights.channels import parse_class_map
-
-    values = {name: getattr(options, name) for name in NETWORK_SETTINGS if getattr(options, name, None) is not None}
-    if getattr(options, "checkpointing", None):
-        values["checkpointing"] = CHECKPOINTING[options.checkpointing]
-    if options.variant:
-        values["variant"] = options.variant
-    if options.token_stride:
-        if len(options.token_stride) not in (1, 3):
-            raise ValueError(f"--token-stride takes one number or three, got {len(options.token_stride)}")
-        stride = options.token_stride
-        values["token_stride"] = stride[0] if len(stride) == 1 else tuple(stride)
-    if options.map_class:
-        values["map_class"] = parse_class_map(options.map_class)
+    if options.token_stride and len(options.token_stride) not in (1, 3):
+        raise ValueError(f"--token-stride takes one number or three, got {len(options.token_stride)}")
+    values = from_options(vars(options))
     if options.no_prompt_encoder:
         values["prompt_encoder"] = False
-    if options.click_targets:
-        values["click_targets"] = tuple(options.click_targets)
     if getattr(options, "like", None):
         if options.variant:
             raise ValueError("--like and --variant exclude each other: both choose the size of the network")

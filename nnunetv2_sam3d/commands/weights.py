@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_class_map, add_command, say
+from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.settings import setting_options
 
 
 def add_parser(commands: Any) -> None:
@@ -44,7 +45,7 @@ def add_parser(commands: Any) -> None:
     )
     convert.add_argument("-o", "--output", required=True, metavar="OUT.pth")
     convert.add_argument("--automatic", action="store_true", help="leave the prompt encoder out")
-    add_class_map(convert)
+    convert.add_argument("--map-class", **setting_options()["map_class"])
     _add_force(convert)
     convert.set_defaults(run=run_convert)
     inspect = add_command(
@@ -132,7 +133,7 @@ def _check_output(options: argparse.Namespace) -> None:
 
 def run_convert(options: argparse.Namespace) -> int:
     """Converts and says what was written."""
-    from nnunetv2_sam3d.weights.channels import parse_class_map
+    from nnunetv2_sam3d.weights.class_map import parse_class_map
     from nnunetv2_sam3d.weights.reading import convert
 
     _check_output(options)

@@ -16,7 +16,8 @@ from nnunetv2_sam3d.network_architecture.adapters import CONVEX_GATE, has_convex
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file
-from nnunetv2_sam3d.weights.channels import Outputs, check_class_map
+from nnunetv2_sam3d.weights.channels import Outputs
+from nnunetv2_sam3d.weights.class_map import check_class_map
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.files import read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.sam import IN_SAM, convert_sam, find_sam

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nnunetv2_sam3d.clicks.simulation import click_training
+from nnunetv2_sam3d.clicks.presets import click_training
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 

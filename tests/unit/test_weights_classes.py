@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.settings import Settings
-from nnunetv2_sam3d.weights.channels import Outputs, parse_class_map
+from nnunetv2_sam3d.weights.channels import Outputs
+from nnunetv2_sam3d.weights.class_map import parse_class_map
 from nnunetv2_sam3d.weights.describe import describe
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import convert, read_weights
