@@ -9,7 +9,8 @@ from pathlib import Path
 
 from nnunetv2_sam3d.experiment.models import CONFIGURATION, Model
 from nnunetv2_sam3d.experiment.steps import Step, program
-from nnunetv2_sam3d.nnunet.folders import PLANS_NAME, dataset_folder
+from nnunetv2_sam3d.nnunet.folders import dataset_folder
+from nnunetv2_sam3d.nnunet.layout import PLANS_NAME
 from nnunetv2_sam3d.planning.plans import derive_plans, window_patch
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.names import BASE_PLANS, plans_of

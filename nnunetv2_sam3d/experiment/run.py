@@ -12,7 +12,7 @@ from nnunetv2_sam3d.experiment.devices import Device
 from nnunetv2_sam3d.experiment.execute import in_order, run_steps
 from nnunetv2_sam3d.experiment.models import CONFIGURATION
 from nnunetv2_sam3d.experiment.steps import Record, Step
-from nnunetv2_sam3d.nnunet.folders import check_paths
+from nnunetv2_sam3d.nnunet.layout import check_paths
 from nnunetv2_sam3d.planning.plans import check_click_targets, derive_plans
 from nnunetv2_sam3d.trainers.names import BUDGET_PLANS, TIME_BUDGET, check_trainers
 from nnunetv2_sam3d.weights.files import read_checkpoint

@@ -9,9 +9,9 @@ import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunetv2_sam3d.clicks.presets import PRESETS, click_training
 from nnunetv2_sam3d.clicks.sampling import correcting_click
 from nnunetv2_sam3d.clicks.simulation import BORDER_VOXELS, SimulatedClicks, background_points
-from nnunetv2_sam3d.clicks.presets import PRESETS, click_training
 from nnunetv2_sam3d.nnunet.labels import ClickTarget, click_target
 
 KITS = {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2}
