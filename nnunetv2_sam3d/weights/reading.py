@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.files import sha256
-from nnunetv2_sam3d.network_architecture.adapters import CONVEX_GATE, has_convex_gate
+from nnunetv2_sam3d.network_architecture.adapters import CONVEX_GATE, check_adapter, has_convex_gate
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file
@@ -136,6 +136,7 @@ def _ours(path: Path, content: Mapping[str, Any], automatic: bool) -> Weights:
         raise WeightsError(CONVEX_GATE)
     try:
         config = SAM3DConfig.from_dict(metadata["network"])
+        check_adapter(config.adapter)
     except (ValueError, TypeError) as error:
         raise WeightsError(f"the description of the network is damaged: {error}") from error
     if config.depth != depth_of(state):  # a network that is built from it must not be of any size

@@ -205,7 +205,7 @@ def test_another_size_is_named(official: dict[str, Tensor], tmp_path: Path) -> N
         network = SAM3D(VARIANTS["vit_b"])
     with pytest.raises(
         WeightsError, match=r"sam.pth \(a SAM checkpoint\) is no published size, the plans ask for vit_b: embed_dim is "
-        r"32 in the file and 768 in the plans; .*Give SAM's file of that size, sam_vit_b_01ec64.pth",
+        r"32 in the file and 768 in the plans; .*Give SAM's file of that size: nnUNetv2_sam3d weights fetch vit_b",
     ):  # fmt: skip
         load_into(network, read_weights(tmp_path / "sam.pth"))
 

@@ -130,7 +130,7 @@ def test_the_command(site: Site, network: SAM3D, tmp_path: Path, capsys: pytest.
     assert "WITH CLICKS on the ground truth (not automatic): tumour (labels 2)" in output
     assert str(site.output / "summary_with_clicks.md") in output
     ours = contents(site.output)
-    assert ours["cases/case_a.json"] == json.dumps(json.loads(ours["cases/case_a.json"]), indent=1)
+    assert ours["cases/case_a.json"] == json.dumps(json.loads(ours["cases/case_a.json"]), indent=1) + "\n"
     by_name = ["evaluate", "-d", "991", "-tr", "nnUNetTrainer_SAM3DFull", "-f", "0", "-o", str(tmp_path / "again")]
     assert main([*by_name, *options]) == 0
     again = contents(tmp_path / "again")

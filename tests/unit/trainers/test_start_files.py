@@ -118,7 +118,7 @@ def test_sam_of_another_size_is_named(
     sam_checkpoint(make_trainer("Original", initialize=True), tmp_path / "sam.pth")
     monkeypatch.setenv("nnUNet_sam_checkpoint", str(tmp_path / "sam.pth"))
     trainer = make_trainer("Original", variant="vit_b", network=None)
-    with pytest.raises(WeightsError, match=r"sam.pth .*the plans ask for vit_b: embed_dim is 32 .*sam_vit_b_01ec64"):
+    with pytest.raises(WeightsError, match=r"sam.pth .*the plans ask for vit_b: embed_dim is 32 .*weights fetch vit_b"):
         trainer.initialize()
 
 
