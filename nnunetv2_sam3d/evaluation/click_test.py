@@ -93,7 +93,7 @@ def run_protocol(
 
 
 def summarize(run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A run with the figures of its cases, their means by number of clicks, and 95 % bootstrap intervals.
+    """A run with the figures of its cases, their means by number of clicks, and 95 % intervals.
 
     Cases that were left out are in no mean, and named; of a single case there is no interval (``None``).
     """
@@ -127,7 +127,7 @@ def as_text(summary: Mapping[str, Any], *, per_case: bool = False) -> str:
         f"{settings['target']} (labels {', '.join(map(str, settings['target_labels']))}), "
         f"fold {source['fold']} of {source['model']}, {summary['cases_evaluated']} of "
         f"{len(summary['validation_cases'])} validation cases, {describe(settings)}, seed {settings['seed']}, voxels "
-        f"of {summary['spacing_mm']} mm for the network; mean over the cases with 95 % bootstrap interval.",
+        f"of {summary['spacing_mm']} mm for the network; mean over the cases with 95 % interval over folds and cases.",
         "",
         _mean_table(summary),
     ]

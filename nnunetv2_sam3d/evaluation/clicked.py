@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
@@ -132,21 +132,29 @@ def results_of(summary: Mapping[str, Any], model: str, fold: int) -> ClickedResu
     return ClickedResults(summary["protocol"], settings, cases, dict(summary["cases_left_out"]))
 
 
+def clicks_frame(clicked: Sequence[ClickedResults]) -> pd.DataFrame:
+    """The lines of ``clicks.csv``: one for each figure of each case with each number of clicks, model and protocol."""
+    columns = ["protocol", "target", "seed", "model", "fold", "case", "mode", "clicks", "figure", "value"]
+    lines = [
+        (results.protocol, results.settings["target"], results.settings["seed"], entry.model, entry.fold, entry.case,
+         "clicked" if entry.clicks else "automatic", entry.clicks, *figure)
+        for results in clicked
+        for entry in results.cases
+        for figure in entry.figures.items()
+    ]  # fmt: skip
+    return pd.DataFrame(lines, columns=columns)
+
+
 def summarise_clicked(results: ClickedResults) -> list[ClickedSummary]:
     """Means over the cases with intervals; in the order of models, numbers of clicks and figures."""
-    groups: dict[tuple[str, int], list[ClickedCase]] = {}
-    for entry in results.cases:
-        groups.setdefault((entry.model, entry.clicks), []).append(entry)
-    models = list(dict.fromkeys(model for model, _ in groups))
     summaries = []
-    for model, clicks in sorted(groups, key=lambda key: (models.index(key[0]), key[1])):
-        cases = groups[model, clicks]
-        folds = tuple(sorted({entry.fold for entry in cases}))
-        for figure in cases[0].figures:
-            values = [entry.figures[figure] for entry in cases]
-            found = estimate(np.array([values]), np.array([entry.fold for entry in cases]))
+    for model, own in clicks_frame([results]).groupby("model", sort=False):
+        by_clicks = own.sort_values("clicks", kind="stable").groupby(["clicks", "figure"], sort=False)
+        for (clicks, figure), cases in by_clicks:
+            found = estimate(cases["value"].to_numpy()[None], cases["fold"].to_numpy())
             low, high = map(float, found.interval())
-            summaries.append(ClickedSummary(model, clicks, figure, float(found.mean), low, high, len(values), folds))
+            folds = tuple(sorted(set(cases["fold"])))
+            summaries.append(ClickedSummary(model, clicks, figure, float(found.mean), low, high, len(cases), folds))
     return summaries
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
+import pandas as pd
 
 from nnunetv2_sam3d.report.study import question_of
 from nnunetv2_sam3d.report.tables import Table, duration, number
 from nnunetv2_sam3d.report.training_record import Training
 from nnunetv2_sam3d.results.collect import Model
-from nnunetv2_sam3d.results.statistics import METRICS, Summary
+from nnunetv2_sam3d.results.statistics import DICE, METRICS, Summary
 from nnunetv2_sam3d.results.structures import Structure
 from nnunetv2_sam3d.trainers.names import short_name
 
@@ -27,39 +26,36 @@ def arms_table(models: Sequence[Model], trainings: Sequence[Training], wanted_co
     lines = []
     for model in models:
         runs = [run for run in trainings if run.model == model.name]
-        hours = [run.hours for run in runs if not math.isnan(run.hours)]
-        spread = float(np.std(hours, ddof=1)) if len(hours) > 1 else math.nan
+        hours = pd.Series([run.hours for run in runs], dtype=float)
         peaks = [run.peak_bytes for run in runs if run.peak_bytes]
         parameters = sorted({(run.trained or 0, run.parameters) for run in runs if run.parameters})
         lines.append(
-            [
-                model.name,
-                wanted_controls.get(model.name, "-"),
-                _all(start_of_arm(run) for run in runs),
-                _all(", ".join((run.adapter, *run.adapter_details)) for run in runs if run.adapter),
-                _all(", ".join(run.parts) or "nothing" for run in runs if run.adapter),
-                " / ".join(f"{trained:,} ({100 * trained / (total or 1):.1f} %)" for trained, total in parameters)
-                or "-",
-                _all(f"{run.steps:,}" for run in runs if run.steps is not None),
-                str(len(runs)),
-                duration(float(np.mean(hours)), spread) if hours else "-",
-                duration(math.fsum(hours)) if hours else "-",
-                f"{max(peaks) / 1e9:.2f}" if peaks else "-",
-                _all(run.device for run in runs),
-                question_of(model.trainer) or "-",
-            ]
+            {
+                "arm": model.name,
+                "declared control": wanted_controls.get(model.name, "-"),
+                "start": _all(start_of_arm(run) for run in runs),
+                "adapter": _all(", ".join((run.adapter, *run.adapter_details)) for run in runs if run.adapter),
+                "what is trained": _all(", ".join(run.parts) or "nothing" for run in runs if run.adapter),
+                "trained parameters": _all(
+                    f"{trained:,} ({100 * trained / (total or 1):.1f} %)" for trained, total in parameters
+                ),
+                "steps": _all(f"{run.steps:,}" for run in runs if run.steps is not None),
+                "trainings": str(len(runs)),
+                "time of one": duration(hours.mean(), hours.std()),
+                "time in all": duration(hours.sum(min_count=1)),
+                "peak memory [GB]": f"{max(peaks) / 1e9:.2f}" if peaks else "-",
+                "device": _all(run.device for run in runs),
+                "what it answers": question_of(model.trainer) or "-",
+            }
         )
-    header = [
-        "arm", "declared control", "start", "adapter", "what is trained", "trained parameters", "steps", "trainings",
-        "time of one", "time in all", "peak memory [GB]", "device", "what it answers",
-    ]  # fmt: skip
     caption = (
         "Arms, from nnU-Net's logs and checkpoints. Steps and time are those of the arm itself, without validation and "
         "without the training of the model that a training starts from. Time: mean ± SD of the trainings, one for each "
         "fold and repeat. Peak memory: the largest resident memory of a training process, where it was recorded. A "
         "dash: not recorded, or none."
     )
-    return Table("arms", caption, header, lines, frozenset({0, 1, 2, 3, 11}), frozenset({4, 12}))
+    text = ("arm", "declared control", "start", "adapter", "device")
+    return Table("arms", caption, pd.DataFrame(lines), text, ("what is trained", "what it answers"))
 
 
 def noise_table(summaries: Sequence[Summary], structures: Sequence[Structure]) -> Table | None:
@@ -70,17 +66,18 @@ def noise_table(summaries: Sequence[Summary], structures: Sequence[Structure]) -
     for structure in structures:
         for model in dict.fromkeys(summary.model for summary in summaries):
             found = {s.metric: s for s in summaries if (s.model, s.structure) == (model, structure.name)}
-            spreads = [number(found[metric.key].repeat_sd, 2 if metric.unit else 3) for metric in METRICS]
-            dice = found[METRICS[0].key]
-            means = " ".join(number(mean) for mean in dice.repeats.values())
-            lines.append([structure.name, model, str(len(dice.repeats)), means, *spreads])
-    header = ["structure", "arm", "repeats", "Dice of each", *(f"SD of {metric.label}" for metric in METRICS)]
+            repeats = found[DICE.key].repeats
+            line = {"structure": structure.name, "arm": model, "repeats": str(len(repeats))}
+            line[f"{DICE.title} of each"] = " ".join(number(mean, DICE.digits) for mean in repeats.values())
+            for metric in METRICS:
+                line[f"SD of {metric.label}"] = number(found[metric.key].repeat_sd, metric.digits)
+            lines.append(line)
     caption = (
         "Noise between repeats: standard deviation (n - 1) of the means over all cases, from training to training. "
         "Arms of a repeat share start and seeds and move together; the noise of a difference between them stands as "
         "SD of repeats in the table of differences. A dash: one repeat."
     )
-    return Table("noise_automatic", caption, header, lines, frozenset({0, 1}))
+    return Table("noise_automatic", caption, pd.DataFrame(lines), ("structure", "arm"))
 
 
 def start_of_arm(run: Training) -> str:

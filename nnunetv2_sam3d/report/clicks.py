@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from nnunetv2_sam3d.clicks.reading import read_clicks
 from nnunetv2_sam3d.evaluation.click_test import describe
-from nnunetv2_sam3d.evaluation.clicked import ClickedResults, ClickedSummary, click_folder, summarise_clicked
+from nnunetv2_sam3d.evaluation.clicked import (
+    ClickedResults,
+    ClickedSummary,
+    click_folder,
+    clicks_frame,
+    summarise_clicked,
+)
 from nnunetv2_sam3d.evaluation.protocol import clicks_file, clicks_title, mask_file
 from nnunetv2_sam3d.report.overlays import draw_overlays, load_view, worst_median_best
 from nnunetv2_sam3d.report.page import Picture, Section
@@ -53,8 +58,8 @@ def clicked_sections(
         pictures = []
         if any(entry.clicks == 0 for entry in summaries):
             caption = (
-                "Mean over the cases against the number of clicks, with 95 % bootstrap interval; no click is the "
-                "automatic result, marked by a hollow symbol."
+                "Mean over the cases against the number of clicks, with 95 % interval over folds and cases; no click "
+                "is the automatic result, marked by a hollow symbol."
             )
             curves = click_curves(results, summaries, models)
             pictures.append(picture(curves, figures, f"curves_with_clicks_{name}", caption))
@@ -75,13 +80,13 @@ def clicked_table(results: ClickedResults, summaries: Sequence[ClickedSummary], 
             first = next(iter(found.values()))
             cells = [interval(e.mean, e.low, e.high) if (e := found.get(count)) else "-" for count in counts]
             lines.append([figure, model, " ".join(map(str, first.folds)), str(first.cases), *cells])
+    columns = ["figure", "model", "folds", "cases", *map(clicks_title, counts)]
     caption = (
         f"Results with clicks placed on the ground truth, {results.protocol} protocol: "
         f"{results.settings['target']}, {describe(results.settings)}, seed {results.settings['seed']}; mean over the "
-        f"cases with 95 % bootstrap interval."
+        f"cases with 95 % interval over folds and cases."
     )
-    header = ["figure", "model", "folds", "cases", *map(clicks_title, counts)]
-    return Table(name, caption, header, lines, frozenset({0, 1, 2}))
+    return Table(name, caption, pd.DataFrame(lines, columns=columns), ("figure", "model", "folds"))
 
 
 def click_curves(results: ClickedResults, summaries: Sequence[ClickedSummary], models: Sequence[str]) -> Figure:
@@ -127,16 +132,7 @@ def click_curves(results: ClickedResults, summaries: Sequence[ClickedSummary], m
 
 def clicks_csv(clicked: Sequence[ClickedResults]) -> str:
     """One line for each figure of each case with each number of clicks, model and protocol."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["protocol", "target", "seed", "model", "fold", "case", "mode", "clicks", "figure", "value"])
-    for results in clicked:
-        first = [results.protocol, csv_text(results.settings["target"]), results.settings["seed"]]
-        for entry in results.cases:
-            mode = "clicked" if entry.clicks else "automatic"
-            case = [csv_text(entry.model), entry.fold, csv_text(entry.case), mode, entry.clicks]
-            writer.writerows([*first, *case, figure, f"{value:.10g}"] for figure, value in entry.figures.items())
-    return text.getvalue()
+    return csv_text(clicks_frame(clicked))
 
 
 def write_curves(results: ClickedResults, model: str, output: Path) -> None:

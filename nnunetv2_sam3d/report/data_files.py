@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -16,22 +14,12 @@ from nnunetv2_sam3d.report.results import Results
 from nnunetv2_sam3d.report.rules import RULES
 from nnunetv2_sam3d.report.tables import csv_text
 from nnunetv2_sam3d.report.threats import threats
-from nnunetv2_sam3d.results.measure import Row
+from nnunetv2_sam3d.results.measure import Row, cases_frame
 
 
 def cases_csv(rows: Sequence[Row]) -> str:
     """One line for each structure of each case with each repeat of a model; a figure that is not defined is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    figures = ("dice", "surface_dice", "hd95_mm", "reference_ml", "predicted_ml", "volume_error_ml")
-    counts = ("volume_error_percent", "empty", "lesions", "detected", "false_lesions")
-    writer.writerow(["model", "repeat", "fold", "case", "structure", "tolerance_mm", *figures, *counts])
-    for row in rows:
-        values = [getattr(row.measures, name) for name in (*figures, *counts)]
-        names = [csv_text(text) for text in (row.model, row.case, row.structure)]
-        about = [names[0], row.repeat, row.fold, *names[1:], f"{row.tolerance_mm:.10g}"]
-        writer.writerow([*about, *map(_cell, values)])
-    return text.getvalue()
+    return csv_text(cases_frame(rows))
 
 
 def summary_json(results: Results) -> str:
@@ -66,12 +54,6 @@ def summary_json(results: Results) -> str:
         ],
     }
     return json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
-
-
-def _cell(value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _without_nan(value: Any) -> Any:

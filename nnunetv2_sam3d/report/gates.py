@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.nnunet.folders import read_table
 from nnunetv2_sam3d.report.page import Picture
-from nnunetv2_sam3d.report.tables import Table, number
+from nnunetv2_sam3d.report.tables import Table, interval
 from nnunetv2_sam3d.report.training_record import Training
 from nnunetv2_sam3d.results.collect import Model
 
 FILE = "adapters.json"
 COMMAND = "nnUNetv2_sam3d adapters"
-FIGURES = ("gate_mean", "gate_sd", "local_share")
+TITLES = {"gate_mean": "mean of the gate", "gate_sd": "SD of the gate", "local_share": "share of the local path"}
 MAPS = 2  # pictures of gate maps that the page shows of one arm
 
 
@@ -67,42 +67,40 @@ def read_gates(models: Sequence[Model], trainings: Sequence[Training]) -> list[G
 
 def gate_table(gates: Sequence[Gates]) -> Table | None:
     """Gate and share of the local path by arm and block; nothing if no training tells."""
+    blocks = [
+        {**values, "arm": entry.model, "block": index, "measured": entry.measured}
+        for entry in gates
+        for index, values in enumerate(entry.blocks)
+    ]
+    cells = pd.DataFrame(blocks, columns=["arm", "block", "measured", *TITLES])
     lines = []
-    for model in dict.fromkeys(entry.model for entry in gates):
-        entries = [entry for entry in gates if entry.model == model and entry.blocks]
-        for block in range(max((len(entry.blocks) for entry in entries), default=0)):
-            cells = []
-            for name in FIGURES:
-                cells.append(_spread([e.blocks[block].get(name) for e in entries if block < len(e.blocks)]))
-            measured = sum(entry.measured for entry in entries)
-            lines.append([model, str(block), f"{len(entries)} ({measured})", *cells])
+    for (arm, block), group in cells.groupby(["arm", "block"], sort=False):
+        line = {"arm": arm, "block": str(block), "trainings (measured)": f"{len(group)} ({group['measured'].sum()})"}
+        lines.append(line | {title: _spread(group[name]) for name, title in TITLES.items()})
     if not lines:
         return None
-    header = ["arm", "block", "trainings (measured)", "mean of the gate", "SD of the gate", "share of the local path"]
     caption = (
         "Gate and local path of each block: mean over the trainings [smallest, largest]. The share is |a * x01| / "
         "|g + a * x01|, of the local path in the sum of both. Measured: on validation cases after training; the others "
         "are from the last epoch's log."
     )
-    return Table("gates", caption, header, lines)
+    return Table("gates", caption, pd.DataFrame(lines), ("arm",))
 
 
 def changed_table(gates: Sequence[Gates]) -> Table | None:
     """How many voxels change label without each path, by arm; nothing if it was measured nowhere."""
+    measured = [{**entry.changed, "arm": entry.model} for entry in gates if entry.measured]
     lines = []
-    for model in dict.fromkeys(entry.model for entry in gates):
-        entries = [entry for entry in gates if entry.model == model and entry.measured]
-        if entries:
-            shares = [_spread([_percent(e.changed.get(path)) for e in entries], 2) for path in ("local", "global")]
-            lines.append([model, str(len(entries)), *shares])
+    for arm, group in pd.DataFrame(measured, columns=["arm", "local", "global"]).groupby("arm", sort=False):
+        shares = {f"without the {path} path [%]": _spread(100 * group[path], 2) for path in ("local", "global")}
+        lines.append({"arm": arm, "trainings": str(len(group)), **shares})
     if not lines:
         return None
-    header = ["arm", "trainings", "without the local path [%]", "without the global path [%]"]
     caption = (
         "Voxels of the foreground that change their label when one path is left out: mean over the trainings "
         "[smallest, largest]."
     )
-    return Table("paths", caption, header, lines)
+    return Table("paths", caption, pd.DataFrame(lines), ("arm",))
 
 
 def gate_pictures(gates: Sequence[Gates]) -> list[Picture]:
@@ -146,14 +144,7 @@ def _read(folder: Path, run: Training) -> Gates:
     return Gates(run.model, run.repeat, run.fold, content["blocks"], measured=True, changed=shares, maps=maps)
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def _spread(values: Sequence[float | None], digits: int = 3) -> str:
+def _spread(values: pd.Series, digits: int = 3) -> str:
     """``0.512 [0.490, 0.530]``, or the figure alone; a dash where no training has one."""
-    known = [float(value) for value in values if value is not None and not math.isnan(value)]
-    if not known:
-        return "-"
-    mean = number(float(np.mean(known)), digits)
-    return mean if len(known) == 1 else f"{mean} [{number(min(known), digits)}, {number(max(known), digits)}]"
+    low, high = (values.min(), values.max()) if values.count() > 1 else (math.nan, math.nan)
+    return interval(values.mean(), low, high, digits)

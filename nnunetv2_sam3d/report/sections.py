@@ -108,7 +108,7 @@ def _results(results: Results, figures: Path) -> Section:
         "" if all(len(model.repeats) == 1 for model in results.models) else " Of each case, the mean over the repeats."
     )
     pictures = []
-    for metric in METRICS[:3]:
+    for metric in (metric for metric in METRICS if metric.plotted):
         pictures.append(
             picture(
                 plots.boxes(results.rows, models, names, metric),

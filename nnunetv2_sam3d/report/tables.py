@@ -1,30 +1,24 @@
-"""A table of text, and its Markdown and LaTeX forms; text from data files cannot become markup in any of them."""
+"""Tables: Markdown, LaTeX and CSV in which text from data files becomes neither markup nor a formula."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "<": r"$<$",
-    ">": r"$>$",
-    "|": r"$|$",
-    "\n": " ",
-}
-MARKDOWN = {letter: f"\\{letter}" for letter in "\\`*_[]|#~$!"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " "}
+import pandas as pd
 
+# pandas escapes neither captions nor the last five
+LATEX = str.maketrans(
+    {letter: f"\\{letter}" for letter in "{}$&#%_"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "<": "$<$", ">": "$>$", "|": "$|$", "\n": " "}
+)
+MARKDOWN = str.maketrans(
+    {letter: f"\\{letter}" for letter in "\\`*_[]|#~$!"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " "}
+)
+SMALL = r"\footnotesize\setlength{\tabcolsep}{3pt}"
+WRAPPED = r">{\raggedright\arraybackslash}p{3.2cm}"
 PAGE_ROWS = 40  # in small letters, beside a caption
 
 
@@ -35,70 +29,80 @@ class Table:
     Attributes:
         name: of its files.
         caption: says what the numbers are.
-        header: column titles.
-        lines: rows of cells, as long as the header.
-        text_columns: numbers of the columns that hold text, set to the left.
-        wrapped_columns: numbers of those that hold sentences.
-        rules: numbers of the rows that begin a new block.
+        cells: text, in columns with titles.
+        text: titles of the columns that hold text, set to the left.
+        wrapped: titles of those that hold sentences.
     """
 
     name: str
     caption: str
-    header: Sequence[str]
-    lines: Sequence[Sequence[str]]
-    text_columns: frozenset[int] = frozenset({0})
-    wrapped_columns: frozenset[int] = field(default_factory=frozenset)
+    cells: pd.DataFrame
+    text: Collection[str]
+    wrapped: Collection[str] = ()
 
     @property
-    def rules(self) -> frozenset[int]:
-        """Rows whose first cell differs from the row above."""
-        return frozenset(
-            number
-            for number, (above, line) in enumerate(zip(self.lines, self.lines[1:], strict=False), 1)
-            if above[0] != line[0]
-        )
+    def header(self) -> list[str]:
+        """Column titles."""
+        return list(self.cells)
+
+    @property
+    def lines(self) -> list[list[str]]:
+        """Rows of cells."""
+        return self.cells.to_numpy().tolist()
+
+    @property
+    def text_columns(self) -> set[int]:
+        """Numbers of the columns that hold text."""
+        return {self.header.index(title) for title in self.text}
+
+    @property
+    def wrapped_columns(self) -> set[int]:
+        """Numbers of the columns that hold sentences."""
+        return {self.header.index(title) for title in self.wrapped}
+
+    @property
+    def rules(self) -> list[int]:
+        """Numbers of the rows that begin a new block: their first cell differs from the row above."""
+        first = self.cells.iloc[:, 0]
+        return [row for row in self.cells.index[first != first.shift()] if row]
 
     def markdown(self) -> str:
         """As GitHub's Markdown shows tables."""
-        rows = [[_replaced(cell, MARKDOWN) for cell in line] for line in (self.header, *self.lines)]
-        left = self.text_columns | self.wrapped_columns
-        marks = [":---" if column in left else "---:" for column in range(len(self.header))]
-        lines = [rows[0], marks, *rows[1:]]
-        return f"{_replaced(self.caption, MARKDOWN)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        header, *lines = [[cell.translate(MARKDOWN) for cell in line] for line in (self.header, *self.lines)]
+        marks = [":---" if title in {*self.text, *self.wrapped} else "---:" for title in self.header]
+        rows = "".join(f"| {' | '.join(line)} |\n" for line in (header, marks, *lines))
+        return f"{self.caption.translate(MARKDOWN)}\n\n{rows}"
 
     def latex(self) -> str:
         """A ``table`` for booktabs, or where it may not fit a page, a ``longtable`` for that package and array."""
-        columns = "".join(
-            r">{\raggedright\arraybackslash}p{3.2cm}"
-            if column in self.wrapped_columns
-            else "l"
-            if column in self.text_columns
-            else "r"
-            for column in range(len(self.header))
+        long = len(self.cells) > PAGE_ROWS or bool(self.wrapped)
+        style = self.cells.style.hide(axis="index").format(_latex).format_index(_latex, axis="columns")
+        style.format(lambda cell: f"\\addlinespace\n{_latex(cell)}", subset=(self.rules, self.header[:1]))
+        if not long:
+            # pandas writes a selector as a command
+            style.set_table_styles([{"selector": SMALL[1:], "props": ":;"}])
+        text = style.to_latex(
+            column_format="".join(
+                WRAPPED if title in self.wrapped else "l" if title in self.text else "r" for title in self.header
+            ),
+            position_float=None if long else "centering",
+            hrules=True,
+            label=f"tab:{self.name}",
+            caption=_latex(self.caption),
+            environment="longtable" if long else "table",
         )
-        lines = []
-        for number, line in enumerate(self.lines):
-            lines += [r"\addlinespace"] if number in self.rules else []
-            lines.append(" & ".join(_replaced(cell, LATEX) for cell in line) + r" \\")
-        head = [r"\toprule", " & ".join(_replaced(cell, LATEX) for cell in self.header) + r" \\", r"\midrule"]
-        caption, label = rf"\caption{{{_replaced(self.caption, LATEX)}}}", rf"\label{{tab:{self.name}}}"
-        small = r"\footnotesize\setlength{\tabcolsep}{3pt}"
-        if len(self.lines) > PAGE_ROWS or self.wrapped_columns:
-            begin = [
-                "{" + small + r"\setlength{\LTcapwidth}{\linewidth}",
-                rf"\begin{{longtable}}{{{columns}}}",
-                caption + label + r" \\",
-                *head,
-            ]
-            begin += [r"\endfirsthead", *head, r"\endhead", r"\bottomrule", r"\endfoot"]
-            return "\n".join([*begin, *lines, r"\end{longtable}", "}", ""])
-        begin = [r"\begin{table}", r"\centering", caption, label, small, rf"\begin{{tabular}}{{{columns}}}"]
-        return "\n".join([*begin, *head, *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+        return f"{{{SMALL}\\setlength{{\\LTcapwidth}}{{\\linewidth}}\n{text}}}\n" if long else text
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def csv_text(cells: pd.DataFrame) -> str:
+    """CSV with ten digits; an apostrophe goes before text that a spreadsheet would take for a formula."""
+    safe = cells.replace(r"^([=+\-@\t\r])", r"'\1", regex=True)
+    return safe.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+
+
+def number(value: float, digits: int = 3) -> str:
     """A figure, or a dash where there is none."""
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def interval(mean: float, low: float, high: float, digits: int = 3) -> str:
@@ -137,10 +141,7 @@ def listed(names: Iterable[str], limit: int = 3) -> str:
     return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
 
 
-def csv_text(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" and text else text
-
-
-def _replaced(text: str, table: dict[str, str]) -> str:
-    return "".join(table.get(letter, letter) for letter in text)
+def _latex(text: str) -> str:
+    """Escaped; what LaTeX would take for an argument of the row's end before it is in braces."""
+    escaped = text.translate(LATEX)
+    return f"{{{escaped}}}" if escaped.startswith(("[", "*")) else escaped

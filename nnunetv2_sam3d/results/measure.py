@@ -10,10 +10,12 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
 from tqdm import tqdm
 
@@ -45,6 +47,21 @@ class Row:
     tolerance_mm: float
     measures: Measures
     repeat: int = 1
+
+
+# Columns of ``cases.csv``, by the names of attributes.
+ROW_COLUMNS = ("model", "repeat", "fold", "case", "structure", "tolerance_mm")
+MEASURES_COLUMNS = (
+    "dice", "surface_dice", "hd95_mm", "reference_ml", "predicted_ml", "volume_error_ml", "volume_error_percent",
+    "empty", "lesions", "detected", "false_lesions",
+)  # fmt: skip
+
+
+def cases_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """The table of cases, with the columns of ``cases.csv``; NaN where a figure is not defined."""
+    of_row, of_measures = attrgetter(*ROW_COLUMNS), attrgetter(*MEASURES_COLUMNS)
+    lines = [(*of_row(row), *of_measures(row.measures)) for row in rows]
+    return pd.DataFrame(lines, columns=[*ROW_COLUMNS, *MEASURES_COLUMNS])
 
 
 def measure_all(

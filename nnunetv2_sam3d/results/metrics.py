@@ -10,7 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from nnunetv2_sam3d.results import metrics as surface
+with warnings.catch_warnings():  # it asks SciPy by names that SciPy has deprecated
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import surface_distance
+
+# What KiTS23 evaluates its regions with: the variation between its annotators, in mm.
+KITS_TOLERANCES_MM: Mapping[str, float] = {
+    "kidney and masses": 1.0330772532390826,
+    "masses": 1.1328796488598762,
+    "tumour": 1.1498198361434828,
+}
 
 
 @dataclass(frozen=True)
@@ -78,19 +87,19 @@ def measure(
             tolerance that is no length.
     """
     voxel_ml = math.prod(spacing_mm) / 1000
-    dice = surface.dice(prediction, reference)
+    volumetric = dice(prediction, reference)
     box = _box(prediction, reference)
     prediction, reference = prediction[box], reference[box]
     hd95_mm = math.nan
     if prediction.any() and reference.any():
-        distances = surface.surface_distances(prediction, reference, spacing_mm)
-        surface_dice = float(surface.surface_distance.compute_surface_dice_at_tolerance(distances, tolerance_mm))
-        hd95_mm = float(surface.surface_distance.compute_robust_hausdorff(distances, 95))
+        distances = surface_distances(prediction, reference, spacing_mm)
+        of_surfaces = float(surface_distance.compute_surface_dice_at_tolerance(distances, tolerance_mm))
+        hd95_mm = float(surface_distance.compute_robust_hausdorff(distances, 95))
     else:
-        surface_dice = surface.surface_dice(prediction, reference, spacing_mm, tolerance_mm)
+        of_surfaces = surface_dice(prediction, reference, spacing_mm, tolerance_mm)
     return Measures(
-        dice,
-        surface_dice,
+        volumetric,
+        of_surfaces,
         hd95_mm,
         float(reference.sum()) * voxel_ml,
         float(prediction.sum()) * voxel_ml,
@@ -117,19 +126,6 @@ def _lesions(prediction: np.ndarray, reference: np.ndarray) -> tuple[int, int, i
     detected = len(np.unique(lesions[both]))
     true = len(np.unique(found[both]))
     return count, detected, found_count - true
-
-
-with warnings.catch_warnings():  # it asks SciPy by names that SciPy has deprecated
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import surface_distance
-
-
-# What KiTS23 evaluates its regions with: the variation between its annotators, in mm.
-KITS_TOLERANCES_MM: Mapping[str, float] = {
-    "kidney and masses": 1.0330772532390826,
-    "masses": 1.1328796488598762,
-    "tumour": 1.1498198361434828,
-}
 
 
 def dice(prediction: np.ndarray, reference: np.ndarray) -> float:

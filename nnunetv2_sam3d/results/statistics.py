@@ -7,7 +7,7 @@ folds and cases. The ordinary test over cases stands beside them; it is of these
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -16,28 +16,32 @@ import pandas as pd
 from scipy import stats
 
 from nnunetv2_sam3d.results.hierarchical import ALPHA, Estimate, estimate
-from nnunetv2_sam3d.results.measure import Row
+from nnunetv2_sam3d.results.measure import Row, cases_frame
 
 FEW_CASES = 10  # below, single cases say more than statistics
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of figures.
+    """The absolute values of a column of the table of cases.
 
     Attributes:
-        key: in files.
+        key: name of the column.
         title: in tables.
-        unit: of the values.
+        unit: of the values; scores from 0 to 1 have none.
         better: ``higher`` or ``lower``.
-        value: reads it from a row; NaN where it is not defined.
+        digits: that tables show behind the point.
+        plotted: whether the values of all cases are drawn as boxes.
+        often_undefined: whether tables say for how many cases it is defined.
     """
 
     key: str
     title: str
-    unit: str
-    better: str
-    value: Callable[[Row], float]
+    unit: str = ""
+    better: str = "higher"
+    digits: int = 3
+    plotted: bool = True
+    often_undefined: bool = False
 
     @property
     def label(self) -> str:
@@ -45,11 +49,12 @@ class Metric:
         return self.title + (f" [{self.unit}]" if self.unit else "")
 
 
+DICE = Metric("dice", "Dice")
 METRICS = (
-    Metric("dice", "Dice", "", "higher", lambda row: row.measures.dice),
-    Metric("surface_dice", "Surface Dice", "", "higher", lambda row: row.measures.surface_dice),
-    Metric("hd95_mm", "HD95", "mm", "lower", lambda row: row.measures.hd95_mm),
-    Metric("volume_error_ml", "Absolute volume error", "ml", "lower", lambda row: abs(row.measures.volume_error_ml)),
+    DICE,
+    Metric("surface_dice", "Surface Dice"),
+    Metric("hd95_mm", "HD95", "mm", "lower", digits=2, often_undefined=True),
+    Metric("volume_error_ml", "Absolute volume error", "ml", "lower", digits=2, plotted=False),
 )
 
 
@@ -325,9 +330,9 @@ def volume_groups(rows: Sequence[Row], structure: str, borders_ml: Sequence[floa
 
 
 def _frame(rows: Sequence[Row], metric: Metric) -> pd.DataFrame:
-    """One line for each row: model, structure, repeat, fold, case, value."""
-    lines = [(row.model, row.structure, row.repeat, row.fold, row.case, metric.value(row)) for row in rows]
-    return pd.DataFrame(lines, columns=["model", "structure", "repeat", "fold", "case", "value"])
+    """The table of cases with the metric as ``value``."""
+    cases = cases_frame(rows)
+    return cases.assign(value=cases[metric.key].abs())
 
 
 def _repeats_and_cases(entries: pd.DataFrame) -> pd.DataFrame:

@@ -14,8 +14,7 @@ from nnunetv2_sam3d.results.measure import Row
 from nnunetv2_sam3d.results.metrics import Measures
 from nnunetv2_sam3d.results.statistics import METRICS
 
-DICE = METRICS[0]
-HD95 = METRICS[2]
+DICE, _, HD95, _ = METRICS
 
 
 def row(

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from nnunetv2_sam3d.report import contents
@@ -42,7 +43,7 @@ def rows() -> list[Row]:
 
 
 def column(table: Table, title: str) -> list[str]:
-    return [line[list(table.header).index(title)] for line in table.lines]
+    return list(table.cells[title])
 
 
 def test_cases_empty_in_both_are_counted_beside_dice() -> None:
@@ -75,14 +76,14 @@ def test_comparisons_without_pairs_have_dashes() -> None:
 
 
 def test_sentences_and_long_tables_break_on_paper() -> None:
-    lines = [["a", "b"]] * 3
-    wrapped = Table("t", "c", ["x", "y"], lines, frozenset({0}), frozenset({1})).latex()
+    lines = [{"x": "a", "y": "b"}] * 3
+    wrapped = Table("t", "c", pd.DataFrame(lines), ("x",), ("y",)).latex()
     assert wrapped.count(r"\begin{longtable}{l>{\raggedright\arraybackslash}p{3.2cm}}") == 1
-    for text in (wrapped, Table("t", "c", ["x", "y"], lines * 20).latex()):
+    for text in (wrapped, Table("t", "c", pd.DataFrame(lines * 20), ("x",)).latex()):
         assert text.index(r"\endfirsthead") < text.index(r"\endhead") < text.index(r"\endfoot") < text.index("a & b")
-        assert text.count("x & y") == 2 and text.count(r"\caption") == 1 and r"\begin{table}" not in text
+        assert text.count("x & y") == 2 and text.count(r"\label") == 1 and r"\begin{table}" not in text
         assert text.count("{") == text.count("}")
-    assert r"\begin{tabular}{lr}" in Table("t", "c", ["x", "y"], lines).latex()
+    assert r"\begin{tabular}{lr}" in Table("t", "c", pd.DataFrame(lines), ("x",)).latex()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.image import imread
 from results_tree import Tree, write_tree
@@ -91,10 +92,20 @@ def test_hostile_text_in_the_other_files(page: Path) -> None:
 
 
 def test_escapes() -> None:
-    table = Table("t", "50 % & more", ["a_b", "c"], [["x|y", "<1"], ["z\n\n| w", "-1"]])
-    assert table.markdown().splitlines()[-1] == r"| z  \| w | -1 |"
+    cells = pd.DataFrame([["x|y", "<1"], ["[z]\n\n| w", "-1"]], columns=["a_b", "c"])
+    table = Table("t", "50 % & more", cells, ("a_b",))
+    assert table.markdown().splitlines()[-1] == r"| \[z\]  \| w | -1 |"
     assert r"x$|$y & $<$1 \\" in table.latex() and r"50 \% \& more" in table.latex()
-    assert [csv_text(text) for text in ("=1", "-a", "@x", "a=1", "")] == ["'=1", "'-a", "'@x", "a=1", ""]
+    assert "\\addlinespace\n{[z]" in table.latex()  # no argument of the commands before it
+
+
+def test_csv() -> None:
+    """No formulas; whole numbers beside undefined ones stay whole."""
+    texts = ["=1", "-a", "@x", "\t1", "a=1", ""]
+    found = csv_text(pd.DataFrame({"text": texts, "count": [None, 2, 3, 4, 5, 6], "value": [-1 / 3] * 6}))
+    assert found.splitlines()[:2] == ["text,count,value", "'=1,,-0.3333333333"]
+    assert [line.split(",")[0] for line in found.splitlines()[2:]] == ["'-a", "'@x", "'\t1", "a=1", ""]
+    assert [line.split(",")[1] for line in found.splitlines()[2:]] == list("23456")
 
 
 @pytest.fixture(scope="module")
