@@ -25,7 +25,7 @@ def clicks_for_case(
     """The clicks of one image.
 
     Args:
-        file: from :func:`~nnunetv2_sam3d.clicks.reading.find_clicks` or ``read_clicks``.
+        file: from :func:`~nnunetv2_sam3d.clicks.click_files.find_clicks` or ``read_clicks``.
         case: name of the image without channel and ending.
         properties: what nnU-Net's reader returned beside the image.
         shape: (z, y, x) of the image that it returned.

@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.experiment.execute import run_steps
     from nnunetv2_sam3d.experiment.preconditions import check, check_devices, check_plans, splits_of
     from nnunetv2_sam3d.experiment.repeat_plans import write_repeat_plans
-    from nnunetv2_sam3d.experiment.run import child_environment
+    from nnunetv2_sam3d.experiment.run_comparison import child_environment
     from nnunetv2_sam3d.experiment.studies import arms_of
     from nnunetv2_sam3d.nnunet.folders import dataset_folder
     from nnunetv2_sam3d.nnunet.layout import check_paths

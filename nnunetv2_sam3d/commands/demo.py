@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
 
     from nnunetv2_sam3d.experiment.comparison import Comparison
-    from nnunetv2_sam3d.experiment.run import run as run_comparison
+    from nnunetv2_sam3d.experiment.run_comparison import run as run_comparison
     from nnunetv2_sam3d.settings import Settings
     from nnunetv2_sam3d.trainers.names import ordered
 

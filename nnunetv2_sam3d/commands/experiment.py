@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the comparison."""
     from nnunetv2_sam3d.experiment.comparison import Comparison
-    from nnunetv2_sam3d.experiment.run import run as run_comparison
+    from nnunetv2_sam3d.experiment.run_comparison import run as run_comparison
     from nnunetv2_sam3d.trainers.names import ordered
 
     run_comparison(

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.nnunet.folders import dataset_folder
     from nnunetv2_sam3d.nnunet.layout import check_paths
     from nnunetv2_sam3d.report.build import write_report
-    from nnunetv2_sam3d.report.results import Request
+    from nnunetv2_sam3d.report.request import Request
     from nnunetv2_sam3d.report.study import controls
 
     if not options.study and not options.trainers:

@@ -28,7 +28,7 @@ from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import Target
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, Volume
 from nnunetv2_sam3d.text_table import markdown_table
-from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 
 FILE, FOLDER = "adapters.json", "adapters"  # in the fold's folder
 FORMAT = 1

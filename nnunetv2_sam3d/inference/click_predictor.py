@@ -22,9 +22,9 @@ from nnunetv2_sam3d.clicks.click import (
     finite_position,
     parse_space,
 )
+from nnunetv2_sam3d.clicks.click_files import read_clicks
 from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
 from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
-from nnunetv2_sam3d.clicks.reading import read_clicks
 from nnunetv2_sam3d.files import written_whole
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES, WindowPredictor
@@ -158,7 +158,7 @@ class ClickPredictor:
         """The clicks of a file for this image, which came from files itself; of a table, its lines for this case.
 
         Args:
-            file: in any format of :func:`~nnunetv2_sam3d.clicks.reading.read_clicks`.
+            file: in any format of :func:`~nnunetv2_sam3d.clicks.click_files.read_clicks`.
 
         Raises:
             ClickError: for clicks of another image, outside the image, or of labels that the model does not have.

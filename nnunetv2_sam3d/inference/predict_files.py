@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.clicks.click import BACKGROUND, Click, ClickError
+from nnunetv2_sam3d.clicks.click_files import RECORD_SUFFIX, case_of, find_clicks, write_clicks
 from nnunetv2_sam3d.clicks.geometry import Geometry
 from nnunetv2_sam3d.clicks.json_format import PREDICTED_BY
 from nnunetv2_sam3d.clicks.placing import clicks_for_case
-from nnunetv2_sam3d.clicks.reading import RECORD_SUFFIX, case_of, find_clicks, write_clicks
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.inference.click_predictor import ClickPredictor, describe
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
@@ -121,7 +121,7 @@ def plan_jobs(
 
     Args:
         cases: the images.
-        clicks: a file of clicks or a folder of them, see :func:`~nnunetv2_sam3d.clicks.reading.find_clicks`.
+        clicks: a file of clicks or a folder of them, see :func:`~nnunetv2_sam3d.clicks.click_files.find_clicks`.
         reader: nnU-Net's, of the plans.
         labels: ``labels`` of ``dataset.json``.
         output: where the segmentations will be written.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from nnunetv2_sam3d.report.forest import Line, forest
-from nnunetv2_sam3d.report.results import Results
+from nnunetv2_sam3d.report.request import Results
 from nnunetv2_sam3d.report.tables import counted, interval, listed
 from nnunetv2_sam3d.results.statistics import METRICS, Difference, Summary, is_shown
 from nnunetv2_sam3d.trainers.names import CLAIM

@@ -17,7 +17,7 @@ from nnunetv2_sam3d.report.data_files import cases_csv, summary_json
 from nnunetv2_sam3d.report.gates import read_gates
 from nnunetv2_sam3d.report.page import Page, render
 from nnunetv2_sam3d.report.provenance import provenance
-from nnunetv2_sam3d.report.results import Request, Results
+from nnunetv2_sam3d.report.request import Request, Results
 from nnunetv2_sam3d.report.study import arms_with_results
 from nnunetv2_sam3d.report.style import look
 from nnunetv2_sam3d.report.tables import Table

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nnunetv2_sam3d.clicks.reading import read_clicks
+from nnunetv2_sam3d.clicks.click_files import read_clicks
 from nnunetv2_sam3d.evaluation.click_test import describe
 from nnunetv2_sam3d.evaluation.clicked import (
     ClickedResults,

@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunetv2_sam3d.evaluation.clicked import summarise_clicked
 from nnunetv2_sam3d.report.answer import answer
-from nnunetv2_sam3d.report.results import Results
+from nnunetv2_sam3d.report.request import Results
 from nnunetv2_sam3d.report.rules import RULES
 from nnunetv2_sam3d.report.tables import csv_text
 from nnunetv2_sam3d.report.threats import threats

@@ -18,7 +18,7 @@ from nnunetv2_sam3d.report.gates import changed_table, gate_pictures, gate_table
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import choose_cases, draw_overlays, load_view
 from nnunetv2_sam3d.report.page import Picture, Scene, Section
-from nnunetv2_sam3d.report.results import Results
+from nnunetv2_sam3d.report.request import Results
 from nnunetv2_sam3d.report.rules import RULES
 from nnunetv2_sam3d.report.study import crossval_of
 from nnunetv2_sam3d.report.style import picture

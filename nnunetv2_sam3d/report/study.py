@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nnunetv2_sam3d.nnunet.layout import PLANS_NAME
-from nnunetv2_sam3d.report.results import Results
+from nnunetv2_sam3d.report.request import Results
 from nnunetv2_sam3d.results.collect import Dataset, find_models, unfinished_folds
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES, full_name, recipe_of, study_arms
 

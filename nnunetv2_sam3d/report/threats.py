@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nnunetv2_sam3d.report.arms import start_of_arm
 from nnunetv2_sam3d.report.gates import unmeasured
-from nnunetv2_sam3d.report.results import Results
+from nnunetv2_sam3d.report.request import Results
 from nnunetv2_sam3d.report.study import crossval_of, question_of
 from nnunetv2_sam3d.report.tables import listed
 from nnunetv2_sam3d.report.training_record import Training

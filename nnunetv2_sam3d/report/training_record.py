@@ -15,8 +15,8 @@ from nnunetv2_sam3d.nnunet.folders import read_table
 from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.results.collect import Model
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.describe import buffer_names, parameters
-from nnunetv2_sam3d.weights.files import read_checkpoint
 from nnunetv2_sam3d.weights.lineage import start_of
 from nnunetv2_sam3d.weights.reading import METADATA_KEY
 from nnunetv2_sam3d.weights.state_dict import PARTS, part_of

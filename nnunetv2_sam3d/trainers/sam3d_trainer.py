@@ -34,7 +34,7 @@ from nnunetv2_sam3d.trainers.schedule import LinearDecay, keep_thread_limit
 from nnunetv2_sam3d.trainers.seeds import seed_loaders, seed_of_run, seed_process
 from nnunetv2_sam3d.trainers.start import Run, Start, outputs_of
 from nnunetv2_sam3d.trainers.training_clicks import AUTOMATIC_LOSSES, CLICKED_LOSSES, ClickSteps, seed_of
-from nnunetv2_sam3d.weights.files import write_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import write_checkpoint
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, Weights, read_weights
 from nnunetv2_sam3d.weights.state_dict import SEG_LAYERS
 from nnunetv2_sam3d.weights.transfer import check_same_network

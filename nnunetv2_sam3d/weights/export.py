@@ -23,8 +23,8 @@ from nnunetv2_sam3d.weights.adapter_file import (
     tensors_sha256,
     write_adapter,
 )
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.files import read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.reading import KINDS, METADATA_KEY, Weights, read_weights
 from nnunetv2_sam3d.weights.sources import SAM_FILES
 from nnunetv2_sam3d.weights.state_dict import part_of

@@ -17,9 +17,9 @@ from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file
 from nnunetv2_sam3d.weights.channels import Outputs
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.class_map import check_class_map
 from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.files import read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.sam import IN_SAM, convert_sam, find_sam
 from nnunetv2_sam3d.weights.sam3d_adapter import convert_reference, is_reference_checkpoint
 from nnunetv2_sam3d.weights.state_dict import as_state, depth_of, encoder_sizes, in_short, misfits

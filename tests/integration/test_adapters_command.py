@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 
 Workspace = Any  # the class in conftest.py
 

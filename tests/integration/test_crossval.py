@@ -15,7 +15,7 @@ import pytest
 import torch
 from slurm_kit import one_node, require_slurm
 
-from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.reading import METADATA_KEY
 
 Workspace = Any  # the class in conftest.py

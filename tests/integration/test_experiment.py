@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.pictures import draw_overlays
 from nnunetv2_sam3d.settings import Settings
-from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 
 Workspace = Any  # the class in conftest.py
 TRAINERS = ("Full", "DualPath", "OriginalEval")

@@ -19,7 +19,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunetv2_sam3d import load_model
-from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 
 Workspace = Any  # the class in conftest.py
 ReadVolume = Callable[[Path], np.ndarray]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 
 Workspace = Any  # the class in conftest.py
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nnunetv2_sam3d.network_architecture.adapters import DualPathAdapter3d, make_adapter
 from nnunetv2_sam3d.network_architecture.cpu_adapters import adapted
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
-from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.reading import load_model, read_weights
 
 pytestmark = pytest.mark.golden

@@ -11,7 +11,7 @@ import torch
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
-from nnunetv2_sam3d.weights.files import write_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import write_checkpoint
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, load_model
 
 

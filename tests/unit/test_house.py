@@ -58,4 +58,6 @@ def test_trainers_load_little_more_than_nnunets_own() -> None:
     ours = modules_of("import nnunetv2_sam3d.trainers.variants")
     assert len(ours) <= 1.2 * len(stock)
     rooms = {name.split(".")[1] for name in ours if name.startswith("nnunetv2_sam3d.")}
-    assert rooms & {"commands", "experiment", "report", "benchmark", "demo", "evaluation", "results", "planning"} == set()
+    assert (
+        rooms & {"commands", "experiment", "report", "benchmark", "demo", "evaluation", "results", "planning"} == set()
+    )

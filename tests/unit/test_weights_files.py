@@ -13,9 +13,9 @@ import torch
 
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.describe import describe
 from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.files import read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, convert, read_weights
 from nnunetv2_sam3d.weights.sources import SAM_FILES, cache_folder, find_sam_checkpoint
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.files import read_checkpoint
 from nnunetv2_sam3d.weights.reading import convert, load_model, network_from, read_weights
 from nnunetv2_sam3d.weights.sam3d_adapter import convert_reference
 from nnunetv2_sam3d.weights.transfer import load_into

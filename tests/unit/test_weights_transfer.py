@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
+from nnunetv2_sam3d.weights.checkpoint_file import write_checkpoint
 from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.files import write_checkpoint
 from nnunetv2_sam3d.weights.reading import METADATA_KEY, Weights, load_model, read_weights
 from nnunetv2_sam3d.weights.state_dict import PARTS, part_of
 from nnunetv2_sam3d.weights.transfer import check_same_network, load_into

@@ -20,7 +20,7 @@ from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
 from nnunetv2_sam3d.network_architecture.adapter_paths import two_path_adapters, without
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import find_target
-from nnunetv2_sam3d.weights.files import read_checkpoint, write_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint, write_checkpoint
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from scipy import stats
 from toy_fold import LABELS, VALIDATION, Site, save_network
 
 from nnunetv2_sam3d.cli import main
+from nnunetv2_sam3d.clicks.click_files import read_clicks
 from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
 from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
-from nnunetv2_sam3d.clicks.reading import read_clicks
 from nnunetv2_sam3d.evaluation.click_test import run_protocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D

@@ -14,7 +14,7 @@ from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import find_target
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
-from nnunetv2_sam3d.weights.files import write_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import write_checkpoint
 
 NAME = "Dataset991_Toy"
 MODEL = "nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres"

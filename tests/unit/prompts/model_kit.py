@@ -16,7 +16,7 @@ from slicer_files import markups
 
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
-from nnunetv2_sam3d.weights.files import write_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import write_checkpoint
 
 MODEL = "nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres"
 PATCH = (8, 8, 8)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunetv2_sam3d.clicks.click import SPACES, Click, ClickError
+from nnunetv2_sam3d.clicks.click_files import read_clicks, write_clicks
 from nnunetv2_sam3d.clicks.geometry import Geometry
-from nnunetv2_sam3d.clicks.reading import read_clicks, write_clicks
 
 SCHEMA = Path(__file__).resolve().parents[3] / "docs" / "clicks.schema.json"
 EXAMPLE: dict[str, Any] = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from slicer_files import fcsv, markups, mrk_json
 
 from nnunetv2_sam3d.clicks.click import ClickError
-from nnunetv2_sam3d.clicks.reading import read_clicks
+from nnunetv2_sam3d.clicks.click_files import read_clicks
 
 POINTS = [("tumour-1", (1.5, -2.5, 3.0)), ("-tumour-2", (4.0, 5.0, -6.0))]
 OWN = {

@@ -9,7 +9,7 @@ import pytest
 from slicer_files import fcsv, markups, mrk_json
 
 from nnunetv2_sam3d.clicks.click import ClickError
-from nnunetv2_sam3d.clicks.reading import read_clicks
+from nnunetv2_sam3d.clicks.click_files import read_clicks
 from nnunetv2_sam3d.clicks.slicer_names import understand
 
 POINTS = [("tumour-1", (-53.388409961685827, -73.33572796934868, 0.25)), ("-tumour-2", (49.5, -88.5, 1.0))]

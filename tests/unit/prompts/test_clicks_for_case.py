@@ -12,9 +12,9 @@ from blobs import centres, read, write_blobs
 from slicer_files import fcsv, markups, mrk_json
 
 from nnunetv2_sam3d.clicks.click import Click, ClickError
+from nnunetv2_sam3d.clicks.click_files import find_clicks, read_clicks, write_clicks
 from nnunetv2_sam3d.clicks.geometry import Geometry
 from nnunetv2_sam3d.clicks.placing import clicks_for_case
-from nnunetv2_sam3d.clicks.reading import find_clicks, read_clicks, write_clicks
 
 LABELS = {"background": 0, "kidney": [1, 2, 3], "cyst": 3, "tumour": [2], "ignore": 4}
 OWN: dict[str, Any] = {"format": "nnunetv2_sam3d clicks", "version": 1, "space": "ijk"}

@@ -22,8 +22,8 @@ from slicer_files import markups
 
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.clicks.click import Click, ClickError
+from nnunetv2_sam3d.clicks.click_files import read_clicks
 from nnunetv2_sam3d.clicks.placing import clicks_for_case
-from nnunetv2_sam3d.clicks.reading import read_clicks
 from nnunetv2_sam3d.inference.click_predictor import ClickPredictor
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D

@@ -11,7 +11,7 @@ from trainer_kit import MakeTrainer, batch, finish
 
 from nnunetv2_sam3d.network_architecture.adapter_paths import LOG_KEY, recorded_paths
 from nnunetv2_sam3d.trainers.adapter_log import AdapterLog
-from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 
 
 def epoch(trainer: Any, number: int) -> None:

@@ -36,10 +36,10 @@ from nnunetv2_sam3d.network_architecture.config import VARIANTS
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.recipes import DUALPATH, ORIGINAL, apply_freezing
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file, read_adapter
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.describe import describe
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.export import export_adapter, merge
-from nnunetv2_sam3d.weights.files import read_checkpoint
 from nnunetv2_sam3d.weights.reading import convert, load_model, read_weights
 
 

@@ -21,9 +21,9 @@ from trainer_kit import (
 
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.weights.adapter_file import read_adapter
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.export import export_adapter, merge
-from nnunetv2_sam3d.weights.files import read_checkpoint
 
 
 def test_other_bases_are_refused(original: Pair, make_trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from trainer_kit import NAME, MakeTrainer, finish, same, train, values
 
 from nnunetv2_sam3d.trainers.seeds import seed_of_run
 from nnunetv2_sam3d.trainers.training_clicks import seed_of
-from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.reading import METADATA_KEY
 
 

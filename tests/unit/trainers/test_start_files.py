@@ -11,8 +11,8 @@ from nnunetv2.run import run_training
 from safetensors.torch import save_file
 from trainer_kit import MakeTrainer, batch, finish, in_optimizer, sam_checkpoint, values, without_local_path
 
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.files import read_checkpoint
 from nnunetv2_sam3d.weights.reading import convert
 
 KITS = {"background": 0, "kidney and masses": [1, 2, 3], "masses": [2, 3], "tumour": 2}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
-from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 
 NAME, PLANS, CONFIGURATION = "Dataset991_Toy", "nnUNetSAM3DPlans", "3d_fullres"
 PATCH = (8, 16, 16)

@@ -9,8 +9,8 @@ from pathlib import Path
 from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.steps import Record
 from nnunetv2_sam3d.text_table import markdown_table
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.describe import parameters, training_seconds
-from nnunetv2_sam3d.weights.files import read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from nnunetv2_sam3d.experiment import pictures, results
+from nnunetv2_sam3d.experiment import pictures
+from nnunetv2_sam3d.experiment import results_table as results
 from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.devices import Device
 from nnunetv2_sam3d.experiment.execute import in_order, run_steps
@@ -15,7 +16,7 @@ from nnunetv2_sam3d.experiment.steps import Record, Step
 from nnunetv2_sam3d.nnunet.layout import check_paths
 from nnunetv2_sam3d.planning.plans import check_click_targets, derive_plans
 from nnunetv2_sam3d.trainers.names import BUDGET_PLANS, TIME_BUDGET, check_trainers
-from nnunetv2_sam3d.weights.files import read_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 
 
 def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]:
