@@ -1,8 +1,8 @@
 """nnU-Net v2 plugin: SAM's image encoder lifted to 3D by adapters (3DSAM-adapter, DualPath).
 
 The trainers need no import: nnU-Net finds them by name once this package is installed. ``load_model``, ``Click`` and
-``ClickPredictor`` are here for using a trained network from Python. Every Python process of the environment imports this
-module at start-up (see ``_discovery``), so it must stay tiny: what it offers is imported on first use.
+``ClickPredictor`` are here for using a trained network from Python. Every Python process of the environment imports
+this module at start-up (see ``_discovery``), so it must stay tiny: what it offers is imported on first use.
 """
 
 TYPE_CHECKING = False  # type checkers take it for true; importing it from typing would cost start-up time

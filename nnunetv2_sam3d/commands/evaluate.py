@@ -116,7 +116,7 @@ def evaluate_fold(fold: Any, options: argparse.Namespace) -> None:
     from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
     from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
     from nnunetv2_sam3d.nnunet.labels import find_target
-    from nnunetv2_sam3d.report.clicks import write_curves
+    from nnunetv2_sam3d.report.click_sections import write_curves
     from nnunetv2_sam3d.settings import Settings
     from nnunetv2_sam3d.weights.reading import network_from, read_weights
 

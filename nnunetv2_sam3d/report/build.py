@@ -12,7 +12,7 @@ from nnunetv2_sam3d.evaluation.clicked import collect_clicked
 from nnunetv2_sam3d.files import write_text
 from nnunetv2_sam3d.nnunet.labels import IGNORE, all_values, sounds_like_tumour
 from nnunetv2_sam3d.report import sections
-from nnunetv2_sam3d.report.clicks import clicks_csv
+from nnunetv2_sam3d.report.click_sections import clicks_csv
 from nnunetv2_sam3d.report.data_files import cases_csv, summary_json
 from nnunetv2_sam3d.report.gates import read_gates
 from nnunetv2_sam3d.report.page import Page, render

@@ -10,10 +10,11 @@ from typing import Any
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults
-from nnunetv2_sam3d.report import clicks, contents, plots
+from nnunetv2_sam3d.report import click_sections as clicks
+from nnunetv2_sam3d.report import contents, plots
 from nnunetv2_sam3d.report.answer import answer, answer_figure, caption
 from nnunetv2_sam3d.report.arms import arms_table, noise_table
-from nnunetv2_sam3d.report.clicks import click_pictures
+from nnunetv2_sam3d.report.click_sections import click_pictures
 from nnunetv2_sam3d.report.gates import changed_table, gate_pictures, gate_table, unmeasured
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import choose_cases, draw_overlays, load_view
