@@ -7,6 +7,7 @@ configuration, the weights and the benchmark learn of it from here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -345,7 +346,8 @@ class HighFrequencies(nn.Module):
         self.norm = AffineInstanceNorm3d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        # tensors without content, of which operations are counted, have no autocast
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             grid = (x.shape[2], x.shape[3], x.shape[4])
             # the gain depends on the length of a frequency only, so half of a real volume's spectrum is enough
             exact = x.to(torch.promote_types(x.dtype, torch.float32))

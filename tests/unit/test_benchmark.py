@@ -12,7 +12,7 @@ import torch
 
 from nnunetv2_sam3d.benchmark import machine, run
 from nnunetv2_sam3d.benchmark import records as report
-from nnunetv2_sam3d.benchmark.case import Case, cases
+from nnunetv2_sam3d.benchmark.case import TRAINED, Case, cases
 from nnunetv2_sam3d.benchmark.plain import PlainSAM3D
 from nnunetv2_sam3d.benchmark.run import parity_failures
 from nnunetv2_sam3d.benchmark.worker import build, count_operations, fill, saved_bytes
@@ -147,6 +147,11 @@ def test_operations_are_those_of_the_case() -> None:
     recomputed = count_operations(Case.from_dict(values | {"what": "step", "checkpointing": True}))
     assert forward < dualpath == recomputed
     assert original < full < 3.2 * forward
+
+
+@pytest.mark.parametrize("recipe", TRAINED)
+def test_operations_of_every_recipe(recipe: str) -> None:
+    assert count_operations(Case.from_dict(TINY.to_dict() | {"what": "step", "recipe": recipe})) > 0
 
 
 def test_saved_bytes_is_the_size_of_the_file(tmp_path: Path) -> None:
