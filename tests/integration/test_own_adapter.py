@@ -6,46 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from extending import code_blocks
 
 from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 
 Workspace = Any  # the class in conftest.py
 
 # What somebody puts into a file in a folder of their own, which nnUNet_extTrainer names.
-OWN = '''\
-from dataclasses import replace
-
-from torch import nn
-from torch.nn import functional as F
-
-from nnunetv2_sam3d.network_architecture.adapters import Adapter3d
-from nnunetv2_sam3d.trainers.recipes import DUALPATH
-from nnunetv2_sam3d.trainers.sam3d_trainer import nnUNetTrainer_SAM3D
-
-
-class LinearAdapter3d(Adapter3d):
-    """Two linear layers and a scale, without convolution."""
-
-    name = "linear"
-    starts_from = ("original",)
-
-    def __init__(self, width, bottleneck):
-        super().__init__(width, bottleneck)
-        self.linear1 = nn.Linear(width, bottleneck)
-        self.linear2 = nn.Linear(bottleneck, width)
-
-    def forward(self, tokens):
-        return tokens + F.relu(self.linear2(F.relu(self.linear1(tokens))))
-
-    def from_other(self, weights):
-        return {name: value for name, value in weights.items() if not name.startswith("conv.")}
-
-
-class nnUNetTrainer_SAM3DLinear(nnUNetTrainer_SAM3D):
-    """The adapters without convolution."""
-
-    recipe = replace(DUALPATH, adapter="linear", control="OriginalContinued", question="What is the convolution worth?")
-'''
+OWN = code_blocks("python")[0]
 
 
 def test_one_class_and_one_recipe_are_enough(trained: Workspace, tmp_path: Path) -> None:
