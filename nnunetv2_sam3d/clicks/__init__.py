@@ -1,1 +1,1 @@
-"""TODO."""
+"""Clicks: their files, their geometry, and their simulation."""

@@ -1,1 +1,1 @@
-"""Figures of trained models beside nnU-Net's own: measures, and test protocols with clicks."""
+"""Tests of trained models with clicks, and what their adapters do."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Prediction with and without clicks: windows, whole volumes, folders of files."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What nnU-Net has on disk and calls things: names, labels, images, splits, trained folds."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Plans for the SAM3D trainers, and what fits into memory."""

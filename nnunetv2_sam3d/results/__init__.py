@@ -1,1 +1,1 @@
-"""TODO."""
+"""The results of nnU-Net's validations: collected, measured, compared."""
