@@ -154,7 +154,8 @@ def summarise_clicked(results: ClickedResults) -> list[ClickedSummary]:
             found = estimate(cases["value"].to_numpy()[None], cases["fold"].to_numpy())
             low, high = map(float, found.interval())
             folds = tuple(sorted(set(cases["fold"])))
-            summaries.append(ClickedSummary(model, clicks, figure, float(found.mean), low, high, len(cases), folds))
+            summary = ClickedSummary(model, int(clicks), figure, float(found.mean), low, high, len(cases), folds)
+            summaries.append(summary)
     return summaries
 
 
