@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,8 @@ SMALL: dict[str, Any] = {
 def pytest_sessionstart() -> None:
     # Shells start background jobs with Ctrl-C ignored, which the commands under test would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # each its share of the cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(workers)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +44,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:  # with --dist loadgroup: a file's fixtures are made once, and the trained models of integration/
+        whole = item.path.parent if item.path.parent.name == "integration" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(whole.relative_to(PROJECT))))
     if config.getoption("--run-slow"):
         return
     for item in items:

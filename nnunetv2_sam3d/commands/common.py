@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,3 +86,8 @@ def check_output_folder(folder: Path | None) -> None:
             if not path.is_dir():
                 raise ValueError(f"-o {folder}: {path} is a file; give a folder, which is made if it does not exist")
             return
+
+
+def default_processes() -> int:
+    """Worker processes for nnU-Net: the cores, at most 8."""
+    return max(1, min(8, os.cpu_count() or 1))

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, choose_device, say
-from nnunetv2_sam3d.commands.experiment import default_processes
+from nnunetv2_sam3d.commands.common import add_command, choose_device, default_processes, say
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES, STUDIES, full_name
 
 
@@ -118,11 +117,10 @@ def run(options: argparse.Namespace) -> int:
     """Runs, prints or submits what is missing."""
     from nnunetv2_sam3d.experiment.costs import costs_of
     from nnunetv2_sam3d.experiment.crossval import CrossValidation, parse_models, with_repeats
-    from nnunetv2_sam3d.experiment.devices import parse_devices
+    from nnunetv2_sam3d.experiment.devices import child_environment, parse_devices
     from nnunetv2_sam3d.experiment.execute import run_steps
     from nnunetv2_sam3d.experiment.preconditions import check, check_devices, check_plans, splits_of
     from nnunetv2_sam3d.experiment.repeat_plans import write_repeat_plans
-    from nnunetv2_sam3d.experiment.run_comparison import child_environment
     from nnunetv2_sam3d.experiment.studies import arms_of
     from nnunetv2_sam3d.nnunet.folders import dataset_folder
     from nnunetv2_sam3d.nnunet.layout import check_paths

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, choose_device, say
-from nnunetv2_sam3d.commands.experiment import default_processes
+from nnunetv2_sam3d.commands.common import add_command, choose_device, default_processes, say
 
 PATHS = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
 DATASET = 990
@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
         "demo",
         "The whole experiment on generated abdominal CTs, on any machine: "
         "Full on vit_tiny, DualPath, its control OriginalContinued and OriginalEval from it, prediction of unseen "
-        "cases, table and pictures. Stopped and started again, it goes on where it was.",
+        "cases, report. Stopped and started again, it goes on where it was.",
         """\
         nnUNetv2_sam3d demo
         nnUNetv2_sam3d demo -o /data/sam3d_demo --seed 1
@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
 
     from nnunetv2_sam3d.experiment.comparison import Comparison
+    from nnunetv2_sam3d.experiment.devices import Device
     from nnunetv2_sam3d.experiment.run_comparison import run as run_comparison
     from nnunetv2_sam3d.settings import Settings
     from nnunetv2_sam3d.trainers.names import ordered
@@ -83,13 +84,14 @@ def run(options: argparse.Namespace) -> int:
             trainers=tuple(ordered(["Full", "OriginalContinued", "DualPath", "OriginalEval"])),
             fold=0,
             settings=settings,
-            device=choose_device(options.device),
             patch_size=(32, 64, 64),
             batch_size=1,
             spacing_mm=(4.0, 4.0, 4.0),
             processes=default_processes(),
             test_time_mirroring=False,
         ),
+        Device(choose_device(options.device)),
+        ["nnUNetv2_sam3d", *sys.argv[1:]],
         say,
     )
     return 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, choose_device, say
+from nnunetv2_sam3d.commands.common import add_command, choose_device, default_processes, say
 from nnunetv2_sam3d.commands.plan import add_network_options, settings_from
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 
@@ -16,8 +16,8 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "experiment",
-        "Compare trainers on one fold of a raw data set: plan, preprocess, train, validate, predict imagesTs, table "
-        "and pictures, all with stock nnU-Net commands. Stopped and started again, it goes on where it was.",
+        "Compare trainers on one fold of a raw data set: plan, preprocess, train, validate, predict imagesTs, all with "
+        "stock nnU-Net commands, and report. Stopped and started again, it goes on where it was.",
         """\
         nnUNetv2_sam3d experiment -d 4 --variant vit_tiny --epochs 20 --iterations-per-epoch 40
         nnUNetv2_sam3d experiment -d 48 --trainers Original OriginalContinued DualPath OriginalEval --device cuda
@@ -43,6 +43,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the comparison."""
     from nnunetv2_sam3d.experiment.comparison import Comparison
+    from nnunetv2_sam3d.experiment.devices import Device
     from nnunetv2_sam3d.experiment.run_comparison import run as run_comparison
     from nnunetv2_sam3d.trainers.names import ordered
 
@@ -52,18 +53,14 @@ def run(options: argparse.Namespace) -> int:
             trainers=tuple(ordered(options.trainers)),
             fold=options.fold,
             settings=settings_from(options),
-            device=choose_device(options.device),
             patch_size=options.patch_size,
             batch_size=options.batch_size,
             spacing_mm=options.spacing,
             plans=options.name,
             processes=default_processes(),
         ),
+        Device(choose_device(options.device)),
+        ["nnUNetv2_sam3d", *sys.argv[1:]],
         say,
     )
     return 0
-
-
-def default_processes() -> int:
-    """Worker processes for nnU-Net: the cores, at most 8."""
-    return max(1, min(8, os.cpu_count() or 1))

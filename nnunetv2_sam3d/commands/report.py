@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, check_output_folder, say
-from nnunetv2_sam3d.commands.experiment import default_processes
+from nnunetv2_sam3d.commands.common import add_command, check_output_folder, default_processes, say
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES, STUDIES
 
 

@@ -1,15 +1,17 @@
-"""The comparison of trainers on one fold, as steps of stock nnU-Net commands."""
+"""The comparison of trainers on one fold: a cross-validation of one fold between planning and predicting new cases."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2_sam3d.experiment.crossval import CrossValidation
 from nnunetv2_sam3d.experiment.models import CONFIGURATION, Model
 from nnunetv2_sam3d.experiment.steps import Step, program
-from nnunetv2_sam3d.nnunet.folders import dataset_folder
+from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_table
 from nnunetv2_sam3d.nnunet.layout import PLANS_NAME
 from nnunetv2_sam3d.planning.plans import derive_plans, window_patch
 from nnunetv2_sam3d.settings import Settings
@@ -25,7 +27,6 @@ class Comparison:
         trainers: class names, in the order in which they are trained.
         fold: fold of nnU-Net's split.
         settings: of the SAM3D trainers.
-        device: ``cpu``, ``cuda`` or ``mps``.
         patch_size: voxels; chosen from nnU-Net's plan by default.
         batch_size: nnU-Net's by default, fewer where the tokens would be many.
         spacing_mm: nnU-Net's by default.
@@ -38,7 +39,6 @@ class Comparison:
     trainers: tuple[str, ...]
     fold: int
     settings: Settings
-    device: str
     patch_size: tuple[int, ...] | None = None
     batch_size: int | None = None
     spacing_mm: tuple[float, ...] | None = None
@@ -57,27 +57,38 @@ class Comparison:
         return Path(os.environ["nnUNet_raw"]) / self.name
 
     @property
+    def ending(self) -> str:
+        """``file_ending`` of the raw data set."""
+        return str(read_table(self.raw / "dataset.json", "Copy it from where the data set came from")["file_ending"])
+
+    @property
     def folder(self) -> Path:
-        """Where logs, pictures and tables of the comparison go."""
+        """Where the report of the comparison goes, and the predictions of unseen cases."""
         return Path(os.environ["nnUNet_results"]) / self.name / f"comparison__{self.plans}__fold_{self.fold}"
+
+    @property
+    def training_logs(self) -> Path:
+        """Where the trainings leave their logs."""
+        run = self.crossval(self.trainers[:1], 1)
+        return run.folder(run.models[0], f"fold_{self.fold}") / "logs"
 
     def model(self, trainer: str) -> Model:
         """A trainer with its plans."""
         return Model(self.name, trainer, plans_of(trainer, self.plans))
 
-    def fold_folder(self, trainer: str) -> Path:
-        """nnU-Net's folder of a trainer's fold."""
-        return self.model(trainer).fold_folder(self.fold)
+    def crossval(self, trainers: Sequence[str], all_folds: int) -> CrossValidation:
+        """Training and validation of trainers on the one fold."""
+        models = tuple(self.model(trainer) for trainer in trainers)
+        return CrossValidation(models, (self.fold,), all_folds, accumulate=False)
 
-    def test_folder(self, trainer: str) -> Path:
+    def predicted(self, trainer: str) -> Path:
         """Predictions of the unseen cases."""
         return self.folder / "imagesTs_predicted" / trainer
 
-    def preprocessed(self, data_identifier: str) -> tuple[Path, ...]:
-        """What preprocessing leaves last for each case, so that a broken-off run is noticed."""
-        folder, ending = dataset_folder(self.dataset), json_file_ending(self.raw)
-        cases = sorted(path.name[: -len(ending)] for path in (self.raw / "labelsTr").glob(f"*{ending}"))
-        return tuple(folder / data_identifier / f"{case}.pkl" for case in cases)
+    def unseen(self) -> list[str]:
+        """Cases of ``imagesTs``."""
+        images = _files(self.raw / "imagesTs", self.ending)
+        return sorted({path.name[: -len(f"_0000{self.ending}")] for path in images})
 
     def prepare(self) -> Step:
         """Planning by nnU-Net, and preprocessing where its own spacing is kept (or a stock trainer needs it)."""
@@ -87,11 +98,15 @@ class Comparison:
         command = (program("nnUNetv2_plan_and_preprocess"), *options)
         if self.spacing_mm is not None and all(self.model(trainer).plans == self.plans for trainer in self.trainers):
             return Step("plan", (*command, "--no_pp"), (plans,), self.folder)
-        results = (plans, *self.preprocessed(f"{BASE_PLANS}_{CONFIGURATION}"))
+        results = (plans, *self._preprocessed(f"{BASE_PLANS}_{CONFIGURATION}"))
         return Step("plan and preprocess", (*command, "-np", workers), results, self.folder)
 
     def derive(self) -> Step | None:
-        """Writes the SAM3D plans; returns the preprocessing that another spacing needs."""
+        """Writes the SAM3D plans; returns the preprocessing that another spacing needs.
+
+        Raises:
+            ValueError: if models are there that were trained with other plans of this name.
+        """
         patch, batch = self.patch_size, self.batch_size
         if patch is None:
             patch, limit = window_patch(self.dataset, BASE_PLANS, CONFIGURATION, self.settings)
@@ -108,17 +123,13 @@ class Comparison:
             spacing_mm=self.spacing_mm,
             batch_size=batch,
         )
-        trained = [
-            trainer
-            for trainer in self.trainers
-            if self.model(trainer).plans == self.plans and self.fold_folder(trainer).is_dir()
-        ]
+        models = [self.model(trainer) for trainer in self.trainers]
+        trained = [model for model in models if model.plans == self.plans and model.fold_folder(self.fold).is_dir()]
         if earlier is not None and trained and json.loads(earlier) != json.loads(file.read_text()):
             file.write_text(earlier)
             raise ValueError(
-                f"{trained[0]} was trained with {file} as it is, and these options would change it. Repeat the options "
-                f"of the first run, give the new plans another name (-o NAME), or delete "
-                f"{self.model(trained[0]).folder}."
+                f"{trained[0].trainer} was trained with {file} as it is, and these options would change it. Repeat the "
+                f"options of the first run, give the new plans another name (-o NAME), or delete {trained[0].folder}."
             )
         if plan.data_identifier == f"{BASE_PLANS}_{CONFIGURATION}":
             return None
@@ -126,73 +137,45 @@ class Comparison:
         return Step(
             "preprocess for the new spacing",
             (program("nnUNetv2_preprocess"), *command),
-            self.preprocessed(plan.data_identifier),
+            self._preprocessed(plan.data_identifier),
             self.folder,
         )
 
-    def training(self, trainer: str) -> Step:
-        """Training and validation of one trainer."""
-        untold = trainer.endswith(("Eval", "TimeBudget"))
-        return self.model(trainer).training(self.fold, folder=self.folder, epochs=0 if untold else self.settings.epochs)
+    def prediction(self, trainer: str, training: Step) -> Step:
+        """Prediction of the cases in ``imagesTs`` by nnU-Net's command.
 
-    def prediction(self, trainer: str) -> list[Step]:
-        """Prediction and evaluation of the cases in ``imagesTs``, if the data set has such with labels."""
-        images, labels, out = self.raw / "imagesTs", self.raw / "labelsTs", self.test_folder(trainer)
-        if not images.is_dir() or not any(images.iterdir()):
-            return []
-        ending = json_file_ending(self.raw)
-        cases = sorted({path.name[: -len(ending) - 5] for path in images.glob(f"*{ending}")})
-        mirroring = () if self.test_time_mirroring else ("--disable_tta",)
-        steps = [
-            Step(
-                f"predict unseen cases with {trainer}",
-                (
-                    program("nnUNetv2_predict"),
-                    "-i",
-                    str(images),
-                    "-o",
-                    str(out),
-                    "-d",
-                    str(self.dataset),
-                    "-c",
-                    CONFIGURATION,
-                    *self.model(trainer).options,
-                    "-f",
-                    str(self.fold),
-                    "-npp",
-                    str(self.processes),
-                    "-nps",
-                    str(self.processes),
-                    "--continue_prediction",
-                    *mirroring,
-                ),
-                tuple(out / f"{case}{ending}" for case in cases),
-                self.folder,
-                on_device=True,
-            )
-        ]
-        if labels.is_dir() and any(labels.iterdir()):
-            steps.append(
-                Step(
-                    f"evaluate {trainer} on unseen cases",
-                    (
-                        program("nnUNetv2_evaluate_folder"),
-                        str(labels),
-                        str(out),
-                        "-djfile",
-                        str(out / "dataset.json"),
-                        "-pfile",
-                        str(out / "plans.json"),
-                        "-np",
-                        str(self.processes),
-                    ),
-                    (out / "summary.json",),
-                    self.folder,
-                )
-            )
-        return steps
+        Args:
+            trainer: class name.
+            training: after which it is run, and again where the predictions are older.
+        """
+        out, workers = self.predicted(trainer), str(self.processes)
+        results = tuple(out / f"{case}{self.ending}" for case in self.unseen())
+        checkpoint = training.results[0]
+        there = [result for result in results if result.exists()]
+        newest = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        current = newest > 0 and all(result.stat().st_mtime_ns >= newest for result in there)
+        return Step(
+            title=f"predict unseen cases with {trainer}",
+            command=(
+                *(program("nnUNetv2_predict"), "-i", str(self.raw / "imagesTs"), "-o", str(out)),
+                *("-d", str(self.dataset), "-c", CONFIGURATION, *self.model(trainer).options, "-f", str(self.fold)),
+                *("-npp", workers, "-nps", workers),
+                *(("--continue_prediction",) if current or not there else ()),  # keeps files, whatever made them
+                *(() if self.test_time_mirroring else ("--disable_tta",)),
+            ),
+            results=results,
+            folder=self.folder,
+            after=(training,),
+            inputs=(checkpoint,),
+            on_device=True,
+        )
+
+    def _preprocessed(self, data_identifier: str) -> tuple[Path, ...]:
+        """What preprocessing leaves last for each case, so that a broken-off run is noticed."""
+        labels = _files(self.raw / "labelsTr", self.ending)
+        cases = sorted(path.name[: -len(self.ending)] for path in labels)
+        return tuple(dataset_folder(self.dataset) / data_identifier / f"{case}.pkl" for case in cases)
 
 
-def json_file_ending(raw: Path) -> str:
-    """``file_ending`` of a raw data set."""
-    return json.loads((raw / "dataset.json").read_text())["file_ending"]
+def _files(folder: Path, ending: str) -> list[Path]:
+    return sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,3 +71,13 @@ def parse_devices(names: Sequence[str], num_gpus: int = 1) -> tuple[Device, ...]
         raise ValueError(f"{len(numbered)} GPUs cannot be shared out {num_gpus} to a training (--num-gpus)")
     groups = [tuple(numbered[first : first + num_gpus]) for first in range(0, len(numbered), num_gpus)]
     return (*(Device("cuda", group, num_gpus) for group in groups), *devices)
+
+
+def child_environment(processes: int) -> dict[str, str]:
+    """The environment of nnU-Net's commands: worker counts that fit the machine, unless the user has set them."""
+    environment = dict(os.environ)
+    for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+        environment.setdefault(name, str(processes))
+    # waiting threads give their core to nnU-Net's workers; spinning ones slow a CPU training down several times
+    environment.setdefault("OMP_WAIT_POLICY", "passive")
+    return environment

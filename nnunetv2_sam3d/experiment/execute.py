@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from filelock import FileLock, Timeout
 
@@ -23,14 +22,6 @@ from nnunetv2_sam3d.experiment.steps import Record, Step
 POLL_S = 0.5
 PATIENCE_S = 30.0  # that a command has to end in when it is asked to
 SHOWN_FAILURES = 3
-
-
-def in_order(steps: Sequence[Step]) -> list[Step]:
-    """The steps, each after the one before it."""
-    ordered: list[Step] = []
-    for step in steps:
-        ordered.append(replace(step, after=tuple(ordered[-1:])))
-    return ordered
 
 
 def run_steps(steps: Sequence[Step], environment: Mapping[str, str], devices: Sequence[Device]) -> None:

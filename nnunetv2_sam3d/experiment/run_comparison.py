@@ -1,33 +1,42 @@
-"""Runs a comparison from the raw data set to its table and pictures."""
+"""Runs a comparison from the raw data set to its report."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from nnunetv2_sam3d.experiment import pictures
-from nnunetv2_sam3d.experiment import results_table as results
 from nnunetv2_sam3d.experiment.comparison import Comparison
-from nnunetv2_sam3d.experiment.devices import Device
-from nnunetv2_sam3d.experiment.execute import in_order, run_steps
+from nnunetv2_sam3d.experiment.devices import Device, child_environment
+from nnunetv2_sam3d.experiment.execute import run_steps
 from nnunetv2_sam3d.experiment.models import CONFIGURATION
-from nnunetv2_sam3d.experiment.steps import Record, Step
-from nnunetv2_sam3d.nnunet.layout import check_paths
+from nnunetv2_sam3d.experiment.preconditions import check, check_devices, splits_of
+from nnunetv2_sam3d.experiment.steps import Step
+from nnunetv2_sam3d.nnunet.folders import dataset_folder
+from nnunetv2_sam3d.nnunet.layout import FINAL, check_paths
 from nnunetv2_sam3d.planning.plans import check_click_targets, derive_plans
-from nnunetv2_sam3d.trainers.names import BUDGET_PLANS, TIME_BUDGET, check_trainers
+from nnunetv2_sam3d.report.build import write_report
+from nnunetv2_sam3d.report.request import Request
+from nnunetv2_sam3d.report.study import controls
+from nnunetv2_sam3d.trainers.names import BUDGET_PLANS, SHORT_NAMES, TIME_BUDGET, check_trainers, short_name
 from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
+from nnunetv2_sam3d.weights.describe import training_seconds
 
 
-def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]:
-    """Runs what is missing and writes table and pictures into ``comparison.folder``.
+def run(comparison: Comparison, device: Device, command: Sequence[str], say: Callable[[str], None]) -> Path:
+    """Runs what is missing and writes the report of the fold into ``comparison.folder``.
 
     Args:
         comparison: what is compared.
+        device: that trains and predicts.
+        command: how it was asked for, for the report's provenance.
         say: takes the lines for the user.
 
+    Returns:
+        the report's page.
+
     Raises:
-        ValueError: if nnU-Net's path variables or the raw data set are missing.
+        ValueError: if nnU-Net's path variables or the raw data set are missing, or the plans cannot be trained.
         RuntimeError: if a command fails.
     """
     check_paths()
@@ -37,51 +46,61 @@ def run(comparison: Comparison, say: Callable[[str], None]) -> list[results.Row]
         )
     check_click_targets(comparison.raw, comparison.settings)
     check_trainers(comparison.trainers)
+    check_devices((device,))
     environment = child_environment(comparison.processes)
-    folder = comparison.folder
 
-    def run_in_order(steps: list[Step]) -> None:
-        run_steps(in_order(steps), environment, [Device(comparison.device)])
+    def run_in_turn(steps: Sequence[Step]) -> None:
+        run_steps(steps, environment, [device])
 
-    run_in_order([comparison.prepare()])
-    preprocessing = comparison.derive()
-    steps = [preprocessing] if preprocessing else []
-    limited = TIME_BUDGET
-    first = [trainer for trainer in comparison.trainers if trainer != limited]
-    steps += [comparison.training(trainer) for trainer in first]
-    steps += [step for trainer in first for step in comparison.prediction(trainer)]
-    run_in_order(steps)
-    if limited in comparison.trainers:
-        spent = sum(
-            results.training_seconds(read_checkpoint(comparison.fold_folder(trainer) / "checkpoint_final.pth"))
-            for trainer in first
-        )
-        say(f"{limited} gets the {spent:.0f} s that the other trainings took together")
-        derive_plans(
-            comparison.dataset,
-            name=BUDGET_PLANS,
-            configuration=CONFIGURATION,
-            settings=replace(comparison.settings, max_seconds=round(spent)),
-        )
-        run_in_order([comparison.training(limited), *comparison.prediction(limited)])
-    rows = results.collect(comparison, Record(folder))
-    table = results.write(rows, folder)
-    say("")
-    say(results.as_markdown(rows))
-    say("")
-    say(f"table:    {table}")
-    if picture := pictures.draw_overlays(comparison, folder / "overlays.png"):
-        say(f"pictures: {picture}")
-    say(f"logs:     {folder / 'logs'}")
+    run_in_turn([comparison.prepare()])
+    if preprocessing := comparison.derive():
+        run_in_turn([preprocessing])
+    first = [trainer for trainer in comparison.trainers if trainer != TIME_BUDGET]
+    run_in_turn(_trained_and_predicted(comparison, first, device))
+    if TIME_BUDGET in comparison.trainers:
+        models = [comparison.model(trainer) for trainer in first]
+        spent = sum(training_seconds(read_checkpoint(model.fold_folder(comparison.fold) / FINAL)) for model in models)
+        say(f"{TIME_BUDGET} gets the {spent:.0f} s that the other trainings took together")
+        limited = replace(comparison.settings, max_seconds=round(spent))
+        derive_plans(comparison.dataset, name=BUDGET_PLANS, configuration=CONFIGURATION, settings=limited)
+        run_in_turn(_trained_and_predicted(comparison, [TIME_BUDGET], device))
+    page = write_report(_request(comparison, command), comparison.folder, say)
+    overview = page.parent / "tables" / "overview.md"
+    say(f"\n{overview.read_text()}")
+    say(f"report:   {page}")
+    say(f"table:    {overview}")
+    say(f"pictures: {page.parent / 'figures'}")
+    say(f"logs:     {comparison.training_logs} and {comparison.folder / 'logs'}")
     say(f"models:   {comparison.model(comparison.trainers[0]).folder.parent}")
-    return rows
+    return page
 
 
-def child_environment(processes: int) -> dict[str, str]:
-    """The environment of nnU-Net's commands: worker counts that fit the machine, unless the user has set them."""
-    environment = dict(os.environ)
-    for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
-        environment.setdefault(name, str(processes))
-    # waiting threads give their core to nnU-Net's workers; spinning ones slow a CPU training down several times
-    environment.setdefault("OMP_WAIT_POLICY", "passive")
-    return environment
+def _trained_and_predicted(comparison: Comparison, trainers: Sequence[str], device: Device) -> list[Step]:
+    """The steps of trainers, after a look at all that could keep one of them from working."""
+    splits = splits_of(comparison.model(trainers[0]))
+    crossval = comparison.crossval(trainers, len(splits))
+    check(crossval, splits, (device,))
+    trainings = {model.trainer: crossval.training(model, comparison.fold) for model in crossval.models}
+    unseen = trainers if comparison.unseen() else ()
+    return [*crossval.steps(), *(comparison.prediction(trainer, trainings[trainer]) for trainer in unseen)]
+
+
+def _request(comparison: Comparison, command: Sequence[str]) -> Request:
+    """The report of the one fold, and of the unseen cases if they have annotations."""
+    models = {trainer: comparison.model(trainer) for trainer in comparison.trainers}
+    named = {
+        trainer: short_name(trainer) if model.plans == comparison.plans else f"{short_name(trainer)}__{model.plans}"
+        for trainer, model in models.items()
+    }
+    annotated = comparison.unseen() and (comparison.raw / "labelsTs").is_dir()
+    return Request(
+        dataset=dataset_folder(comparison.dataset),
+        trainers=list(named.values()),
+        names=SHORT_NAMES,
+        plans=comparison.plans,
+        folds=[comparison.fold],
+        controls=controls(),
+        unseen={trainer: comparison.predicted(trainer) for trainer in models} if annotated else {},
+        processes=comparison.processes,
+        command=command,
+    )

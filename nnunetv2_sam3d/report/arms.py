@@ -26,9 +26,6 @@ def arms_table(models: Sequence[Model], trainings: Sequence[Training], wanted_co
     lines = []
     for model in models:
         runs = [run for run in trainings if run.model == model.name]
-        hours = pd.Series([run.hours for run in runs], dtype=float)
-        peaks = [run.peak_bytes for run in runs if run.peak_bytes]
-        parameters = sorted({(run.trained or 0, run.parameters) for run in runs if run.parameters})
         lines.append(
             {
                 "arm": model.name,
@@ -36,14 +33,7 @@ def arms_table(models: Sequence[Model], trainings: Sequence[Training], wanted_co
                 "start": _all(start_of_arm(run) for run in runs),
                 "adapter": _all(", ".join((run.adapter, *run.adapter_details)) for run in runs if run.adapter),
                 "what is trained": _all(", ".join(run.parts) or "nothing" for run in runs if run.adapter),
-                "trained parameters": _all(
-                    f"{trained:,} ({100 * trained / (total or 1):.1f} %)" for trained, total in parameters
-                ),
-                "steps": _all(f"{run.steps:,}" for run in runs if run.steps is not None),
-                "trainings": str(len(runs)),
-                "time of one": duration(hours.mean(), hours.std()),
-                "time in all": duration(hours.sum(min_count=1)),
-                "peak memory [GB]": f"{max(peaks) / 1e9:.2f}" if peaks else "-",
+                **costs_of_arm(runs),
                 "device": _all(run.device for run in runs),
                 "what it answers": question_of(model.trainer) or "-",
             }
@@ -56,6 +46,23 @@ def arms_table(models: Sequence[Model], trainings: Sequence[Training], wanted_co
     )
     text = ("arm", "declared control", "start", "adapter", "device")
     return Table("arms", caption, pd.DataFrame(lines), text, ("what is trained", "what it answers"))
+
+
+def costs_of_arm(runs: Sequence[Training]) -> dict[str, str]:
+    """What the trainings of an arm cost, as cells by column."""
+    hours = pd.Series([run.hours for run in runs], dtype=float)
+    peaks = [run.peak_bytes for run in runs if run.peak_bytes]
+    parameters = sorted({(run.trained or 0, run.parameters) for run in runs if run.parameters})
+    return {
+        "trained parameters": _all(
+            f"{trained:,} ({100 * trained / (total or 1):.1f} %)" for trained, total in parameters
+        ),
+        "steps": _all(f"{run.steps:,}" for run in runs if run.steps is not None),
+        "trainings": str(len(runs)),
+        "time of one": duration(hours.mean(), hours.std()),
+        "time in all": duration(hours.sum(min_count=1)),
+        "peak memory [GB]": f"{max(peaks) / 1e9:.2f}" if peaks else "-",
+    }
 
 
 def noise_table(summaries: Sequence[Summary], structures: Sequence[Structure]) -> Table | None:

@@ -13,7 +13,7 @@ from nnunetv2_sam3d.files import write_text
 from nnunetv2_sam3d.nnunet.labels import IGNORE, all_values, sounds_like_tumour
 from nnunetv2_sam3d.report import sections
 from nnunetv2_sam3d.report.click_sections import clicks_csv
-from nnunetv2_sam3d.report.data_files import cases_csv, summary_json
+from nnunetv2_sam3d.report.data_files import cases_csv, summary_json, unseen_csv
 from nnunetv2_sam3d.report.gates import read_gates
 from nnunetv2_sam3d.report.page import Page, render
 from nnunetv2_sam3d.report.provenance import provenance
@@ -26,6 +26,7 @@ from nnunetv2_sam3d.results.collect import (
     Model,
     check_splits,
     collect,
+    collect_unseen,
     declared_controls,
     find_models,
     finished_repeats,
@@ -78,14 +79,16 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
     ignored = dataset.json["labels"].get(IGNORE)
     clicked = collect_clicked(dataset, models, folds)
     say(f"{len(items)} predictions of {len(models)} models, folds {' '.join(map(str, folds))}: complete")
-    rows = measure_all(
-        items,
+    unseen = collect_unseen(dataset, models, request.unseen)
+    measured = measure_all(
+        [*items, *unseen],
         structures,
         all_values(dataset.json["labels"]),
         ignored_label=None if ignored is None else int(ignored),
         store=output / "measured.jsonl",
         processes=request.processes,
     )
+    rows, unseen_rows = measured[: len(items) * len(structures)], measured[len(items) * len(structures) :]
     controls = declared_controls(models, request.controls)
     results = Results(
         dataset,
@@ -107,12 +110,15 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         arms.absent,
         [unfinished] if unfinished else [],
         read_gates(models, trainings),
+        unseen_rows,
     )
     for folder in ("tables", "figures"):  # nothing of an earlier report stays beside this one
         shutil.rmtree(output / folder, ignore_errors=True)
     with look():
         chapters = sections.all_sections(results, output / "figures", request.view_cases, tqdm)
     write_text(output / "cases.csv", cases_csv(rows))
+    if unseen_rows:
+        write_text(output / "unseen_cases.csv", unseen_csv(unseen_rows))
     if clicked:
         write_text(output / "clicks.csv", clicks_csv(clicked))
     else:

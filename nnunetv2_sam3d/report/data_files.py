@@ -22,6 +22,11 @@ def cases_csv(rows: Sequence[Row]) -> str:
     return csv_text(cases_frame(rows))
 
 
+def unseen_csv(rows: Sequence[Row]) -> str:
+    """The same of the cases that are in no fold."""
+    return csv_text(cases_frame(rows).drop(columns="fold"))
+
+
 def summary_json(results: Results) -> str:
     """Statistics and provenance; ``null`` where a figure is not defined."""
     content = {

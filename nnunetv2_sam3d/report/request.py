@@ -37,6 +37,7 @@ class Request:
         controls: classes of trainers and of their declared controls; where no control of a trainer that is reported is
             there, all pairs are compared.
         study: names of studies, whose arms that have results are reported.
+        unseen: folders with predictions of the annotated cases in ``imagesTs``, by class names of trainers.
         processes: that measure.
         command: how the report was asked for.
     """
@@ -55,6 +56,7 @@ class Request:
     view_cases: Sequence[str] | None = None
     controls: Mapping[str, str] = field(default_factory=dict)
     study: Sequence[str] = ()
+    unseen: Mapping[str, Path] = field(default_factory=dict)
     processes: int = 1
     command: Sequence[str] = ()
 
@@ -69,6 +71,7 @@ class Results:
         absent: arms of the studies that are not reported, and why.
         notes: what was left out, in sentences.
         gates: of the trainings whose adapters have two paths.
+        unseen: rows of cases that are in no fold.
     """
 
     dataset: Dataset
@@ -90,6 +93,7 @@ class Results:
     absent: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     gates: Sequence[Gates] = ()
+    unseen: Sequence[Row] = ()
 
     @property
     def names(self) -> list[str]:

@@ -18,6 +18,7 @@ from nnunetv2_sam3d.report.click_sections import click_pictures
 from nnunetv2_sam3d.report.gates import changed_table, gate_pictures, gate_table, unmeasured
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import choose_cases, draw_overlays, load_view
+from nnunetv2_sam3d.report.overview import overview_table
 from nnunetv2_sam3d.report.page import Picture, Scene, Section
 from nnunetv2_sam3d.report.request import Results
 from nnunetv2_sam3d.report.rules import RULES
@@ -74,7 +75,7 @@ def all_sections(
 def _answer(results: Results, figures: Path, dangers: int) -> Section:
     shown = picture(answer_figure(results), figures, "answer", caption(results))
     more = f"What this does not carry stands below, under threats to validity ({dangers})."
-    return Section("answer", "Answer", lead=answer(results), pictures=[shown], closing=more)
+    return Section("answer", "Answer", (), (), [overview_table(results)], [shown], lead=answer(results), closing=more)
 
 
 def _differences(results: Results) -> list[Section]:

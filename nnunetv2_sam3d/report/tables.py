@@ -68,9 +68,15 @@ class Table:
 
     def markdown(self) -> str:
         """As GitHub's Markdown shows tables."""
-        header, *lines = [[cell.translate(MARKDOWN) for cell in line] for line in (self.header, *self.lines)]
-        marks = [":---" if title in {*self.text, *self.wrapped} else "---:" for title in self.header]
-        rows = "".join(f"| {' | '.join(line)} |\n" for line in (header, marks, *lines))
+        lines = [[cell.translate(MARKDOWN) for cell in line] for line in (self.header, *self.lines)]
+        widths = [max(4, *map(len, column)) for column in zip(*lines, strict=True)]
+        left = [title in {*self.text, *self.wrapped} for title in self.header]
+        marks = [f":{'-' * (w - 1)}" if text else f"{'-' * (w - 1)}:" for w, text in zip(widths, left, strict=True)]
+        padded = [
+            [c.ljust(w) if text else c.rjust(w) for c, w, text in zip(line, widths, left, strict=True)]
+            for line in lines
+        ]
+        rows = "".join(f"| {' | '.join(line)} |\n" for line in (padded[0], marks, *padded[1:]))
         return f"{self.caption.translate(MARKDOWN)}\n\n{rows}"
 
     def latex(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.nnunet.folders import read_table
-from nnunetv2_sam3d.nnunet.layout import FINAL
+from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName
 from nnunetv2_sam3d.results.collect import Model
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
@@ -97,7 +97,7 @@ def read_training(model: Model, fold: int, repeat: int | None = None) -> Trainin
         total,
         str(about.get("gpu_name", about.get("device", ""))),
         str(about.get("torch_version", "")),
-        _peak(model, fold),
+        _peak(model, fold, repeat),
         "" if start is None else start.model,
         start is not None and start.replaced,
         {"epoch": [float(number) for number in sorted(epochs)], **curves},
@@ -175,14 +175,15 @@ def read_epochs(log: str) -> dict[int, dict[str, float]]:
     return epochs
 
 
-def _peak(model: Model, fold: int) -> int | None:
+def _peak(model: Model, fold: int, repeat: int) -> int | None:
     """From the records that this package's commands leave beside the results."""
+    plans = ModelName.of(model.folder_of(repeat)).plans
     peaks = [
         int(
             read_table(record, f"{UNNEEDED} the peak memory then")
             .get(f"train {model.trainer}", {})
             .get("peak_rss_bytes", 0)
         )
-        for record in model.folder.parent.glob(f"*__fold_{fold}/steps.json")
+        for record in model.folder.parent.glob(f"*__{plans}__*fold_{fold}/steps.json")
     ]
     return max(peaks, default=0) or None

@@ -13,6 +13,8 @@ from nnunetv2_sam3d.nnunet.folders import model_folders, read_table
 from nnunetv2_sam3d.nnunet.layout import FINAL, PLANS_NAME, ModelName, repeat_of
 from nnunetv2_sam3d.nnunet.splits import read_folds
 
+UNSEEN = -1  # the fold of cases that are in none
+
 
 @dataclass(frozen=True)
 class Model:
@@ -46,7 +48,7 @@ class Item:
 
     Attributes:
         model: name of the model.
-        fold: whose validation case it is.
+        fold: whose validation case it is, or ``UNSEEN``.
         case: nnU-Net's identifier.
         prediction: file.
         reference: file.
@@ -288,6 +290,29 @@ def finished_repeats(
 def unfinished_folds(dataset: Dataset, model: Model, repeat: int, folds: Sequence[int]) -> list[int]:
     """The folds of a model's repeat that lack predictions."""
     return [fold for fold in folds if _missing(dataset, model, repeat, fold)]
+
+
+def collect_unseen(dataset: Dataset, models: Sequence[Model], folders: Mapping[str, Path]) -> list[Item]:
+    """Predictions of the cases in ``labelsTs``, which are in no fold.
+
+    Args:
+        dataset: the raw one holds the annotations.
+        models: whose first repeat predicted.
+        folders: with predictions, by class names of trainers.
+
+    Raises:
+        FileNotFoundError: for missing predictions.
+    """
+    items = [
+        Item(model.name, UNSEEN, label.name[: -len(dataset.ending)], folders[model.trainer] / label.name, label)
+        for model in models
+        if model.trainer in folders
+        for label in sorted((dataset.raw / "labelsTs").glob(f"*{dataset.ending}"))
+        if not label.name.startswith(".")
+    ]
+    if missing := [str(item.prediction) for item in items if not item.prediction.is_file()]:
+        raise FileNotFoundError(f"{_some(missing)}: predictions of annotated cases in {dataset.raw / 'imagesTs'} lack")
+    return items
 
 
 def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> list[Item]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -11,11 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
-from nnunetv2_sam3d.experiment.comparison import Comparison
-from nnunetv2_sam3d.experiment.pictures import draw_overlays
-from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 
 Workspace = Any  # the class in conftest.py
@@ -31,62 +29,52 @@ def experiment(workspace: Workspace, *trainers: str, fold: int = 0) -> tuple[Any
 
 
 def table(output: str) -> dict[str, dict[str, str]]:
-    """Cells of the printed table by trainer and column."""
+    """Cells of the printed overview by arm and column."""
     lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in output.splitlines() if line[:2] == "| "]
     return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
 
 
+def rows_of(file: Path, **wanted: str) -> list[dict[str, str]]:
+    """Lines of a CSV file with these values."""
+    with file.open(newline="") as lines:
+        return [row for row in csv.DictReader(lines) if all(row[name] == value for name, value in wanted.items())]
+
+
 def test_finished_trainings_are_compared_at_once(trained: Workspace) -> None:
     output = trained.run(*experiment(trained, *TRAINERS))
-    for step in ("plan and preprocess", *(f"train nnUNetTrainer_SAM3D{trainer}" for trainer in TRAINERS)):
-        assert f"{step}: finished before" in output
+    assert "plan and preprocess: finished before" in output
+    for trainer in TRAINERS:
+        assert f"fold 0: train nnUNetTrainer_SAM3D{trainer}: finished before" in output
     rows = table(output)
-    assert list(rows) == ["SAM3DFull", "SAM3DOriginalEval", "SAM3DDualPath"]
+    assert list(rows) == ["Full", "OriginalEval", "DualPath"]
     folder = trained.results / f"comparison__{trained.plans}__fold_0"
-    assert (folder / "overlays.png").read_bytes()[:4] == b"\x89PNG"
-    assert (folder / "overlays.png").stat().st_size > 5_000
-    results = {row["trainer"]: row for row in json.loads((folder / "results.json").read_text())}
+    assert (folder / "report.html").read_text().count(rows["Full"]["large"]) >= 1
     for trainer in TRAINERS:
         fold = trained.fold(f"SAM3D{trainer}", 0)
-        row, cells = results[f"nnUNetTrainer_SAM3D{trainer}"], rows[f"SAM3D{trainer}"]
         mean = json.loads((fold / "validation" / "summary.json").read_text())["mean"]
-        assert row["validation_dice"] == {"large": mean["1"]["Dice"], "small": mean["2"]["Dice"]}
-        assert cells["large (val)"] == f"{mean['1']['Dice']:.3f}"
+        for value, structure in (("1", "large"), ("2", "small")):
+            assert rows[trainer][structure] == f"{mean[value]['Dice']:.3f}"
+            (case,) = rows_of(folder / "cases.csv", model=trainer, structure=structure)
+            assert float(case["dice"]) == pytest.approx(mean[value]["Dice"], abs=1e-9)
         checkpoint = read_checkpoint(fold / "checkpoint_final.pth")
-        names = checkpoint["sam3d"]["trained"]
-        assert row["trained_parameters"] == sum(checkpoint["network_weights"][name].numel() for name in names)
-        assert row["unseen_dice"] == {}  # the data set has no imagesTs
-        assert (folder / "results.md").read_text().count(f"SAM3D{trainer} ") == 1
-    assert results["nnUNetTrainer_SAM3DOriginalEval"]["training_seconds"] == 0
-    assert results["nnUNetTrainer_SAM3DOriginalEval"]["trained_parameters"] == 0
-    assert results["nnUNetTrainer_SAM3DFull"]["training_seconds"] > 0
-    full = results["nnUNetTrainer_SAM3DFull"]
-    assert full["trained_parameters"] == full["all_parameters"]
-
-
-def test_columns_of_the_pictures_have_names(
-    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in trained.environment().items():
-        if name.startswith("nnUNet_"):
-            monkeypatch.setenv(name, value)
-    saved: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
-    names = tuple(f"nnUNetTrainer_SAM3D{trainer}" for trainer in TRAINERS)
-    comparison = Comparison(trained.number, names, 0, Settings(variant="vit_tiny"), "cpu", plans=trained.plans)
-    draw_overlays(comparison, tmp_path / "overlays.png")
-    titles = [axis.get_title() for axis in saved[0].axes]
-    assert titles == ["image", "annotation", "SAM3DFull", "SAM3DDualPath", "SAM3DOriginalEval"]  # one case, one line
+        parts = sum(checkpoint["network_weights"][name].numel() for name in checkpoint["sam3d"]["trained"])
+        assert rows[trainer]["trained parameters"].partition(" ")[0] == f"{parts:,}"
+    assert rows["Full"]["trained parameters"].endswith("(100.0 %)")
+    assert rows["OriginalEval"]["trained parameters"].startswith("0 ")
+    assert not (folder / "unseen_cases.csv").exists()  # the data set has no imagesTs
 
 
 def test_a_failing_training_shows_its_reason(planned: Workspace) -> None:
-    output = planned.fails(*experiment(planned, "DualPath", fold=3))  # without the model that it starts from
+    in_the_way = planned.fold("SAM3DFull", 3)
+    in_the_way.parent.mkdir(parents=True, exist_ok=True)
+    in_the_way.touch()
+    output = planned.fails(*experiment(planned, "Full", fold=3))
+    in_the_way.unlink()
     assert "Traceback" not in output.partition("  | ")[0]  # none of ours; the log's own end may hold one
-    assert "train nnUNetTrainer_SAM3DDualPath" in output and "ended with status 1" in output
-    assert f"nnUNetv2_train {planned.name} 3d_fullres 3 -tr nnUNetTrainer_SAM3DFull" in output
-    log = planned.results / f"comparison__{planned.plans}__fold_3" / "logs" / "train_nnUNetTrainer_SAM3DDualPath.log"
+    assert "train nnUNetTrainer_SAM3DFull" in output and "ended with status 1" in output
+    (log,) = (planned.results / f"crossval__{planned.plans}__3d_fullres__fold_3" / "logs").glob("*Full*.log")
     assert str(log) in output
-    assert "WeightsError" in log.read_text()
+    assert f"FileExistsError: [Errno 17] File exists: '{in_the_way}'" in log.read_text()
     assert "run the same command again" in output
 
 
@@ -94,7 +82,10 @@ def test_a_failing_training_shows_its_reason(planned: Workspace) -> None:
 def test_from_the_raw_data_and_interrupted(raw_datasets: Workspace, tmp_path: Path) -> None:
     """Everything from the raw data set, stopped by Ctrl-C in the first training; then with the time-limited trainer."""
     workspace = replace(raw_datasets, root=tmp_path)
-    (tmp_path / "raw").symlink_to(raw_datasets.root / "raw")
+    shutil.copytree(raw_datasets.raw, workspace.raw)
+    for kind, ending in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
+        (workspace.raw / f"{kind}Ts").mkdir()
+        shutil.copy(workspace.raw / f"{kind}Tr" / f"case_0{ending}", workspace.raw / f"{kind}Ts" / f"new{ending}")
     (tmp_path / "results").mkdir()
     workspace.preprocessed.mkdir(parents=True)
     (workspace.preprocessed / "splits_final.json").write_text(
@@ -113,22 +104,25 @@ def test_from_the_raw_data_and_interrupted(raw_datasets: Workspace, tmp_path: Pa
 
     output = workspace.run(*command)
     assert "plan and preprocess: finished before" in output
-    assert list(table(output)) == ["SAM3DFull", "SAM3DDualPath", "SAM3DOriginalEval", "TimeBudget"]
+    rows, limited = table(output), "TimeBudget (nnUNetTimeBudgetPlans)"
+    assert list(rows) == ["Full", "OriginalEval", "DualPath", limited]
     log = workspace.log("SAM3DFull", 0)
     assert log.count("Epoch 0 ") == 1  # the second start went on from the checkpoint
+    assert all(float(row["peak memory [GB]"]) > 0.05 for row in rows.values())
+    # the new case is the validation's image in the whole prediction's way, without the validation's mirroring
+    assert all(0 <= float(row["large (unseen)"]) <= 1 for row in rows.values())
     folder = workspace.results / f"comparison__{workspace.plans}__fold_0"
-    results = {row["trainer"]: row for row in json.loads((folder / "results.json").read_text())}
-    assert all(row["peak_rss_bytes"] > 50e6 for row in results.values())
-    spent = sum(row["training_seconds"] for name, row in results.items() if "SAM3D" in name)
-    limited = results["nnUNetTrainer_TimeBudget"]
-    assert limited["training_seconds"] >= round(spent)
-    assert limited["trained_parameters"] == limited["all_parameters"]
+    assert {row["case"] for row in rows_of(folder / "unseen_cases.csv", model="DualPath")} == {"new"}
+    trainings = json.loads((folder / "summary.json").read_text())["trainings"]
+    hours = {run["model"]: run["hours"] for run in trainings}
+    assert hours.pop(limited) * 3600 >= round(sum(hours.values()) * 3600)
+    assert rows[limited]["trained parameters"].endswith("(100.0 %)")
 
     (workspace.fold("SAM3DDualPath", 0) / "validation" / "summary.json").unlink()  # as if stopped while validating
     again = workspace.run(*command)
-    assert "train nnUNetTrainer_SAM3DFull: finished before" in again
-    assert "train nnUNetTrainer_SAM3DDualPath: finished before" not in again
-    assert table(again)["SAM3DDualPath"]["large (val)"] == table(output)["SAM3DDualPath"]["large (val)"]
+    assert "fold 0: train nnUNetTrainer_SAM3DFull: finished before" in again
+    assert "fold 0: train nnUNetTrainer_SAM3DDualPath: finished before" not in again
+    assert table(again)["DualPath"]["large"] == rows["DualPath"]["large"]
 
 
 @pytest.mark.slow

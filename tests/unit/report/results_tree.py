@@ -127,3 +127,9 @@ def write_training(folder: Path, fold: int, epochs: int) -> None:
     weight = torch.zeros(20)
     weights = {"encoder.weight": weight, "decoder.encoder.weight": weight, "decoder.bias": torch.ones(10)}
     torch.save({"network_weights": weights, "trainer_name": "nnUNetTrainer"}, folder / "checkpoint_final.pth")
+
+
+def lines_of(file: Path) -> list[dict[str, str]]:
+    """A Markdown table as dictionaries."""
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in file.read_text().splitlines()[2:]]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]

@@ -85,7 +85,7 @@ def test_a_case_twice_in_a_fold(tree: Tree, fails, part: str) -> None:
 def test_damaged_descriptions(tree: Tree, fails, name: str, content: str, message: str) -> None:
     folders = {
         "debug.json": tree.model(FULL) / "fold_2",
-        "steps.json": tree.model(FULL).parent / "comparison__x__fold_2",
+        "steps.json": tree.model(FULL).parent / f"crossval__{PLANS}__3d_fullres__fold_2",
     }
     file = folders.get(name, tree.preprocessed) / name
     file.parent.mkdir(exist_ok=True)

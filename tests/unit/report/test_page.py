@@ -94,7 +94,7 @@ def test_hostile_text_in_the_other_files(page: Path) -> None:
 def test_escapes() -> None:
     cells = pd.DataFrame([["x|y", "<1"], ["[z]\n\n| w", "-1"]], columns=["a_b", "c"])
     table = Table("t", "50 % & more", cells, ("a_b",))
-    assert table.markdown().splitlines()[-1] == r"| \[z\]  \| w | -1 |"
+    assert table.markdown().splitlines()[-1] == r"| \[z\]  \| w |    -1 |"
     assert r"x$|$y & $<$1 \\" in table.latex() and r"50 \% \& more" in table.latex()
     assert "\\addlinespace\n{[z]" in table.latex()  # no argument of the commands before it
 
