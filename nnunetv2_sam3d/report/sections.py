@@ -47,7 +47,7 @@ def subtitle(results: Results) -> str:
 def all_sections(
     results: Results, figures: Path, view_cases: Sequence[str] | None, progress: Callable[..., Any]
 ) -> list[Section]:
-    """Draws all figures into a folder and puts the chapters together: the answer, then cases, then the rest."""
+    """Draws all figures into a folder and puts the chapters together: answer, overview, cases, then the rest."""
 
     def draw_clicked(clicked: ClickedResults, name: str) -> list[Picture]:
         images, window = _images(results.dataset), _window(results.dataset)
@@ -57,6 +57,7 @@ def all_sections(
     text = json.dumps(results.provenance, indent=1, ensure_ascii=False)
     return [
         _answer(results, figures, len(dangers)),
+        Section("overview", "Overview", tables=[overview_table(results)]),
         *_cases(results, figures, view_cases, progress),
         Section("arms", "Arms", tables=[arms_table(results.models, results.trainings, results.wanted_controls)]),
         *_differences(results),
@@ -75,7 +76,7 @@ def all_sections(
 def _answer(results: Results, figures: Path, dangers: int) -> Section:
     shown = picture(answer_figure(results), figures, "answer", caption(results))
     more = f"What this does not carry stands below, under threats to validity ({dangers})."
-    return Section("answer", "Answer", (), (), [overview_table(results)], [shown], lead=answer(results), closing=more)
+    return Section("answer", "Answer", pictures=[shown], lead=answer(results), closing=more)
 
 
 def _differences(results: Results) -> list[Section]:

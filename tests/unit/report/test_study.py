@@ -88,7 +88,7 @@ def test_the_page_opens_with_its_answer(study: tuple[Tree, Path]) -> None:
         '<p class="answer">Dice of tumour: DualPath is better than its declared control OriginalContinued'
     )
     figure, cases = page.index("<img"), page.index('<section id="cases">')
-    assert page.index("<nav>") < lead < page.index("<table>") < figure < cases
+    assert page.index("<nav>") < lead < figure < page.index("<table>") < cases
     assert page[:cases].count("<table>") == 1 and 'class="note"' not in page
     assert "2 repeats" in page[lead:figure] and "repeats included" in page[lead:figure]
     for anchor in ("differences", "noise", "gates", "tables", "threats", "reading", "provenance"):
