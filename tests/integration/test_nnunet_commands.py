@@ -229,7 +229,8 @@ def test_converted_checkpoint_of_the_reference_as_pretrained_weights(
     like = replace(trained, plans="LikePlans")  # the file's sizes, the decoder's scale among them, are not vit_tiny's
     options = trained.plan_options[trained.plan_options.index("--token-stride") :]
     like.run("nnUNetv2_sam3d", "plan", "-d", like.number, "--like", converted, *options, "-o", like.plans)
-    like.train("SAM3DOriginal", 2, "-pretrained_weights", converted)
+    _, *arguments = like.training("SAM3DOriginal", 2, "-pretrained_weights", converted)
+    like.run("python", "-m", "nnunetv2.run.run_training", *arguments)  # the command, by its module
     checkpoint = final(like, "SAM3DOriginal", 2)
     names = set(checkpoint["sam3d"]["trained"])
     frozen = [name for name in checkpoint["network_weights"] if name not in names]

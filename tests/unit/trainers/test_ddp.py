@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_module
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -15,6 +16,7 @@ from trainer_kit import CONFIGURATION, TOY, batch, plans_of
 
 from nnunetv2_sam3d.trainers import variants as trainers
 from nnunetv2_sam3d.trainers.training_clicks import ClickSteps
+from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 
 PROCESSES = 2
 # after a step that leaves a parameter without gradient, the next one is the one in which DDP complains
@@ -28,6 +30,15 @@ RUNS += [("Full", False, "mixed"), ("Original", True, "mixed")]
 
 def build(kind: str, batch_dice: bool, clicks: str = "none") -> Any:
     """An initialized trainer, as `nnUNetv2_train -num_gpus` has it but for the device."""
+    trainer = new(kind, batch_dice, clicks)
+    trainer.initialize()
+    if trainer.clicks is not None:
+        trainer.clicks.begin(interesting_epoch(trainer.clicks))
+    return trainer
+
+
+def new(kind: str, batch_dice: bool, clicks: str = "none") -> Any:
+    """The same before nnU-Net initializes it."""
     torch.manual_seed(5 + (distributed.get_rank() if distributed.is_initialized() else 0))
     # AdamW's first step is nearly the gradient's sign, which rounding can turn; short steps keep later gradients alike
     settings = TOY | {"clicks": clicks, "initial_lr": 1e-6} | (CLICKED if clicks != "none" else {})
@@ -36,9 +47,6 @@ def build(kind: str, batch_dice: bool, clicks: str = "none") -> Any:
     dataset = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
     trainer = getattr(trainers, f"nnUNetTrainer_SAM3D{kind}")(plans, CONFIGURATION, 0, dataset, torch.device("cpu"))
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None  # nnU-Net's DDP takes GPUs only
-    trainer.initialize()
-    if trainer.clicks is not None:
-        trainer.clicks.begin(interesting_epoch(trainer.clicks))
     return trainer
 
 
@@ -95,7 +103,24 @@ def work(rank: int, folder: Path) -> None:
     evaluated = build("OriginalEval", False)
     assert not isinstance(evaluated.network, DistributedDataParallel)  # DDP refuses a network that nothing trains
     assert evaluated.is_ddp  # the validation shares out its cases
+    take_pretrained_weights(folder / "full.pth")
     distributed.destroy_process_group()
+
+
+def take_pretrained_weights(file: Path) -> None:
+    """What nnU-Net's `run_ddp` does with `-pretrained_weights`; it cannot be called itself, since it wants GPUs."""
+    full = build("Full", False)
+    full.save_checkpoint(str(file))  # nnU-Net's: the first process writes
+    distributed.barrier()
+    trainer = new("DualPath", False)
+    run_training.maybe_load_checkpoint(trainer, False, False, str(file))
+    assert isinstance(trainer.network, DistributedDataParallel)
+    stored, state = read_checkpoint(file)["network_weights"], trainer.plain_network.state_dict()
+    last = "mask_decoder.seg_layers.0.weight"
+    assert torch.equal(state[last], stored[last])  # nnU-Net's own loader would leave it random
+    trained = {name for name, parameter in trainer.plain_network.named_parameters() if parameter.requires_grad}
+    assert trained and all(name.startswith("encoder.") for name in trained)
+    assert trainer.start.provenance["last convolution"]["file"] == str(file)
 
 
 @pytest.fixture(scope="module")
