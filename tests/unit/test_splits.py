@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunetv2_sam3d.cli import main
-from nnunetv2_sam3d.nnunet.splits import import_split, make_folds, read_split
+from nnunetv2_sam3d.nnunet.splits import import_split, make_folds, read_splits
 
 NAME = "Dataset991_Toy"
 CASES = [f"case_{number:05d}" for number in range(6)]
@@ -54,8 +54,8 @@ FOLDS = [{"train": CASES[:3], "val": CASES[3:4]}, {"train": CASES[:3], "val": CA
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_fold_0_is_their_validation_and_fold_1_their_test_set(tmp_path: Path, dataset: Path, protocol: int) -> None:
-    file, folds, written = import_split(write(tmp_path, authors_split(), protocol), "991")
-    assert (file, folds, written) == (dataset, FOLDS, True)
+    made = import_split(write(tmp_path, authors_split(), protocol), "991")
+    assert (made.file, made.folds, made.written, made.offered) == (dataset, FOLDS, True, 1)
     assert json.loads(dataset.read_text()) == FOLDS
 
 
@@ -72,7 +72,7 @@ def test_fold_0_is_their_validation_and_fold_1_their_test_set(tmp_path: Path, da
 def test_lists_and_other_spellings(tmp_path: Path, as_written: Any, container: Any) -> None:
     split = {part: container([as_written(Path(path).parent.name) for path in paths])
              for part, paths in authors_split().items()}  # fmt: skip
-    assert import_split(write(tmp_path, split), "991")[1] == FOLDS
+    assert import_split(write(tmp_path, split), "991").folds == FOLDS
 
 
 def test_numbers_match_only_when_asked(tmp_path: Path) -> None:
@@ -80,13 +80,13 @@ def test_numbers_match_only_when_asked(tmp_path: Path) -> None:
     file = write(tmp_path, split)
     with pytest.raises(ValueError, match=r"5 of .*volume-0\.nii, volume-1\.nii.*case_00000.*--by-number"):
         import_split(file, "991", partial=True)
-    folds = import_split(file, "991", by_number=True, partial=True)[1]
+    folds = import_split(file, "991", by_number=True, partial=True).folds
     assert folds == [{"train": CASES[:3], "val": ["case_00003", "case_00005"]}]
 
 
 def test_number_of_two_cases_matches_none() -> None:
     with pytest.raises(ValueError, match="volume-1"):
-        make_folds({"train": ["volume-1.nii"], "val": ["volume-2.nii"]}, ["a_1", "b_1", "a_2"], by_number=True)
+        make_folds({"train": [("volume-1.nii",)], "val": [("volume-2.nii",)]}, ["a_1", "b_1", "a_2"], by_number=True)
 
 
 def test_unknown_missing_and_doubled_cases_are_named(tmp_path: Path, dataset: Path) -> None:
@@ -119,12 +119,65 @@ def test_another_split_is_kept(tmp_path: Path, dataset: Path) -> None:
     backup = dataset.with_name("splits_final.json.bak")
     assert (json.loads(dataset.read_text()), backup.read_text()) == (FOLDS, "[]")
     modified = dataset.stat().st_mtime_ns
-    assert import_split(file, "991")[2] is False
+    assert import_split(file, "991").written is False
     assert dataset.stat().st_mtime_ns == modified
     dataset.write_text("[1]")
     with pytest.raises(ValueError, match="bak exists already"):
         import_split(file, "991", force=True)
     assert (dataset.read_text(), backup.read_text()) == ("[1]", "[]")
+
+
+def adapters_folds() -> list[dict[str, Any]]:
+    """As 3DSAM-adapter ships its split.pkl: five folds, which table case -> [image, label]; fold 0 is a plain one."""
+
+    def part(cases: list[str]) -> dict[str, list[str]]:
+        return {case: [f"{case}/imaging.nii.gz", f"{case}/aggregated_MAJ_seg.nii.gz"] for case in cases}
+
+    folds = []
+    for number in range(5):
+        test, val = CASES[number : number + 1], [CASES[(number + 1) % 6]]
+        folds.append({"train": [case for case in CASES if case not in test + val], "val": val, "test": test})
+    return [{name: part(cases) for name, cases in fold.items()} for fold in folds]
+
+
+def test_the_list_of_five_folds_that_3dsam_adapter_ships(tmp_path: Path) -> None:
+    file = write(tmp_path, adapters_folds())
+    made = import_split(file, "991")
+    assert made.offered == 5
+    assert made.folds == [{"train": CASES[2:], "val": [CASES[1]]}, {"train": CASES[2:], "val": [CASES[0]]}]
+    third = import_split(file, "991", fold=3, force=True)
+    assert [fold["val"] for fold in third.folds] == [[CASES[4]], [CASES[3]]]
+    with pytest.raises(ValueError, match=r"has no fold 5: it has 5.*--fold all"):
+        import_split(file, "991", fold=5)
+
+
+def test_all_folds_validate_on_what_no_two_of_them_share(tmp_path: Path) -> None:
+    folds = adapters_folds()
+    made = import_split(write(tmp_path, folds), "991", fold="all")
+    assert [fold["val"] for fold in made.folds] == [[case] for case in CASES[:5]]
+    assert all(fold["train"] == sorted(theirs["train"]) for fold, theirs in zip(made.folds, folds, strict=True))
+    for fold in folds:  # a test set that all folds have in common, as scripts after 3DSAM-adapter write it
+        fold["test"] = {CASES[5]: ["a", "b"]}
+        fold["train"].pop(CASES[5], None)
+    made = import_split(write(tmp_path, folds[:4]), "991", fold="all", partial=True, force=True)
+    assert [fold["val"] for fold in made.folds] == [[case] for case in CASES[1:5]]
+    with pytest.raises(ValueError, match="cannot be taken together"):
+        import_split(write(tmp_path, [folds[0], folds[0]]), "991", fold="all", partial=True)
+
+
+def test_the_numbered_files_that_3dmedsam_fda_writes(tmp_path: Path) -> None:
+    numbered = {part: {number: f"npz/{Path(path).parent.name}.npz" for number, path in enumerate(paths)}
+                for part, paths in authors_split().items()}  # fmt: skip
+    assert import_split(write(tmp_path, {0: numbered}), "991").folds == FOLDS
+
+
+def test_the_image_counts_where_the_case_has_another_name(tmp_path: Path) -> None:
+    split = {part: {f"patient {case[-1]}": [f"imagesTr/{case}_0000.nii.gz", "labelsTr/x.nii.gz"] for case in cases}
+             for part, cases in (("train", CASES[:3]), ("val", CASES[3:4]), ("test", CASES[4:]))}  # fmt: skip
+    assert import_split(write(tmp_path, [split]), "991").folds == FOLDS
+    split["val"] = {"patient 9": ["imagesTr/case_00009_0000.nii.gz", "labelsTr/x.nii.gz"]}
+    with pytest.raises(ValueError, match=r"1 of the split's files.*imagesTr/case_00009_0000\.nii\.gz"):
+        import_split(write(tmp_path, [split]), "991")
 
 
 class _Attack:
@@ -140,22 +193,22 @@ def test_code_in_the_file_does_not_run(tmp_path: Path) -> None:
     for attack in (_Attack(os.system, f"touch {mark}"), _Attack(eval, f"open({str(mark)!r}, 'w')"),
                    _Attack(getattr, "x", "upper")):  # fmt: skip
         with pytest.raises(ValueError, match="could run code"):
-            read_split(write(tmp_path, {"train": [attack], "val": ["a"]}))
+            read_splits(write(tmp_path, {"train": [attack], "val": ["a"]}))
     assert not mark.exists()
 
 
 def test_a_file_cannot_change_pathlib(tmp_path: Path) -> None:
     # GLOBAL pathlib.PurePosixPath, then BUILD with slot state: sets attributes of whatever the global is
     (tmp_path / "split.pkl").write_bytes(b"cpathlib\nPurePosixPath\n(N}X\x06\x00\x00\x00suffixX\x01\x00\x00\x00xstb.")
-    with pytest.raises(ValueError, match=r"expected a table|cannot be read"):
-        read_split(tmp_path / "split.pkl")
+    with pytest.raises(ValueError, match="expected a list of folds|cannot be read"):
+        read_splits(tmp_path / "split.pkl")
     assert PurePosixPath("a.b").suffix == ".b"
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"train": {}}, {"train": 3, "val": ["a"]}, {"train": [1], "val": ["a"]}])
 def test_something_else(tmp_path: Path, content: Any) -> None:
     with pytest.raises(ValueError, match=r"split\.pkl"):
-        read_split(write(tmp_path, content))
+        read_splits(write(tmp_path, content))
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -167,7 +220,7 @@ def test_damaged_files_are_errors_and_nothing_else(position: int, value: int, le
     for data in (bytes(content), bytes(content[:length])):
         file.write_bytes(data)
         try:
-            assert set(read_split(file)) <= {"train", "val", "test"}
+            assert all(set(fold) <= {"train", "val", "test"} for fold in read_splits(file))
         except ValueError as error:
             assert "fuzz.pkl" in str(error)
 
@@ -178,3 +231,7 @@ def test_the_command_says_what_the_folds_are(tmp_path: Path, dataset: Path, caps
     assert str(dataset) in output
     assert "fold 1: 3 training cases, 2 validation cases" in output
     assert "fold 1 validates on their test set" in output
+    assert main(["splits", "import", str(write(tmp_path, adapters_folds())), "-d", "991", "--force"]) == 0
+    assert "The file has 5 folds of its own, and this is fold 0." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["splits", "import", "split.pkl", "-d", "991", "--fold", "first"])
