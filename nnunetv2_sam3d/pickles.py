@@ -44,13 +44,13 @@ def check_pickle(file: BinaryIO, bytes_left: int) -> int:
                 marks.append(len(stack))
                 continue
             if name in _PUT or name == "MEMOIZE":
-                place = len(memo) if name == "MEMOIZE" else int(argument)  # type: ignore[call-overload]
+                place = len(memo) if name == "MEMOIZE" else argument or 0
                 if place > bytes_left:
                     raise ValueError(f"it numbers an object {place}")
                 memo[place] = stack[-1]
                 continue
             if name in _GET or name == "DUP":
-                stack.append(stack[-1] if name == "DUP" else memo[int(argument)])  # type: ignore[call-overload]
+                stack.append(stack[-1] if name == "DUP" else memo[argument or 0])
                 taken += stack[-1]
             else:
                 _apply(code, stack, marks)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from math import isfinite
 from pathlib import Path
+
+from nnunetv2_sam3d.messages import shown
 
 # LPS and RAS: millimetres in the patient. ijk: voxel (x, y, z) of the file. zyx: voxel of nnU-Net's array.
 SPACES = ("LPS", "RAS", "ijk", "zyx")
@@ -54,7 +57,7 @@ def finite_position(values: object) -> tuple[float, float, float]:
         else:
             if isfinite(a) and isfinite(b) and isfinite(c):
                 return a, b, c
-    raise ClickError(f"a position is three finite numbers, got {values!r:.100}")
+    raise ClickError(f"a position is three finite numbers, got {shown(values, 100)}")
 
 
 MAX_CLICKS = 10_000
@@ -87,8 +90,8 @@ class FileClick:
     def __str__(self) -> str:
         """For errors: enough to find the click in its file."""
         name = self.names[0] if self.names else self.label
-        shown = "no label" if name in (None, "") else name
-        return f"click {self.number} ({shown}) at ({', '.join(f'{value:g}' for value in self.position)}) {self.space}"
+        called = "no label" if name in (None, "") else f"{name:.60}" if isinstance(name, str) else name
+        return f"click {self.number} ({called}) at ({', '.join(f'{value:g}' for value in self.position)}) {self.space}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class ClickFile:
         image: name of the image file that the clicks were made on, if the file says so.
         geometry: some of ``image_size``, ``spacing``, ``origin`` and ``direction`` of that image, as ITK has them.
         of_prediction: whether a prediction left it beside its segmentation.
+        passed_over: points of the file that are no clicks, as they were deleted or never placed.
     """
 
     file: Path
@@ -108,6 +112,7 @@ class ClickFile:
     image: str | None = None
     geometry: Mapping[str, list[float]] = field(default_factory=dict)
     of_prediction: bool = False
+    passed_over: int = 0
 
     @property
     def has_cases(self) -> bool:
@@ -121,7 +126,7 @@ def parse_sign(value: object) -> int:
         sign = SIGNS.get(str(value).strip().casefold())
         if sign is not None:
             return sign
-    raise ClickError(f"its sign is {value!r:.50}; expected foreground or background (1 or -1)")
+    raise ClickError(f"its sign is {shown(value)}; expected foreground or background (1 or -1)")
 
 
 def parse_space(value: object) -> str:
@@ -130,7 +135,7 @@ def parse_space(value: object) -> str:
         if isinstance(value, str) and value.strip().casefold() == space.casefold():
             return space
     raise ClickError(
-        f"the space is {value!r:.50}; expected LPS or RAS (millimetres in the patient), ijk (voxels x, y, z) or zyx "
+        f"the space is {shown(value)}; expected LPS or RAS (millimetres in the patient), ijk (voxels x, y, z) or zyx "
         "(voxels of the array)"
     )
 
@@ -138,4 +143,21 @@ def parse_space(value: object) -> str:
 def check_count(count: int) -> None:
     """ClickError for more clicks than people make."""
     if count > MAX_CLICKS:
-        raise ClickError(f"it has {count} clicks, more than {MAX_CLICKS}: is it a mask or a surface instead?")
+        raise ClickError(f"it has {count} clicks or more; at most {MAX_CLICKS} are read. Is it a mask or a surface?")
+
+
+def split_lines(text: str, comment_mark: str = "#") -> tuple[list[str], list[tuple[int, str]]]:
+    """Comments without their mark, and the other lines that are not empty with their numbers, from 1.
+
+    Raises:
+        ClickError: for more lines than a file of clicks has, before all of them are split.
+    """
+    comments: list[str] = []
+    lines: list[tuple[int, str]] = []
+    for number, line in enumerate(StringIO(text, newline=None), 1):
+        if line.startswith(comment_mark):
+            comments.append(line[len(comment_mark) :].strip())
+        elif line.strip():
+            lines.append((number, line.rstrip("\n")))
+        check_count(max(len(comments), len(lines) - 1))  # the first line may name the columns
+    return comments, lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
@@ -16,6 +17,7 @@ from nnunetv2_sam3d.clicks.click import ClickError, ClickFile, FileClick
 from nnunetv2_sam3d.clicks.csv_format import read_table
 from nnunetv2_sam3d.clicks.json_format import read_own_json, write_clicks
 from nnunetv2_sam3d.clicks.slicer import read_fcsv, read_markups
+from nnunetv2_sam3d.messages import shown
 
 __all__ = ["RECORD_SUFFIX", "SUFFIXES", "case_of", "find_clicks", "read_clicks", "write_clicks"]
 
@@ -131,7 +133,7 @@ def case_of(file: Path, cases: Sequence[str]) -> str:
     """The case that a file is named after, also with the number of the image's channel behind it."""
     suffix = next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), "")
     name = file.name[: len(file.name) - len(suffix)]
-    without_channel = re.sub(r"_\d{4}$", "", name)
+    without_channel = re.sub(r"_\d{4}\Z", "", name)
     return without_channel if name not in cases and without_channel in cases else name
 
 
@@ -157,8 +159,8 @@ def _refuse(folder: Path, strangers: list[tuple[Path, str]], found: dict[str, Cl
 
 
 def _unknown(case: str, cases: list[str]) -> str:
-    near = get_close_matches(case, cases, n=3) or sorted(cases)[:3]
-    return f"there is no case {case!r} among the {len(cases)} images; similar names: {', '.join(near)}"
+    near = get_close_matches(case[:200], cases, n=3) or sorted(cases)[:3]
+    return f"there is no case {shown(case)} among the {len(cases)} images; similar names: {', '.join(near)}"
 
 
 def _read_text(path: Path) -> str:
@@ -167,15 +169,25 @@ def _read_text(path: Path) -> str:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ClickError(f"it has {size} bytes, too many for a file of clicks (at most {MAX_BYTES})")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ClickError("it is no text (UTF-8); give a file of clicks, not an image or an archive") from None
-    if "\0" in text:
-        raise ClickError("it is no text; give a file of clicks, not an image or an archive")
+    text = _decoded(path.read_bytes(), is_table=path.name.lower().endswith((".csv", ".tsv", ".fcsv")))
     if not text.strip():
         raise ClickError("it is empty; save the clicks again, or remove the file for a prediction without clicks")
     return text
+
+
+def _decoded(content: bytes, is_table: bool) -> str:
+    """Text in UTF-8; in UTF-16 if it begins as such; tables also in what spreadsheets on Windows write (cp1252)."""
+    encodings = ["utf-16"] if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else ["utf-8-sig"]
+    for encoding in encodings + ["cp1252"] * is_table:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if not any(letter < " " and letter not in "\t\n\r\f\v" for letter in set(text)):
+            return text
+    if any(byte < 32 and byte not in b"\t\n\r\f\v" for byte in set(content)):
+        raise ClickError("it is no text; give a file of clicks, not an image or an archive")
+    raise ClickError("it is text, but not in UTF-8, which files of clicks are in; save it with this encoding")
 
 
 def _parse_json(text: str) -> Any:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_sam3d.clicks.click import (
     ClickError,
     ClickFile,
     FileClick,
-    check_count,
     finite_position,
     parse_sign,
     parse_space,
+    split_lines,
 )
+from nnunetv2_sam3d.messages import shown
 
 # Columns that say what they are; l, p, s and r, a, s are those of 3D Slicer's exported tables.
 _NAMED_SPACES = {("l", "p", "s"): "LPS", ("r", "a", "s"): "RAS", ("i", "j", "k"): "ijk"}
@@ -32,36 +34,54 @@ def read_table(path: Path, text: str) -> ClickFile:
     Raises:
         ClickError: for other columns and values, naming the line.
     """
-    comments = dict(re.findall(r"^#\s*(\w+)\s*[=:]\s*(.*?)\s*$", text, re.MULTILINE))
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
-    check_count(len(lines) - 1)
+    comments, lines = split_lines(text)
     if not lines:
         raise ClickError("it holds comments only; expected a line with the names of the columns")
     first = lines[0][1]
     rows = csv.reader([line for _, line in lines], delimiter=max(",;\t", key=first.count), skipinitialspace=True)
     header = [name.strip().casefold() for name in next(rows)]
-    axes, space = _position_columns(header, comments.get("space"))
+    axes, space = _position_columns(header, _space_of(comments))
     clicks: list[FileClick] = []
     orders: list[float] = []
+    passed_over = 0
     for (line, _), row in zip(lines[1:], rows, strict=False):
         try:
             if len(row) != len(header):
                 raise ClickError(f"it has {len(row)} columns, the header has {len(header)}; quote texts with commas")
             values = {name: value.strip() for name, value in zip(header, row, strict=True)}
-            if values.get("defined", "1") in ("0", "false"):
+            if not _is_defined(values.get("defined", "1")):
+                passed_over += 1
                 continue
             clicks.append(_click(len(clicks) + 1, values, axes, space))
             orders.append(_order(values["order"]) if "order" in header else 0.0)
         except ClickError as error:
             raise ClickError(f"line {line}: {error}") from error
     in_order = sorted(range(len(clicks)), key=orders.__getitem__)
-    return ClickFile(path, tuple(clicks[index] for index in in_order))
+    return ClickFile(path, tuple(clicks[index] for index in in_order), passed_over=passed_over)
+
+
+def _space_of(comments: Sequence[str]) -> str | None:
+    """The value of a comment ``space = LPS`` or ``space: LPS``."""
+    for comment in comments:
+        name, _, value = comment.partition("=" if "=" in comment else ":")
+        if name.strip() == "space" and value:
+            return value.strip()
+    return None
+
+
+def _is_defined(value: str) -> bool:
+    """What Slicer's exported tables say of a point: whether it has been placed."""
+    if value.casefold() not in ("0", "1", "false", "true"):
+        raise ClickError(
+            f"its column defined is {shown(value)}, expected 1 (a click) or 0 (a point that was not placed)"
+        )
+    return value.casefold() in ("1", "true")
 
 
 def _position_columns(header: list[str], comment: str | None) -> tuple[tuple[str, ...], str | None]:
     """Names of the position's columns, and the space of all clicks if it is not given line by line."""
     if len(set(header)) < len(header):
-        raise ClickError(f"its header names a column twice: {', '.join(header)}")
+        raise ClickError(f"its header names a column twice: {', '.join(header)[:200]}")
     found = [axes for axes in (*_NAMED_SPACES, _XYZ) if set(axes) <= set(header)]
     if len(found) != 1:
         raise ClickError(
@@ -69,7 +89,7 @@ def _position_columns(header: list[str], comment: str | None) -> tuple[tuple[str
         )
     axes = found[0]
     if unknown := sorted(set(header) - set(axes) - _OPTIONAL - _SLICER):
-        raise ClickError(f"it has unknown columns {unknown}; known are {', '.join(sorted(_OPTIONAL))}")
+        raise ClickError(f"it has unknown columns {shown(unknown, 200)}; known are {', '.join(sorted(_OPTIONAL))}")
     named = _NAMED_SPACES.get(axes)
     if named is None and comment is None and "space" not in header:
         raise ClickError(
@@ -109,5 +129,5 @@ def _order(value: str) -> float:
     except ValueError:
         order = float("nan")
     if order != order:
-        raise ClickError(f"its order is {value!r:.50}, expected a number")
+        raise ClickError(f"its order is {shown(value)}, expected a number")
     return order

@@ -22,6 +22,7 @@ from nnunetv2_sam3d.clicks.click import (
 )
 from nnunetv2_sam3d.clicks.geometry import Geometry
 from nnunetv2_sam3d.files import write_json
+from nnunetv2_sam3d.messages import shown
 
 FORMAT = "nnunetv2_sam3d clicks"
 VERSION = 1
@@ -40,7 +41,7 @@ def read_own_json(path: Path, content: Any) -> ClickFile:
         )
     if content.get("version") != VERSION or type(content["version"]) is not int:
         raise ClickError(
-            f"its version is {content.get('version')!r:.50}, this package reads {VERSION}: install a newer package"
+            f"its version is {shown(content.get('version'))}, this package reads {VERSION}: install a newer package"
         )
     _check_keys(content, _KEYS, "the file")
     if "space" not in content:
@@ -48,7 +49,7 @@ def read_own_json(path: Path, content: Any) -> ClickFile:
     space = parse_space(content["space"])
     image = content.get("image")
     if not isinstance(image, str | None):
-        raise ClickError(f'"image" must be the name of a file, got {image!r:.50}')
+        raise ClickError(f'"image" must be the name of a file, got {shown(image)}')
     if not isinstance(content.get("provenance", {}), dict):
         raise ClickError('"provenance" must be a table')
     geometry = {key: _numbers(key, content[key], count) for key, count in _GEOMETRY.items() if key in content}
@@ -67,11 +68,11 @@ def read_own_json(path: Path, content: Any) -> ClickFile:
 
 def _json_click(number: int, item: Any, space: str) -> FileClick:
     if not isinstance(item, dict):
-        raise ClickError(f'expected {{"position": [...], "label": ..., "sign": ...}}, got {item!r:.50}')
+        raise ClickError(f'expected {{"position": [...], "label": ..., "sign": ...}}, got {shown(item)}')
     _check_keys(item, _CLICK_KEYS, "a click")
     label = item.get("label")
     if label is not None and type(label) not in (str, int):
-        raise ClickError(f"its label is {label!r:.50}; expected a name or a number of dataset.json")
+        raise ClickError(f"its label is {shown(label)}; expected a name or a number of dataset.json")
     return FileClick(
         number, finite_position(item.get("position")), space, label, parse_sign(item.get("sign", FOREGROUND))
     )
@@ -79,7 +80,7 @@ def _json_click(number: int, item: Any, space: str) -> FileClick:
 
 def _check_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
     if unknown := sorted(set(content) - known):
-        raise ClickError(f"{where} has unknown entries {unknown}; known are {sorted(known)}")
+        raise ClickError(f"{where} has unknown entries {shown(unknown, 200)}; known are {sorted(known)}")
 
 
 def _numbers(key: str, value: Any, count: int) -> list[float]:
@@ -88,7 +89,7 @@ def _numbers(key: str, value: Any, count: int) -> list[float]:
         or len(value) != count
         or not all(type(number) in (int, float) and isfinite(number) for number in value)
     ):
-        raise ClickError(f"{key!r} must be {count} numbers, got {value!r:.100}")
+        raise ClickError(f"{key!r} must be {count} numbers, got {shown(value, 100)}")
     return [float(number) for number in value]
 
 

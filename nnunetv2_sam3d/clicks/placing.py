@@ -13,6 +13,7 @@ import numpy as np
 from nnunetv2_sam3d.clicks.click import Click, ClickError, ClickFile, FileClick
 from nnunetv2_sam3d.clicks.geometry import Geometry, PreprocessedGrid
 from nnunetv2_sam3d.clicks.slicer_names import understand
+from nnunetv2_sam3d.messages import shown
 from nnunetv2_sam3d.nnunet.labels import foreground
 
 # How far the geometry that a file names may be from the image's: headers are often rounded to single precision.
@@ -93,10 +94,10 @@ def _label(label: str | int | None, names: Mapping[str, Sequence[int]]) -> str |
         raise ClickError(
             "the background is no label to click on; for a click outside a structure use the sign background"
         )
-    near = get_close_matches(str(label), names, n=1)
+    near = get_close_matches(f"{label:.60}" if isinstance(label, str) else str(label), names, n=1)
     hint = f", for instance {near[0]!r}" if near else ""
     known = ", ".join(f"{name} = {','.join(map(str, numbers))}" for name, numbers in names.items())
-    raise ClickError(f"the data set has no label {label!r}; it has {known}. Use one of them{hint}, or none")
+    raise ClickError(f"the data set has no label {shown(label)}; it has {known}. Use one of them{hint}, or none")
 
 
 def _refuse_outside(clicks: Sequence[FileClick], index: int, zyx: np.ndarray, geometry: Geometry) -> None:
@@ -124,8 +125,8 @@ def _check_image(file: ClickFile, case: str, geometry: Geometry) -> None:
         name = PurePath(file.image.replace("\\", "/")).name
         if not re.fullmatch(re.escape(case) + r"(_\d{4})?(\.\w+)*", name):
             raise ClickError(
-                f"the clicks were made on the image {file.image!r}; give them to that case, or remove the entry if the "
-                "image is the same"
+                f"the clicks were made on the image {shown(file.image)}; give them to that case, or remove the entry "
+                "if the image is the same"
             )
     own = geometry.description()
     for key, values in file.geometry.items():

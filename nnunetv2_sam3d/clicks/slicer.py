@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from nnunetv2_sam3d.clicks.click import (
     FileClick,
     check_count,
     finite_position,
+    split_lines,
 )
 from nnunetv2_sam3d.clicks.geometry import Geometry
 from nnunetv2_sam3d.files import write_json
+from nnunetv2_sam3d.messages import shown, some
 
 # vtkMRMLStorageNode's enumeration, which old files have instead of names.
 _COORDINATE_SYSTEMS = {"LPS": "LPS", "RAS": "RAS", "0": "RAS", "1": "LPS"}
@@ -43,33 +44,47 @@ def read_markups(path: Path, content: dict[str, Any]) -> ClickFile:
         raise ClickError('expected a list of "markups", as 3D Slicer saves them')
     lists = [markup for markup in markups if markup.get("type") == "Fiducial"]
     if not lists:
-        kinds = ", ".join(sorted({str(markup.get("type")) for markup in markups})) or "nothing"
+        kinds = (
+            some(
+                sorted(
+                    {
+                        f"{kind:.60}" if isinstance(kind := markup.get("type"), str) else shown(kind)
+                        for markup in markups
+                    }
+                )
+            )
+            or "nothing"
+        )
         raise ClickError(
             f"expected a list of points (Fiducial), found {kinds}: place points with Slicer's Markups module"
         )
     clicks: list[FileClick] = []
+    passed_over = 0
     for markup in lists:
         space = _coordinate_system(markup.get("coordinateSystem", "LPS"))
         units = markup.get("coordinateUnits", "mm")
         if units != "mm" and not (isinstance(units, list) and units[:1] == ["mm"]):
-            raise ClickError(f"its coordinates are in {units!r:.50}, expected mm: save it in a scene whose unit is mm")
+            raise ClickError(f"its coordinates are in {shown(units)}, expected mm: save it in a scene whose unit is mm")
         points = markup.get("controlPoints", [])
         if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
             raise ClickError('expected a list of "controlPoints", as 3D Slicer saves them')
-        check_count(len(points))
+        check_count(len(clicks) + len(points))
         for point in points:
             if point.get("positionStatus", "defined") != "defined":
+                passed_over += 1
                 continue
             names = (point.get("label", ""), point.get("description", ""), markup.get("name", ""))
             number = len(clicks) + 1
             if not all(isinstance(name, str) for name in names):
-                raise ClickError(f"control point {number}: its label and description must be text, got {names!r:.100}")
+                raise ClickError(
+                    f"control point {number}: its label and description must be text, got {shown(names, 100)}"
+                )
             try:
                 position = finite_position(point.get("position"))
             except ClickError as error:
-                raise ClickError(f"control point {number} ({names[0]}): {error}") from error
+                raise ClickError(f"control point {number} ({names[0]:.60}): {error}") from error
             clicks.append(FileClick(number, position, space, names=names))
-    return ClickFile(path, tuple(clicks))
+    return ClickFile(path, tuple(clicks), passed_over=passed_over)
 
 
 def read_fcsv(path: Path, text: str) -> ClickFile:
@@ -80,32 +95,49 @@ def read_fcsv(path: Path, text: str) -> ClickFile:
     Raises:
         ClickError: without these comments, and for lines of another form.
     """
-    header = dict(re.findall(r"^#\s*([^=\n]+?)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
+    comments, lines = split_lines(text)
+    header = {key.strip(): value.strip() for key, found, value in (line.partition("=") for line in comments) if found}
     if "Markups fiducial file version" not in header:
         raise ClickError(
             'expected "# Markups fiducial file version = ..." in its first line; save it with Slicer 4.4 or newer, '
             "best as .mrk.json"
         )
     if header.get("columns", _FCSV_COLUMNS) != _FCSV_COLUMNS:
-        raise ClickError(f"its columns are {header['columns']!r:.200}, expected {_FCSV_COLUMNS}")
+        raise ClickError(f"its columns are {shown(header['columns'], 200)}, expected {_FCSV_COLUMNS}")
     if "CoordinateSystem" not in header:
         raise ClickError('expected a line "# CoordinateSystem = LPS" (or RAS)')
     space = _coordinate_system(header["CoordinateSystem"])
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    check_count(len(lines))
     clicks: list[FileClick] = []
-    for row in csv.reader(lines):
-        number = len(clicks) + 1
-        if len(row) < 12:
-            raise ClickError(f"point {number} has {len(row)} columns, expected {_FCSV_COLUMNS}")
+    passed_over = 0
+    for number, row in enumerate(csv.reader(line for _, line in lines), 1):
+        _check_row(number, row)
         if len(row) > 14 and row[14].strip() != _DEFINED:
+            passed_over += 1
             continue
         try:
             position = finite_position([float(value) for value in row[1:4]])
         except ValueError as error:
-            raise ClickError(f"point {number} ({row[11]}): x, y, z are {row[1:4]}, expected finite numbers") from error
-        clicks.append(FileClick(number, position, space, names=(row[11], row[12] if len(row) > 12 else "")))
-    return ClickFile(path, tuple(clicks))
+            raise ClickError(
+                f"point {number} ({row[11]:.60}): x, y, z are {shown(row[1:4])}, expected finite numbers"
+            ) from error
+        clicks.append(FileClick(len(clicks) + 1, position, space, names=(row[11], row[12] if len(row) > 12 else "")))
+    return ClickFile(path, tuple(clicks), passed_over=passed_over)
+
+
+def _check_row(number: int, row: Sequence[str]) -> None:
+    """ClickError for a line that no version of Slicer has written; with decimal commas all columns would be others."""
+    flags = dict(zip(("vis", "sel", "lock"), row[8:11], strict=False))
+    added = dict(zip(("its status", "its lock"), row[14:16], strict=False))
+    wrong = [f"{name} is {shown(value)}" for name, value in {**flags, **added}.items() if not _is_flag(value)]
+    if not 12 <= len(row) <= 16 or wrong:
+        raise ClickError(
+            f"point {number} has {len(row)} columns{f', {some(wrong)}' if wrong else ''}; expected {_FCSV_COLUMNS}, "
+            f"and of Slicer 5.2 and newer two numbers more. Are there decimal commas? Save it again, best as .mrk.json"
+        )
+
+
+def _is_flag(value: str) -> bool:
+    return value.strip() in ("0", "1", "2", "3")
 
 
 def write_markups(file: Path, clicks: Sequence[Click], geometry: Geometry) -> None:
@@ -136,5 +168,5 @@ def write_markups(file: Path, clicks: Sequence[Click], geometry: Geometry) -> No
 def _coordinate_system(value: object) -> str:
     space = _COORDINATE_SYSTEMS.get(str(value).strip().upper()) if type(value) in (str, int) else None
     if space is None:
-        raise ClickError(f"its coordinate system is {value!r:.50}, expected LPS or RAS; save it again with 3D Slicer")
+        raise ClickError(f"its coordinate system is {shown(value)}, expected LPS or RAS; save it again with 3D Slicer")
     return space

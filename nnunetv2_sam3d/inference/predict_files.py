@@ -106,12 +106,14 @@ class Job:
         clicks: in voxels of it, in their order.
         click_file: where they came from; ``None`` for images without clicks.
         geometry: of the image, where there are clicks.
+        passed_over: points of the file that are no clicks.
     """
 
     case: Case
     clicks: tuple[Click, ...] = ()
     click_file: Path | None = None
     geometry: Geometry | None = None
+    passed_over: int = 0
 
 
 def plan_jobs(
@@ -143,7 +145,8 @@ def plan_jobs(
                 f"{case.name}.json, or choose another folder for the segmentations"
             )
         placed = clicks_for_case(file, case.name, properties, shape, labels)
-        jobs.append(Job(case, tuple(placed), file.file, Geometry.from_properties(properties, shape)))
+        geometry = Geometry.from_properties(properties, shape)
+        jobs.append(Job(case, tuple(placed), file.file, geometry, file.passed_over))
     return jobs
 
 
@@ -194,6 +197,9 @@ def predict_jobs(
             say(f"Warning: {job.click_file} holds no click for {job.case.name}, which is predicted automatically")
         if other := _other_case(job):
             say(f"Warning: {job.click_file} is named after {other}, but its clicks are used for {job.case.name}")
+    for file, count in {job.click_file: job.passed_over for job in jobs if job.passed_over}.items():
+        say(f"Warning: {file}: {count} of its points have no position, as they were deleted or never placed; there "
+            f"are no clicks of them")  # fmt: skip
     for doubt in dict.fromkeys(doubt for job in jobs if (doubt := predictor.doubt(job.clicks))):
         say(f"Warning: {doubt}")
     output.mkdir(parents=True, exist_ok=True)

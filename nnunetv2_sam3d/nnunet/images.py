@@ -121,7 +121,8 @@ def read_header(case: Case, reader: Any) -> tuple[dict[str, Any], tuple[int, ...
     with _damage_named(case.files[:1]):
         header.ReadImageInformation()
     geometry = {"spacing": header.GetSpacing(), "origin": header.GetOrigin(), "direction": header.GetDirection()}
-    return {"sitk_stuff": geometry}, header.GetSize()[2::-1]
+    size = header.GetSize()  # of the file; nnU-Net's array has three axes even for a slice
+    return {"sitk_stuff": geometry}, (*(1,) * (3 - len(size)), *size[2::-1])
 
 
 @contextmanager

@@ -91,6 +91,12 @@ def test_refused_markups(text: str, message: str, tmp_path: Path) -> None:
     (fcsv(POINTS).replace("49.5", "nan"), r"point 2 \(-tumour-2\)"),
     (fcsv(POINTS).replace("49.5", "far"), r"point 2 \(-tumour-2\)"),
     (fcsv(POINTS) + "3,1,2\n", "point 3 has 3 columns"),
+    (fcsv([("a", ("-8,25", "-23,5", "50,0"))]), "point 1 has 17 columns.*decimal commas"),  # type: ignore[list-item]
+    (fcsv([("a", ("-8,25", "-23,5", "50"))]), "point 1 has 16 columns, its status is ''.*decimal commas"),  # type: ignore[list-item]
+    (fcsv([("a", ("-8,25", "-23", "50"))]), "point 1 has 15 columns, its status is 'vtkMRMLS.*decimal commas"),  # type: ignore[list-item]
+    (fcsv([("a", ("-8,25", "1", "2"))], version="5.6", extra=",2,0"), "point 1 has 17 columns"),  # type: ignore[list-item]
+    (fcsv([("a", ("-8,25", "-23,5", "50,0"))], version="5.6", extra=",2,0"), "point 1 has 19 columns"),  # type: ignore[list-item]
+    (fcsv(POINTS).replace(",1,1,0,", ",yes,1,0,"), "point 1 has 14 columns, vis is 'yes'"),
 ])  # fmt: skip
 def test_refused_fcsv(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ClickError, match=message):
