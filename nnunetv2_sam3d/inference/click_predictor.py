@@ -28,6 +28,7 @@ from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
 from nnunetv2_sam3d.files import written_whole
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES, WindowPredictor
+from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.images import case_name, read_image
 from nnunetv2_sam3d.nnunet.labels import click_target, find_target
 from nnunetv2_sam3d.nnunet.layout import FINAL
@@ -99,6 +100,7 @@ class ClickPredictor:
         self._clicks: list[Click] = []
         self._of_files = False
         self.spacing: list[float] = []  # of the image, mm, (z, y, x)
+        self.image_doubt: str | None = None  # why nothing can be found in the image, if it came from files
         self.properties: dict[str, Any] = {}  # what nnU-Net's reader and preprocessor say of the image
 
     @property
@@ -140,7 +142,7 @@ class ClickPredictor:
         )
         self._grid = PreprocessedGrid.from_properties(self.properties, self.plans.transpose_forward, data.shape[1:])
         self.windows.set_image(torch.from_numpy(data))
-        self._of_files, self._case = properties is not None, "image"
+        self._of_files, self._case, self.image_doubt = properties is not None, "image", None
         self._clicks = []
 
     def set_image_files(self, files: str | Path | Sequence[str | Path]) -> None:
@@ -153,6 +155,12 @@ class ClickPredictor:
         image, properties = read_image([Path(file) for file in files], self.plans.image_reader_writer_class())
         self.set_image(image, properties["spacing"], properties)
         self._case = case_name(Path(files[0]), self.dataset_json["file_ending"])
+        self.image_doubt = (
+            f"{some(files)}: all voxels have the value {image.flat[0]:g}, nothing can be found among them; export the "
+            f"image again"
+            if (image == image.flat[0]).all()
+            else None
+        )
 
     def clicks_from_file(self, file: str | Path) -> list[Click]:
         """The clicks of a file for this image, which came from files itself; of a table, its lines for this case.

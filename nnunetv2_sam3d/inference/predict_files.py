@@ -219,6 +219,8 @@ def predict_jobs(
             say(f"{name}: clicks at voxels (i, j, k) {_listed(job)}")
         try:
             predictor.set_image_files(job.case.files)
+            if predictor.image_doubt:
+                say(f"Warning: {predictor.image_doubt}")
             result = predictor.segmentation(predictor.logits(job.clicks), probabilities)
         # known only now; the other images are not lost for it
         except ImageError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,11 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
+import tifffile
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_sam3d.messages import some
 
 _CHUNK = 1 << 20
+MOST_COMPRESSION = 1100  # deflate makes 1032 bytes of one at most
 
 
 class ImageError(ValueError):
@@ -36,7 +44,7 @@ class Case:
 
 def case_name(file: Path, ending: str) -> str:
     """The name of an image file without the number of its channel and its ending."""
-    return re.sub(r"_\d{4}$", "", file.name.removesuffix(ending))
+    return re.sub(r"_[0-9]{4}\Z", "", file.name.removesuffix(ending))
 
 
 def find_cases(paths: Sequence[Path], dataset_json: Mapping[str, Any]) -> list[Case]:
@@ -52,7 +60,7 @@ def find_cases(paths: Sequence[Path], dataset_json: Mapping[str, Any]) -> list[C
     """
     ending = dataset_json["file_ending"]
     channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
-    numbered = re.compile(r"(.+)_\d{4}" + re.escape(ending))
+    numbered = re.compile(r"([^.].*)_[0-9]{4}" + re.escape(ending), re.DOTALL)  # ._CASE is left behind by macOS
     found: dict[str, tuple[Path, ...]] = {}
     for path in paths:
         if path.is_dir():
@@ -79,7 +87,7 @@ def find_cases(paths: Sequence[Path], dataset_json: Mapping[str, Any]) -> list[C
             _add(found, name, tuple(path / f"{name}_{channel:04d}{ending}" for channel in range(channels)))
     absent = [str(file) for files in found.values() for file in files if not file.is_file()]
     if absent:
-        raise ValueError(f"the model takes {channels} channels, and these are absent: {', '.join(absent[:5])}")
+        raise ValueError(f"the model takes {channels} channels, and {len(absent)} are absent: {some(absent)}")
     return [Case(name, files) for name, files in found.items()]
 
 
@@ -94,15 +102,84 @@ def read_image(files: Sequence[Path], reader: Any) -> tuple[np.ndarray, dict[str
     """What nnU-Net's reader returns: the image (C, z, y, x) and its properties.
 
     Raises:
-        ImageError: for files that are absent, damaged, cut off, or of no image.
+        ImageError: for files that are absent, damaged, cut off, of no image, or hold voxels that are no numbers.
     """
     with _damage_named(files):
         for file in files:
-            if file.name.endswith(".gz"):
-                with gzip.open(file) as content:  # of a file that is cut off, ITK reads the rest as if it were there
-                    while content.read(_CHUNK):
-                        pass
-        return reader.read_images([str(file) for file in files])
+            _check_size(file)
+        image, properties = reader.read_images([str(file) for file in files])
+    for file, channel in zip(files, image, strict=False):
+        _check_finite(file, channel)
+    return image, properties
+
+
+def read_segmentation(file: Path, reader: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """What nnU-Net's reader returns for a label map: its values (z, y, x) as float32, and its properties.
+
+    Raises:
+        ImageError: as :func:`read_image`, and for images that have several values in a voxel.
+    """
+    with _damage_named([file]):
+        _check_size(file)
+        values, properties = reader.read_seg(str(file))
+        if len(values) != 1 or values.ndim != 4:
+            raise ValueError(f"it has the shape {values.shape}, a label map has one value in a voxel")
+    _check_finite(file, values[0])
+    return values[0], properties
+
+
+def reader_of(plans: Mapping[str, Any] | None) -> Any:
+    """nnU-Net's reader that plans name; its usual one where there are none."""
+    return SimpleITKIO() if plans is None else PlansManager(dict(plans)).image_reader_writer_class()
+
+
+def _check_finite(file: Path, values: np.ndarray) -> None:
+    # plane by plane: a whole volume of places would be larger than the image
+    counts = [int(plane.size - np.count_nonzero(np.isfinite(plane))) for plane in values]
+    if not any(counts):
+        return
+    k = next(index for index, count in enumerate(counts) if count)
+    j, i = np.argwhere(~np.isfinite(values[k]))[0].tolist()
+    raise ImageError(
+        f"{file} holds {sum(counts)} voxels that are no finite numbers (NaN or infinite), the first at ({i}, {j}, {k}) "
+        f"(i, j, k). nnU-Net would predict background there and around, often everywhere. Replace them with the value "
+        f"of the background, for instance with numpy.nan_to_num"
+    )
+
+
+def _check_size(file: Path) -> None:
+    """Raises ValueError if a file cannot hold the voxels that its header promises; reads gzip files to their end.
+
+    Of a file that is cut off, ITK reads the rest as if it were there. And memory is asked for by the header alone.
+    """
+    size, promised = file.stat().st_size, _promised_bytes(file)
+    if file.name.endswith(".gz"):
+        length = 0
+        with gzip.open(file) as content:
+            while block := content.read(_CHUNK):
+                length += len(block)
+        most = length
+    else:
+        most = size if file.name.endswith(".nii") else MOST_COMPRESSION * size
+    if promised > most:
+        raise ValueError(f"its header promises {promised} bytes of voxels, the file has {most} at most")
+
+
+def _promised_bytes(file: Path) -> int:
+    """Bytes of the voxels by the header of a file; 0 of formats whose headers are not looked at."""
+    if file.name.endswith((".nii", ".nii.gz")):
+        with contextlib.suppress(nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError):
+            image = nibabel.nifti1.load(file)
+            return math.prod(image.shape) * image.header.get_data_dtype().itemsize
+    if file.name.endswith((".nii", ".nii.gz", ".nrrd", ".mha", ".gipl")):
+        header = sitk.ImageFileReader()
+        header.SetFileName(str(file))
+        header.ReadImageInformation()
+        return math.prod(header.GetSize()) * header.GetNumberOfComponents()  # a byte each at least
+    if file.name.lower().endswith((".tif", ".tiff")):
+        with tifffile.TiffFile(file) as content:
+            return sum(int(series.nbytes) for series in content.series)
+    return 0
 
 
 def read_header(case: Case, reader: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -122,7 +199,8 @@ def read_header(case: Case, reader: Any) -> tuple[dict[str, Any], tuple[int, ...
         header.ReadImageInformation()
     geometry = {"spacing": header.GetSpacing(), "origin": header.GetOrigin(), "direction": header.GetDirection()}
     size = header.GetSize()  # of the file; nnU-Net's array has three axes even for a slice
-    return {"sitk_stuff": geometry}, (*(1,) * (3 - len(size)), *size[2::-1])
+    shape = (*(1,) * (3 - len(size)), *size[2::-1])
+    return {"sitk_stuff": geometry, "spacing": [float(length) for length in header.GetSpacing()[2::-1]]}, shape
 
 
 @contextmanager
@@ -135,6 +213,6 @@ def _damage_named(files: Sequence[Path]) -> Iterator[None]:
     except Exception as error:  # the readers let through what their libraries raise, which have no class in common
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].removeprefix("sitk::ERROR: ")
         raise ImageError(
-            f"{', '.join(map(str, files))} cannot be read ({reason}): it is damaged, or no image of the kind that its "
+            f"{some(files)} cannot be read ({reason}): it is damaged, or no image of the kind that its "
             "ending says. Copy or export it again, or leave it out"
         ) from error

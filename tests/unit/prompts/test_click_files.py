@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limited import run_limited
 
 from nnunetv2_sam3d.clicks.click import SPACES, Click, ClickError
 from nnunetv2_sam3d.clicks.click_files import read_clicks, write_clicks
@@ -242,6 +243,67 @@ def test_a_table_of_tabs(tmp_path: Path) -> None:
 def test_tables_that_slicer_exports_name_points_as_its_other_files_do(tmp_path: Path) -> None:
     text = "label,l,p,s,defined,selected,visible,locked,description\ntumour-1,1,2,3,1,1,1,0,bg\n"
     assert read_clicks(_write(tmp_path, text, "case.csv")).clicks[0].names == ("tumour-1", "bg")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_tables_as_spreadsheets_write_them(encoding: str, tmp_path: Path) -> None:
+    """Excel writes "Unicode text" in UTF-16, and "CSV" in the code page of Western Windows."""
+    file = tmp_path / "case.csv"
+    file.write_bytes("i;j;k;label\r\n1;2;3;Tumör\r\n".encode(encoding))
+    assert [click.label for click in read_clicks(file).clicks] == ["Tumör"]
+
+
+def test_text_in_another_encoding_is_called_so(tmp_path: Path) -> None:
+    file = tmp_path / "case.json"
+    file.write_bytes(json.dumps(EXAMPLE | {"image": "Tumör.nii.gz"}, ensure_ascii=False).encode("cp1252"))
+    with pytest.raises(ClickError, match="not in UTF-8"):
+        read_clicks(file)
+
+
+def test_points_that_are_not_placed_are_counted(tmp_path: Path) -> None:
+    header = "label,l,p,s,defined,selected,visible,locked,description\n"
+    text = header + "F-1,1,2,3,1,1,1,0,\nF-2,1,2,3,False,1,1,0,\nF-3,0,0,0,0,1,1,0,\n"
+    found = read_clicks(_write(tmp_path, text, "case.csv"))
+    assert (len(found.clicks), found.passed_over) == (1, 2)
+    with pytest.raises(ClickError, match="line 2: its column defined is 'maybe'"):
+        read_clicks(_write(tmp_path, header + "F-1,1,2,3,maybe,1,1,0,\n", "case.csv"))
+
+
+LONG = {
+    "spaces.fcsv": "# Markups fiducial file version = 4.11\n# CoordinateSystem = LPS\n#" + " " * 200_000 + "b\n1,2,3\n",
+    "spaces.csv": "# space = LPS" + " " * 2_000_000 + "x\nx,y,z\n1,2,3\n",
+    "lines.csv": "i,j,k\n" + "\n\n1\n" * 1_500_000,
+    "comments.fcsv": "#\n" * 3_000_000,
+    "label.csv": "i,j,k,label\n1,2,3," + "ab" * 60_000 + "\n",
+    "image.json": json.dumps(EXAMPLE | {"image": "a." * 1_000_000 + "!"}),
+    "key.json": json.dumps(EXAMPLE | {f"a{number}": 1 for number in range(300_000)}),
+    "lists.json": "[" + "[]," * 2_000_000 + "1]",
+    "name.mrk.json": json.dumps({"markups": [{"type": "Fiducial", "controlPoints": [{"label": "_ " * 2_000_000}]}]}),
+    "types.mrk.json": json.dumps({"markups": [{"type": [[[]] * 9] * 9}] * 15_000}),
+}
+
+
+def test_long_files_cost_seconds(tmp_path: Path) -> None:
+    """Each is below the limit of size, and would take hours or all memory with a careless pattern or message."""
+    for name, text in LONG.items():
+        (tmp_path / name).write_text(text)
+    body = """
+for name in sorted(Path(sys.argv[1]).iterdir()):
+    start = time.process_time()
+    try:
+        found = find_clicks(name, ["case"])["case"]
+        clicks_for_case(found, "case", {}, (9, 9, 9), {"background": 0, "tumour": 1})
+    except ClickError as error:
+        assert len(str(error)) < 2000, (name, len(str(error)))
+    took = time.process_time() - start
+    assert took < 5, (name, took)
+"""
+    imports = (
+        "from pathlib import Path\nfrom nnunetv2_sam3d.clicks.click import ClickError\n"
+        "from nnunetv2_sam3d.clicks.click_files import find_clicks\n"
+        "from nnunetv2_sam3d.clicks.placing import clicks_for_case"
+    )
+    run_limited(imports, body, [tmp_path], seconds=30, megabytes=700)
 
 
 def test_labels_and_signs_of_tables(tmp_path: Path) -> None:

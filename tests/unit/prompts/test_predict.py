@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from blobs import GEOMETRIES, centres, write_blobs
+from limited import run_limited
 from model_kit import LABELS, PATCH, REGIONS, SETTINGS, fiducials, predict, read, stock_prediction, write_model
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -26,8 +28,9 @@ from nnunetv2_sam3d.clicks.click_files import read_clicks
 from nnunetv2_sam3d.clicks.placing import clicks_for_case
 from nnunetv2_sam3d.inference.click_predictor import ClickPredictor
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
+from nnunetv2_sam3d.inference.predict_files import plan_jobs
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
-from nnunetv2_sam3d.nnunet.images import ImageError, read_image
+from nnunetv2_sam3d.nnunet.images import ImageError, find_cases, read_header, read_image
 
 Make = Callable[..., SAM3D]
 
@@ -157,6 +160,80 @@ def test_images_that_cannot_be_read(reader: type, images: Path) -> None:
             read_image([file], reader())
     with pytest.raises(ImageError, match="absent.nii.gz does not exist"):
         read_image([images / "absent.nii.gz"], reader())
+
+
+def test_images_without_numbers_or_promising_too_much(images: Path, tmp_path: Path) -> None:
+    image = sitk.ReadImage(str(images / "straight_0000.nii.gz"))
+    values = sitk.GetArrayFromImage(image).astype(np.float32)
+    values[2, 3, 4], values[5, 6, 7] = np.nan, np.inf
+    (changed := sitk.GetImageFromArray(values)).CopyInformation(image)
+    for ending, reader in ((".nrrd", SimpleITKIO), (".mha", SimpleITKIO)):
+        sitk.WriteImage(changed, str(file := tmp_path / f"c_0000{ending}"))
+        with pytest.raises(ImageError, match=rf"^{file} holds 2 voxels that are no finite.*\(4, 3, 2\)"):
+            read_image([file], reader())
+    bombs = {
+        "a.nii": (sizes := nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)).to_bytes()),
+        "a.nii.gz": gzip.compress(sizes),
+        "a.nrrd": b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 20000 20000 20000\nencoding: gzip\n\n"
+        + gzip.compress(b"0"),
+        "a.mha": b"ObjectType = Image\nNDims = 3\nDimSize = 20000 20000 20000\nElementType = MET_UCHAR\n"
+        b"ElementDataFile = LOCAL\n" + bytes(8),
+    }  # fmt: skip
+    for name, content in bombs.items():
+        if ".nii" in name:  # the sizes in the header of what has eight voxels
+            content = bytearray(gzip.decompress(content) if name.endswith(".gz") else content)
+            content[42:48] = np.array([20_000] * 3, "<i2").tobytes()
+            content = gzip.compress(content) if name.endswith(".gz") else bytes(content)
+        (tmp_path / name).write_bytes(content)
+    body = """
+for reader in (SimpleITKIO, NibabelIO):
+    for file in sorted(Path(sys.argv[1]).glob("a.n*" if reader is NibabelIO else "a.*")):
+        try:
+            read_image([file], reader())
+        except ImageError as error:
+            assert "promises 8000000000000 bytes" in str(error), error
+        else:
+            sys.exit(f"{file} was read")
+"""
+    imports = (
+        "from pathlib import Path\nfrom nnunetv2.imageio.nibabel_reader_writer import NibabelIO\n"
+        "from nnunetv2_sam3d.nnunet.images import ImageError, SimpleITKIO, read_image"
+    )
+    run_limited(imports, body, [tmp_path], seconds=10, megabytes=100)
+
+
+def test_a_slice_of_two_dimensions(images: Path, tmp_path: Path) -> None:
+    """nnU-Net gives it a third axis; its file has two. What macOS leaves beside it is no image."""
+    (folder := tmp_path / "slices").mkdir()
+    volume = sitk.ReadImage(str(images / "straight_0000.nii.gz"))
+    sitk.WriteImage(volume[:, :, 9], str(folder / "slice_0000.nii.gz"))
+    (folder / "._slice_0000.nii.gz").write_bytes(b"what macOS leaves")
+    (table := tmp_path / "clicks.csv").write_text("i,j,k,label\n10,11,0,tumour\n")
+    (case,) = find_cases([folder], {"file_ending": ".nii.gz", "channel_names": {"0": "CT"}})
+    properties, shape = read_header(case, SimpleITKIO())
+    image, whole = read_image(case.files, SimpleITKIO())
+    assert (shape, properties["sitk_stuff"]) == (image.shape[1:], whole["sitk_stuff"])
+    (job,) = plan_jobs([case], table, SimpleITKIO(), LABELS)
+    assert [click.zyx for click in job.clicks] == [(0, 11, 10)]
+
+
+def test_what_is_passed_over_and_empty_is_told(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in images.glob("oblique_*"):
+        image = sitk.ReadImage(str(file))
+        (empty := sitk.Image(image.GetSize(), image.GetPixelID())).CopyInformation(image)
+        sitk.WriteImage(empty, str(file))
+    text = json.dumps(markups([("tumour-1", sitk.ReadImage(str(images / "straight_0000.nii.gz")).GetOrigin())],
+                              undefined=["tumour-2"]))  # fmt: skip
+    (clicks := tmp_path / "straight.mrk.json").write_text(text.replace('"position": ""', '"position": [0, 0, 0]'))
+    (tmp_path / "clicks").mkdir()
+    shutil.copy(clicks, tmp_path / "clicks")
+    arguments = ["-m", model, "-i", images, "-o", tmp_path / "o", "--clicks", tmp_path / "clicks", "-f", 0]
+    main(["predict", *map(str, arguments), "--disable_tta", "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert re.search(r"Warning: .*straight\.mrk\.json: 1 of its points have no position", said)
+    assert re.search(r"Warning: .*oblique_0002\.nii\.gz: all voxels have the value 0", said)
 
 
 def test_probabilities_are_those_of_the_segmentation(model: Path, images: Path, tmp_path: Path) -> None:
