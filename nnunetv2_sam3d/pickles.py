@@ -14,6 +14,10 @@ _GET, _PUT = {"GET", "BINGET", "LONG_BINGET"}, {"PUT", "BINPUT", "LONG_BINPUT"}
 LONGEST_PATH = 4096
 
 
+class CostError(ValueError):
+    """What a file holds would cost far more than its length."""
+
+
 def check_pickle(file: BinaryIO, bytes_left: int) -> int:
     """Reads one pickle without building anything, and refuses what would cost more than its length.
 
@@ -46,7 +50,7 @@ def check_pickle(file: BinaryIO, bytes_left: int) -> int:
             if name in _PUT or name == "MEMOIZE":
                 place = len(memo) if name == "MEMOIZE" else argument or 0
                 if place > bytes_left:
-                    raise ValueError(f"it numbers an object {place}")
+                    raise CostError(f"it numbers an object {place}")
                 memo[place] = stack[-1]
                 continue
             if name in _GET or name == "DUP":
@@ -55,7 +59,7 @@ def check_pickle(file: BinaryIO, bytes_left: int) -> int:
             else:
                 _apply(code, stack, marks)
             if taken > bytes_left:
-                raise ValueError("its tuples hold each other over and over")
+                raise CostError("its tuples hold each other over and over")
     except (IndexError, KeyError) as error:
         raise ValueError("it takes what was never put there") from error
     return operations
@@ -122,7 +126,7 @@ def load_plain(data: bytes) -> Any:
     try:
         check_pickle(io.BytesIO(data), len(data))
         return _PlainUnpickler(data).load()
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, CostError) as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # damaged pickles raise almost anything
         raise ValueError("it is damaged, or no pickle") from error
@@ -146,13 +150,11 @@ def check_sharing(content: Any, limit: int) -> None:
         if is_end:
             size = 1 + sum(sizes.get(id(entry), 1) for entry in entries)
             if size > limit:
-                raise ValueError(
-                    f"its lists and tables hold each other over and over, more than {limit} entries in all"
-                )
+                raise CostError(f"its lists and tables hold each other over and over, more than {limit} entries in all")
             sizes[id(value)] = size
         elif id(value) in sizes:
             if not sizes[id(value)]:
-                raise ValueError("one of its lists or tables holds itself")
+                raise CostError("one of its lists or tables holds itself")
         else:
             sizes[id(value)] = 0
             waiting.append((value, True))

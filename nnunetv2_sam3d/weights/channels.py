@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nnunetv2_sam3d.messages import shown
 from nnunetv2_sam3d.weights.errors import WeightsError
 
 
@@ -38,7 +39,7 @@ class Outputs:
             or not all(isinstance(name, str) for name in values["names"])
             or not isinstance(values["regions"], bool)
         ):
-            raise WeightsError(f"the description of the classes is damaged: {values!r:.100}")
+            raise WeightsError(f"the description of the classes is damaged: {shown(values, 100)}")
         return cls(tuple(values["names"]), values["regions"])
 
 

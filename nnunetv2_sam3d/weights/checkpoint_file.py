@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from nnunetv2_sam3d.files import write_whole
+from nnunetv2_sam3d.pickles import CostError, check_pickle, check_sharing
 from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.shards import index_of, read_shards
 
 # What checkpoints hold beside tensors and plain types: NumPy numbers (losses, scores). Nothing of it can run code.
 # The second scalar is its name in files that NumPy 1 wrote.
@@ -29,27 +31,48 @@ SAFE_GLOBALS: list[Any] = [
     np.dtypes.Int64DType,
     np.dtypes.BoolDType,
 ]
+LEAST_ENTRIES = 100_000
+OLD_PICKLES = 5  # magic number, version, system, content, names of the storages
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     """The content of a file that ``torch.save`` or ``safetensors`` wrote, told from its first bytes, on the CPU.
 
+    Of a set of several files (shards), any of them or their index stands for all. What is returned costs no more memory
+    than the file has bytes, tensors that share their storage and lists that share their entries included.
+
     Raises:
-        WeightsError: if the file is absent, unreadable, no such file, damaged, or would run code when loaded.
+        WeightsError: if the file is absent, unreadable, no such file, damaged, incomplete, or would run code when
+            loaded, or if its content would be larger than the file.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist" if not path.exists() else f"{path} is not a file")
+    if (index := index_of(path)) is not None:
+        return read_shards(index, _read_file)
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> Any:
     try:
         if _is_safetensors(path):
             return load_file(path)
         if zipfile.is_zipfile(path):
             _check_archive(path)
+        else:
+            _check_pickles(path)
         # of a path, torch.load would look at the suffix
         with torch.serialization.safe_globals(SAFE_GLOBALS), open(path, "rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        check_sharing(content, max(LEAST_ENTRIES, path.stat().st_size))
+        return content
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
+    except CostError as error:
+        raise WeightsError(
+            f"{path} is refused, as reading it would cost far more than its size: {error}. Ask its author for a plain "
+            f"state dict."
+        ) from error
     except Exception as error:  # damaged files raise almost anything, from KeyError to UnicodeDecodeError
         raise WeightsError(f"{path} {_diagnosis(path, error)}") from error
 
@@ -64,6 +87,8 @@ def _check_archive(path: Path) -> None:
     """Raises ValueError for a zip file that ``torch.save`` did not write like this; PyTorch itself checks no sums."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise CostError("its records overlap")
         for record in records:
             # PyTorch stores, and without attributes. What it takes for a folder (0x10), or finds with two sizes, it
             # neither reads nor reports: the weights are then what happened to be in memory.
@@ -78,6 +103,19 @@ def _check_archive(path: Path) -> None:
                 with archive.open(record) as stream:
                     while stream.read(1 << 20):
                         pass  # a wrong sum is an error at the end of the record
+            if record.filename.endswith(".pkl"):
+                if not record.CRC:
+                    del record.CRC  # else it would be compared with the sum that was not written
+                with archive.open(record) as stream:
+                    check_pickle(stream, record.file_size)  # type: ignore[arg-type]
+
+
+def _check_pickles(path: Path) -> None:
+    """The same for a file as PyTorch wrote them before 1.6: pickles, one after the other, then the values."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        for _ in range(OLD_PICKLES):
+            check_pickle(file, size - file.tell())
 
 
 def _is_text(head: bytes) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nnunetv2_sam3d.messages import shown
+
 
 def parse_class_map(texts: Sequence[str]) -> dict[str, int]:
     """``["tumour=1"]`` -> ``{"tumour": 1}``: the data set's label or region, and the file's channel for it.
@@ -29,5 +31,5 @@ def check_class_map(chosen: Any) -> dict[str, int]:
     if not isinstance(chosen, Mapping) or not all(
         isinstance(name, str) and type(channel) is int and channel >= 0 for name, channel in chosen.items()
     ):
-        raise ValueError(f"map_class must be a table of channels by label or region, got {chosen!r:.100}")
+        raise ValueError(f"map_class must be a table of channels by label or region, got {shown(chosen, 100)}")
     return dict(chosen)

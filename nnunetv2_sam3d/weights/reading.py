@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.files import sha256
+from nnunetv2_sam3d.messages import shown
 from nnunetv2_sam3d.network_architecture.adapters import CONVEX_GATE, check_adapter, has_convex_gate
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
@@ -22,7 +24,7 @@ from nnunetv2_sam3d.weights.class_map import check_class_map
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.sam import IN_SAM, convert_sam, find_sam
 from nnunetv2_sam3d.weights.sam3d_adapter import convert_reference, is_reference_checkpoint
-from nnunetv2_sam3d.weights.state_dict import as_state, depth_of, encoder_sizes, in_short, misfits
+from nnunetv2_sam3d.weights.state_dict import as_state, check_encoder, depth_of, in_short, misfits
 
 # Beside nnU-Net's own entries in a checkpoint of ours, and beside "network_weights" in a converted file.
 METADATA_KEY = "sam3d"
@@ -108,7 +110,7 @@ def _interpret(path: Path, content: Any, automatic: bool) -> Weights:
         return Weights(path, "3dsam-adapter", state, config, outputs=Outputs((), regions=False))
     if (sam := find_sam(content)) is not None:
         state = convert_sam(sam)
-        encoder_sizes(state)
+        check_encoder(state)
         return Weights(path, "sam", state, None)
     if isinstance(content, Mapping) and "network_weights" in content:
         return _ours(path, content, automatic)
@@ -121,7 +123,7 @@ def _ours(path: Path, content: Mapping[str, Any], automatic: bool) -> Weights:
     if not isinstance(metadata, Mapping) or "network" not in metadata:
         raise WeightsError(
             "this is an nnU-Net checkpoint of another network "
-            f"(trainer {content.get('trainer_name', 'unknown')!r:.60}), not of a SAM3D trainer. Expected "
+            f"(trainer {shown(content.get('trainer_name', 'unknown'))}), not of a SAM3D trainer. Expected "
             f"{', '.join(KINDS.values())}."
         )
     _check_metadata(metadata)
@@ -130,7 +132,7 @@ def _ours(path: Path, content: Mapping[str, Any], automatic: bool) -> Weights:
     if metadata["network"] is None:
         if odd := [key for key in state if not IN_SAM.fullmatch(key)]:
             raise WeightsError(f"the file describes SAM's encoder and holds {odd[0]!r}, too; it is damaged")
-        encoder_sizes(state)
+        check_encoder(state)
         return Weights(path, "converted-sam", state, None, dict(metadata))
     if has_convex_gate(state):
         raise WeightsError(CONVEX_GATE)
@@ -138,17 +140,24 @@ def _ours(path: Path, content: Mapping[str, Any], automatic: bool) -> Weights:
         config = SAM3DConfig.from_dict(metadata["network"])
         check_adapter(config.adapter)
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"the description of the network is damaged: {error}") from error
+        raise WeightsError(f"the description of the network is damaged: {str(error):.300}") from error
     if config.depth != depth_of(state):  # a network that is built from it must not be of any size
         raise WeightsError(f"the file describes {config.depth} blocks and holds {depth_of(state)}; it is damaged")
     if automatic and config.prompt_encoder:
         state = {key: value for key, value in state.items() if not key.startswith("prompt_encoder.")}
         config = replace(config, prompt_encoder=False)
     kind = "trained" if "trainer_name" in content else "converted"
-    mirror_axes = tuple(content.get("inference_allowed_mirroring_axes") or ())
-    if not set(mirror_axes) <= {0, 1, 2}:
-        raise WeightsError(f"its axes for mirroring are {mirror_axes!r:.60}, expected some of 0, 1, 2; it is damaged")
+    mirror_axes = _mirror_axes(content.get("inference_allowed_mirroring_axes"))
     return Weights(path, kind, state, config, dict(metadata), outputs, stride_known=True, mirror_axes=mirror_axes)
+
+
+def _mirror_axes(axes: Any) -> tuple[int, ...]:
+    """Axes as nnU-Net notes them, ``None`` for none; WeightsError for anything else."""
+    if axes is None:
+        return ()
+    if not isinstance(axes, list | tuple) or not all(type(axis) is int and axis in (0, 1, 2) for axis in axes):
+        raise WeightsError(f"its axes for mirroring are {shown(axes)}, expected some of 0, 1, 2; it is damaged")
+    return tuple(axes)
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
@@ -193,11 +202,21 @@ def _is_provenance(parts: Any) -> bool:
     return False
 
 
-def _summary(content: Any) -> str:
+def _summary(content: Any, levels: int = 3) -> str:
+    """What a file holds; of tables within it, too, as nearly all files have their weights in one."""
     if isinstance(content, Mapping):
-        keys = [f"{key!s:.60}" for key in list(content)[:4]]
-        return f"a table of {len(content)} entries: {', '.join(keys)}{', ...' if len(content) > 4 else ''}"
+        entries = [f"{shown_key(key)}{_inside(value, levels)}" for key, value in islice(content.items(), 4)]
+        return f"a table of {len(content)} entries: {', '.join(entries)}{', ...' if len(content) > 4 else ''}"
     return f"a {type(content).__name__}" + (f" of shape {tuple(content.shape)}" if isinstance(content, Tensor) else "")
+
+
+def _inside(value: Any, levels: int) -> str:
+    return f" ({_summary(value, levels - 1)})" if levels > 1 and isinstance(value, Mapping) and value else ""
+
+
+def shown_key(key: Any) -> str:
+    """A name as it is, up to 60 letters; of anything else a short form."""
+    return f"{key:.60}" if isinstance(key, str) else shown(key)
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> SAM3D:

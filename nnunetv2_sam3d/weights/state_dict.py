@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
-from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
+from nnunetv2_sam3d.network_architecture.config import VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.image_encoder import SAM_WINDOW_ROWS
 from nnunetv2_sam3d.weights.errors import WeightsError
 
 # Four digits at most: a damaged name must not cost time.
 BLOCK = re.compile(r"encoder\.blocks\.(\d{1,4})\.")
+LONGEST_NAME = 500
+# Bytes in single precision for each that is stored: half precision makes two of one, and a weight may have two names.
+MOST_SHARED = 4
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -29,12 +33,22 @@ def as_state(table: Any, what: str) -> dict[str, Tensor]:
         raise WeightsError(f"{what} is no table of weights; the file is damaged")
     if odd := [key for key, value in table.items() if not isinstance(value, Tensor)]:
         raise WeightsError(f"{what} is damaged: the weight {odd[0]!r} is no tensor")
+    if long := [key for key in table if len(key) > LONGEST_NAME]:
+        raise WeightsError(f"{what} is damaged: a weight has a name of {len(long[0])} letters")
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+              for key, tensor in table.items() if _is_plain(tensor)}  # fmt: skip
+    if 4 * sum(tensor.numel() for tensor in table.values()) > MOST_SHARED * sum(stored.values()) + (1 << 20):
+        raise WeightsError(f"{what} is refused: its weights share so few values that they would be many times the file")
     return {key: _as_float32(key, value) for key, value in table.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.dtype in DTYPES and tensor.layout == torch.strided and tensor.device.type != "meta"
 
 
 def _as_float32(key: str, tensor: Tensor) -> Tensor:
     """A weight in single precision. What is not stored value by value could be of any size and is refused."""
-    if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.device.type == "meta":
+    if not _is_plain(tensor):
         raise WeightsError(f"the weight {key!r} is no plain floating-point tensor ({tensor.dtype}, {tensor.layout})")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise WeightsError(f"the weight {key!r} of shape {tuple(tensor.shape)} is larger than what is stored of it")
@@ -76,6 +90,34 @@ def encoder_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "global_attn_indexes": tuple(index for index, count in enumerate(rows) if count != SAM_WINDOW_ROWS),
         "position_grid": size(state, "encoder.pos_embed", 1) // 2,  # the table is made for twice the token grid
     }
+
+
+def check_encoder(state: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError if SAM's part of the encoder, under our names, is not whole.
+
+    The first file of several has the first blocks, and would pass as a smaller network.
+    """
+    sizes = encoder_sizes(state)
+    blocks = [f"encoder.blocks.{index}.{name}" for index in range(sizes["depth"]) for name in _OF_A_BLOCK]
+    if lacking := [name for name in (*_OF_THE_STEM, *blocks) if name not in state]:
+        raise WeightsError(
+            f"it lacks {len(lacking)} weights of SAM's image encoder ({in_short(lacking)}): {_INCOMPLETE}"
+        )
+    for name, published in VARIANTS.items():
+        if sizes["embed_dim"] == published.embed_dim and sizes["depth"] < published.depth and name in PUBLISHED_DEPTHS:
+            raise WeightsError(
+                f"it has {sizes['depth']} of the {published.depth} blocks of SAM's image encoder {name}: {_INCOMPLETE}"
+            )
+
+
+PUBLISHED_DEPTHS = ("vit_b", "vit_l", "vit_h")
+_INCOMPLETE = "it is incomplete. Copy or fetch all of it again; of a set of several files, all of them and their index"
+_OF_THE_STEM = ("encoder.pos_embed", "encoder.stem.patch_embed.proj.weight", "encoder.stem.patch_embed.proj.bias")
+_LAYERS = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")
+_OF_A_BLOCK = (
+    *(f"{layer}.{kind}" for layer in _LAYERS for kind in ("weight", "bias")),
+    *(f"attn.rel_pos_{axis}" for axis in "hwd"),
+)
 
 
 def adapter_of(state: Mapping[str, Tensor]) -> str:
@@ -155,4 +197,4 @@ def misfits(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[s
 
 def in_short(problems: Sequence[str]) -> str:
     """The first three, and how many more."""
-    return ", ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
+    return some(problems)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from limited import run_limited
+from safetensors.torch import save_file
 
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
@@ -382,3 +386,114 @@ def test_place_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("nnUNet_sam_checkpoint", str(tmp_path / "nothing.pth"))
     with pytest.raises(WeightsError, match="the variable nnUNet_sam_checkpoint names .*nothing.pth"):
         find_sam_checkpoint("vit_b", None)
+
+
+def bombs(folder: Path) -> list[Path]:
+    """Files of a few kB or MB whose content would be gigabytes, or whose reading would take years."""
+    laughs: list[Any] = []
+    for _ in range(30):
+        laughs = [laughs, laughs]
+    provenance: dict[str, Any] = {}
+    for level in range(19):
+        halves = {
+            half: {"file": half, "sha256": f"{half}{level}", "kind": "sam", "made_from": provenance} for half in "ab"
+        }
+        provenance = dict(halves)
+    half, meta = torch.zeros(1 << 20, dtype=torch.float16), {"format": 1, "network": None}
+    state = {"encoder.pos_embed": torch.zeros(1, 2, 2, 4)}
+    contents = {
+        "laughs": {"network_weights": {}, "trainer_name": laughs},
+        "outputs": {"network_weights": {}, "sam3d": meta | {"outputs": laughs}},
+        "provenance": {"network_weights": state, "sam3d": meta | {"provenance": provenance}},
+        "shared": {"network_weights": {f"encoder.x{number}": half[:] for number in range(1500)}, "sam3d": meta},
+        "views": {"network_weights": {f"encoder.x{n}": half[n:] for n in range(1500)}, "sam3d": meta},
+        "reference": {"encoder_dict": {f"blocks.{n}.norm1.weight": half[:] for n in range(1500)}, "decoder_dict": {}},
+        "long name": {"network_weights": {"encoder." + "x" * 2_000_000: half[:2]}, "sam3d": meta},
+        "axes": {"network_weights": state, "sam3d": meta, "inference_allowed_mirroring_axes": laughs},
+    }
+    files = []
+    for name, content in contents.items():
+        for ending, zipped in (("pth", True), ("old.pth", False)):
+            files.append(folder / f"{name}.{ending}")
+            torch.save(content, files[-1], _use_new_zipfile_serialization=zipped)
+    key = b"\x80\x02}" + b")q\x000" + b"h\x00h\x00\x86q\x000" * 60 + b"h\x00K\x01s."  # a tuple whose hash never ends
+    files.append(folder / "key.pth")
+    with zipfile.ZipFile(files[-1], "w") as archive:
+        archive.writestr("a/data.pkl", key)
+        archive.writestr("a/version", b"3\n")
+    return files
+
+
+def test_small_files_cost_neither_gigabytes_nor_hours(tmp_path: Path) -> None:
+    files = bombs(tmp_path)
+    body = """
+for file in sys.argv[1:]:
+    start = time.process_time()
+    try:
+        describe(file)
+    except WeightsError as error:
+        assert file in str(error) and len(str(error)) < 1500, str(error)[:3000]
+    else:
+        sys.exit(f"{file} was accepted")
+    assert time.process_time() - start < 5, (file, time.process_time() - start)
+"""
+    imports = (
+        "from nnunetv2_sam3d.weights.describe import describe\nfrom nnunetv2_sam3d.weights.errors import WeightsError"
+    )
+    run_limited(imports, body, files, seconds=30, megabytes=300)
+
+
+@pytest.mark.parametrize("axes", [5, [[0]], [0.0], [True], "01", [3], {0: 1}])
+def test_axes_for_mirroring_that_are_none(make_network: Make, tmp_path: Path, axes: Any) -> None:
+    network = make_network(0)
+    content = {
+        "network_weights": network.state_dict(), "trainer_name": "x", "inference_allowed_mirroring_axes": axes,
+        METADATA_KEY: {"format": 1, "network": network.config.to_dict()},
+    }  # fmt: skip
+    torch.save(content, file := tmp_path / "a.pth")
+    assert "its axes for mirroring are" in refused(file)
+
+
+def test_unknown_content_is_described_to_the_weights(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "model": {"backbone": {"conv1.weight": torch.zeros(1)}}}, file := tmp_path / "a.pth")
+    assert (
+        "a table of 2 entries: epoch, model (a table of 1 entries: backbone (a table of 1 entries: conv1.weight))"
+        in refused(file)
+    )
+
+
+def test_a_set_of_several_files_is_read_whole_or_refused(make_network: Make, tmp_path: Path) -> None:
+    network = make_network(0)
+    state = {
+        f"image_encoder.{name.removeprefix('stem.')}": value.clone()
+        for name, value in network.encoder.state_dict().items()
+        if not any(ours in name for ours in ("adapter", "rel_pos_d", "neck_3d", "depth_embed", "slice_embed"))
+    }
+    cut = next(place for place, name in enumerate(state) if "blocks.1.mlp" in name)
+    parts = [dict(list(state.items())[:cut]), dict(list(state.items())[cut:])]
+    names = [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
+    for name, part in zip(names, parts, strict=True):
+        save_file(part, tmp_path / name)
+    assert "is number 1 of 2 files" in refused(tmp_path / names[0])
+    renamed = tmp_path / "renamed.safetensors"
+    renamed.write_bytes((tmp_path / names[0]).read_bytes())
+    assert "it is incomplete" in refused(renamed)
+    index = tmp_path / "model.safetensors.index.json"
+    table = {name: file for file, part in zip(names, parts, strict=True) for name in part}
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": table}))
+    torch.save(state, whole := tmp_path / "whole.pth")
+    expected = read_weights(whole).state
+    for given in (index, *(tmp_path / name for name in names)):
+        found = read_weights(given).state
+        assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in found)
+    for damage, words in (
+        ({**table, "x": names[0]}, "does not hold the weights"),
+        ({**table, "x": "../passwd"}, "no file beside it"),
+        ({**table, "x": "absent.bin"}, "1 are absent: absent.bin"),
+        ({}, "names no files"),
+        ([1], "no index of weights"),
+    ):
+        index.write_text(json.dumps({"weight_map": damage}))
+        assert words in refused(index)
+    index.write_text("[" * 100_000)
+    assert "no index of weights" in refused(index)
