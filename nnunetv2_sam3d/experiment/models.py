@@ -11,7 +11,6 @@ from nnunetv2_sam3d.experiment.steps import Step, program
 from nnunetv2_sam3d.nnunet.layout import (
     CHECKPOINTS,
     ModelName,
-    dataset_number,
     fold_folder,
     repeat_of,
     validation_summary,
@@ -72,10 +71,9 @@ class Model:
             step: further fields of the step.
         """
         folder = self.fold_folder(fold)
-        number = str(dataset_number(self.dataset))
         return Step(
             title=f"train {self.trainer}",
-            command=(program("nnUNetv2_train"), number, self.configuration, str(fold), *self.options, *more),
+            command=(program("nnUNetv2_train"), self.dataset, self.configuration, str(fold), *self.options, *more),
             results=(folder / CHECKPOINTS[0], self.summary(fold)),
             checkpoints=tuple(folder / name for name in CHECKPOINTS),
             on_device=True,

@@ -48,7 +48,7 @@ def parse_options(options: Sequence[str]) -> dict[str, str]:
     parsed = {}
     for option in options:
         match = OPTION.fullmatch(option.removeprefix("--"))
-        if match is None or "\n" in option:
+        if match is None or not option.isprintable():
             raise ValueError(f"{option!r} is no option of sbatch; give its long name and value: time=24:00:00")
         if match[1] in OURS:
             raise ValueError(f"the scripts set sbatch's --{match[1]} themselves; leave {option!r} out")
@@ -64,12 +64,12 @@ def script(job: Job) -> str:
     log, task = (
         ("%x.%A_%a.log", "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID") if job.folds else ("%x.%j.log", "$SLURM_JOB_ID")
     )
-    lines = ["#!/bin/bash", f"#SBATCH --job-name={job.name}"]
+    lines = ["#!/bin/bash", f"#SBATCH --job-name={_quoted(job.name)}"]
     if job.folds:
         limit = f"%{job.max_tasks}" if job.max_tasks else ""
         lines.append(f"#SBATCH --array={','.join(map(str, job.folds))}{limit}")
     lines += [
-        f"#SBATCH --output={_quoted(f'{job.logs}/{log}')}",
+        f"#SBATCH --output={_quoted(job.logs.replace('%', '%%') + f'/{log}')}",
         "#SBATCH --open-mode=append",
         "#SBATCH --requeue",
         f"#SBATCH --signal=B:USR1@{60 * MINUTES_TO_STOP}",
@@ -122,7 +122,7 @@ def submission(jobs: Sequence[Job], folder: str) -> str:
         lines += [
             f"submit {dependency}{shlex.quote(script_name(job))}",
             f"{numbers[job.name]}=$number",
-            f'echo "${numbers[job.name]} {job.name}"',
+            f'echo "${numbers[job.name]}" {shlex.quote(job.name)}',
         ]
     return "\n".join(lines) + "\n"
 
@@ -133,5 +133,12 @@ def script_name(job: Job) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A value in a ``#SBATCH`` line, which sbatch splits at spaces outside quotes."""
-    return f'"{value}"' if re.search(r"[\s#]", value) else value
+    """A value in a ``#SBATCH`` line, which sbatch splits at spaces outside quotes.
+
+    Raises:
+        ValueError: for line ends and other control characters: what follows them would be a command of the script.
+    """
+    if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", value):
+        raise ValueError(f"{value!r:.100} has a line end or a control character in it, which no Slurm script can hold")
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"' if re.search(r"[\s#\"'\\]", value) else value

@@ -85,8 +85,15 @@ class ModelName(NamedTuple):
 
 
 def dataset_number(name: str) -> int:
-    """``Dataset220_KiTS`` -> 220."""
-    return int(name.removeprefix("Dataset")[:3])
+    """``Dataset220_KiTS`` -> 220, ``Dataset1234_Blobs`` -> 1234; for those commands of nnU-Net that take no names.
+
+    Raises:
+        ValueError: for a name without a number.
+    """
+    match = re.match(r"Dataset([0-9]+)", name)
+    if match is None:
+        raise ValueError(f"{name} is no data set's name; nnU-Net's are called Dataset220_KiTS")
+    return int(match[1])
 
 
 def fold_folder(model: Path, fold: int | str) -> Path:

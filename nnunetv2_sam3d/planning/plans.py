@@ -16,7 +16,7 @@ from nnunetv2_sam3d.network_architecture.config import as_token_stride
 from nnunetv2_sam3d.network_architecture.windows import WINDOW
 from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_plans
 from nnunetv2_sam3d.nnunet.labels import click_target
-from nnunetv2_sam3d.nnunet.layout import PLANS_NAME
+from nnunetv2_sam3d.nnunet.layout import PLANS_NAME, dataset_number
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 
 
@@ -190,7 +190,7 @@ def derive_plans(
     _keep_preprocessed_data(target, plans, configuration)
     save_json(plans, str(target), sort_keys=False)
     present = (folder / chosen["data_identifier"]).is_dir()
-    command = f"nnUNetv2_preprocess -d {_number(folder)} -plans_name {name} -c {configuration}"
+    command = f"nnUNetv2_preprocess -d {dataset_number(folder.name)} -plans_name {name} -c {configuration}"
     return Plan(
         target,
         chosen["data_identifier"],
@@ -230,10 +230,6 @@ def window_patch(
         windows[windows.index(max(windows))] -= 1
     batch = max(1, min(guide.batch_size, max_tokens // (prod(windows) * WINDOW**3)))
     return tuple(count * WINDOW * stride for count, stride in zip(windows, strides, strict=True)), batch
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name[len("Dataset") : len("Dataset") + 3])
 
 
 def _checked_patch(patch_size: Sequence[int] | None, base: Sequence[int]) -> list[int]:

@@ -101,8 +101,11 @@ class Table:
 
 
 def csv_text(cells: pd.DataFrame) -> str:
-    """CSV with ten digits; an apostrophe goes before text that a spreadsheet would take for a formula."""
-    safe = cells.replace(r"^([=+\-@\t\r])", r"'\1", regex=True)
+    """CSV with ten digits; an apostrophe goes before text that a spreadsheet would take for a formula.
+
+    Some split lines at semicolons or tabs, too: what stands behind one begins a cell.
+    """
+    safe = cells.replace(r"(^|[;,|\t\r\n])(\s*[=+\-@\t\r＝＋－＠])", r"\1'\2", regex=True)
     return safe.to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -107,7 +108,7 @@ def _check_archive(path: Path) -> None:
                 if not record.CRC:
                     del record.CRC  # else it would be compared with the sum that was not written
                 with archive.open(record) as stream:
-                    check_pickle(stream, record.file_size)  # type: ignore[arg-type]
+                    check_pickle(io.BytesIO(stream.read()), record.file_size)
 
 
 def _check_pickles(path: Path) -> None:

@@ -58,7 +58,7 @@ def read_shards(index: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
         expected = {name for name, where in names.items() if where == file}
         if not isinstance(content, Mapping) or set(content) != expected:
             raise WeightsError(
-                f"{index.parent / file} does not hold the weights that {index.name} says; files of two sets lie in one "
+                f"{index}: {file} does not hold the weights that the index says; files of two sets lie in one "
                 f"folder, or one is damaged. Fetch all of them again"
             )
         weights |= content

@@ -35,24 +35,20 @@ def as_state(table: Any, what: str) -> dict[str, Tensor]:
         raise WeightsError(f"{what} is damaged: the weight {odd[0]!r} is no tensor")
     if long := [key for key in table if len(key) > LONGEST_NAME]:
         raise WeightsError(f"{what} is damaged: a weight has a name of {len(long[0])} letters")
-    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-              for key, tensor in table.items() if _is_plain(tensor)}  # fmt: skip
+    for key, value in table.items():
+        _check_stored(key, value)
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in table.values()}
     if 4 * sum(tensor.numel() for tensor in table.values()) > MOST_SHARED * sum(stored.values()) + (1 << 20):
         raise WeightsError(f"{what} is refused: its weights share so few values that they would be many times the file")
-    return {key: _as_float32(key, value) for key, value in table.items()}
+    return {key: tensor.detach().float() for key, tensor in table.items()}
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.dtype in DTYPES and tensor.layout == torch.strided and tensor.device.type != "meta"
-
-
-def _as_float32(key: str, tensor: Tensor) -> Tensor:
-    """A weight in single precision. What is not stored value by value could be of any size and is refused."""
-    if not _is_plain(tensor):
+def _check_stored(key: str, tensor: Tensor) -> None:
+    """Raises WeightsError for what is not stored value by value: it could be of any size."""
+    if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.device.type == "meta":
         raise WeightsError(f"the weight {key!r} is no plain floating-point tensor ({tensor.dtype}, {tensor.layout})")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise WeightsError(f"the weight {key!r} of shape {tuple(tensor.shape)} is larger than what is stored of it")
-    return tensor.detach().float()
 
 
 def size(state: Mapping[str, Tensor], key: str, axis: int) -> int:

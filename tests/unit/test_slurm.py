@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nnunetv2_sam3d.experiment.slurm_jobs import write_scripts
 from nnunetv2_sam3d.experiment.slurm_scripts import Job, parse_options, script, script_name, submission
 
 GOLDEN = Path(__file__).parent / "slurm_scripts"
@@ -97,3 +101,33 @@ def test_options() -> None:
     for wrong in ("array=0-9", "dependency=afterok:1", "time 3", "mem=1G\n#SBATCH --uid=0", "-p=gpu"):
         with pytest.raises(ValueError):
             parse_options([wrong])
+
+
+@pytest.mark.parametrize(
+    "name", ["$(touch ran)", "`touch ran`", '"; touch ran; "', "'; touch ran; '", "a b", "\\", "$ran"]
+)
+def test_names_do_not_run(name: str, tmp_path: Path) -> None:
+    """Of a data set and of plans, which are names of folders and files."""
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "$@" >> sbatch_was_told\necho 1\n')
+    sbatch.chmod(0o755)
+    job = Job(f"Dataset001_{name}__Full", ("true", name), str(tmp_path / name), folds=(0,), options={"comment": name})
+    submit = write_scripts([job, replace(job, name="last", after=(job.name,))], tmp_path / "scripts" / name)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(submit)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"1 {job.name}", "1 last"]
+    body = (submit.parent / script_name(job)).read_text()
+    done = subprocess.run(["bash", "-c", body.replace("trap", ": trap")], cwd=tmp_path, capture_output=True, text=True)
+    assert not list(tmp_path.rglob("ran"))
+    for line in body.splitlines():  # as sbatch reads them
+        if line.startswith("#SBATCH"):
+            assert len(shlex.split(line, comments=False)) == 2, line
+
+
+@pytest.mark.parametrize("place", ["name", "logs", "options"])
+def test_line_ends_are_refused(place: str) -> None:
+    value: Any = {"comment": "a\nrm"} if place == "options" else "a\nrm"
+    with pytest.raises(ValueError, match="line end"):
+        script(replace(FIRST, **{place: value}))

@@ -45,7 +45,7 @@ def test_commands_in_the_order_in_which_trainers_start(site: Site, capsys: pytes
     lines = dry_run(capsys, "DualPath", "OriginalEval", "Full", "nnUNetTrainer", "--folds", "3", "1")
 
     def train(trainer: str, fold: int, plans: str = "nnUNetSAM3DPlans") -> str:
-        return f"nnUNetv2_train 991 3d_fullres {fold} -tr nnUNetTrainer{trainer} -p {plans} -device cpu"
+        return f"nnUNetv2_train Dataset991_Toy 3d_fullres {fold} -tr nnUNetTrainer{trainer} -p {plans} -device cpu"
 
     expected = [
         line
@@ -65,7 +65,7 @@ def test_finished_and_interrupted_trainings(site: Site, capsys: pytest.CaptureFi
     (site.model("SAM3DFull") / "fold_1" / "validation" / "summary.json").unlink()
     (site.model("SAM3DFull") / "fold_2" / "validation" / "summary.json").write_text('{"me')
     lines = dry_run(capsys, "Full")
-    assert lines[0].startswith("# finished: nnUNetv2_train 991 3d_fullres 0")
+    assert lines[0].startswith("# finished: nnUNetv2_train Dataset991_Toy 3d_fullres 0")
     assert [line.endswith("--c -device cpu") for line in lines[:5]] == [True, True, True, False, False]
     assert lines[5] == (
         "nnUNetv2_accumulate_crossval_results Dataset991_Toy -c 3d_fullres -tr nnUNetTrainer_SAM3DFull "

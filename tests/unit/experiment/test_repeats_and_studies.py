@@ -50,7 +50,7 @@ def make(site: Site) -> Callable[..., CrossValidation]:
 
 
 def train(trainer: str, fold: int, plans: str = PLANS) -> str:
-    return f"nnUNetv2_train 991 3d_fullres {fold} -tr nnUNetTrainer_SAM3D{trainer} -p {plans} -device cpu"
+    return f"nnUNetv2_train Dataset991_Toy 3d_fullres {fold} -tr nnUNetTrainer_SAM3D{trainer} -p {plans} -device cpu"
 
 
 # --- repeats ---

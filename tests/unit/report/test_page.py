@@ -102,6 +102,14 @@ def test_escapes() -> None:
 def test_csv() -> None:
     """No formulas; whole numbers beside undefined ones stay whole."""
     texts = ["=1", "-a", "@x", "\t1", "a=1", ""]
+    for hidden, safe in (
+        ("'=1+1;=2", "'=1+1;'=2"),
+        ("a; -1", "a;' -1"),
+        ("＝1", "'＝1"),
+        ("a\t=1", "a\t'=1"),
+        ("a\n@b", "a\n'@b"),
+    ):
+        assert csv_text(pd.DataFrame({"text": [hidden]})).split("\n", 1)[1].strip('"\n') == safe
     found = csv_text(pd.DataFrame({"text": texts, "count": [None, 2, 3, 4, 5, 6], "value": [-1 / 3] * 6}))
     assert found.splitlines()[:2] == ["text,count,value", "'=1,,-0.3333333333"]
     assert [line.split(",")[0] for line in found.splitlines()[2:]] == ["'-a", "'@x", "'\t1", "a=1", ""]
