@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 import tifffile
+from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_sam3d.messages import some
 
@@ -114,26 +115,54 @@ def read_image(files: Sequence[Path], reader: Any) -> tuple[np.ndarray, dict[str
 
 
 def read_segmentation(file: Path, reader: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    """What nnU-Net's reader returns for a label map: its values (z, y, x) as float32, and its properties.
+    """What nnU-Net's reader returns for a label map: its values (z, y, x), and its properties.
+
+    nnU-Net's usual reader makes single precision of every mask; for this one the values stay as they are in the file,
+    a quarter of the memory.
 
     Raises:
-        ImageError: as :func:`read_image`, and for images that have several values in a voxel.
+        ImageError: as :func:`read_image`, and for images that are no volume or have several values in a voxel.
     """
     with _damage_named([file]):
         _check_size(file)
-        values, properties = reader.read_seg(str(file))
-        if len(values) != 1 or values.ndim != 4:
-            raise ValueError(f"it has the shape {values.shape}, a label map has one value in a voxel")
+        values, properties = _read_as_stored(file) if type(reader) is SimpleITKIO else reader.read_seg(str(file))
+    if values.ndim != 4 or len(values) != 1:
+        raise ImageError(f"{file} has the shape {values.shape}; expected a label map with one value in a voxel")
     _check_finite(file, values[0])
     return values[0], properties
 
 
-def reader_of(plans: Mapping[str, Any] | None) -> Any:
-    """nnU-Net's reader that plans name; its usual one where there are none."""
-    return SimpleITKIO() if plans is None else PlansManager(dict(plans)).image_reader_writer_class()
+def _read_as_stored(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """What ``SimpleITKIO`` returns, in the type of the file."""
+    image = sitk.ReadImage(str(file))
+    if image.GetDimension() not in (2, 3) or image.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(
+            f"it has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} values a voxel"
+        )
+    spacing = [abs(length) for length in image.GetSpacing()[::-1]]
+    if len(spacing) == 2:  # as nnU-Net has it
+        spacing = [999 * max(spacing), *spacing]
+    stuff = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+    values = sitk.GetArrayFromImage(image)
+    return values.reshape(1, *(1,) * (3 - values.ndim), *values.shape), {"sitk_stuff": stuff, "spacing": spacing}
+
+
+@lru_cache
+def reader_called(name: str) -> Any:
+    """nnU-Net's reader of a name, as plans have it under ``image_reader_writer``.
+
+    Raises:
+        ValueError: if nnU-Net has none of that name.
+    """
+    try:
+        return recursive_find_reader_writer_by_name(name)()
+    except RuntimeError as error:
+        raise ValueError(f"nnU-Net has no reader {name!r:.60}, which the plans name (image_reader_writer)") from error
 
 
 def _check_finite(file: Path, values: np.ndarray) -> None:
+    if values.dtype.kind not in "fc":
+        return
     # plane by plane: a whole volume of places would be larger than the image
     counts = [int(plane.size - np.count_nonzero(np.isfinite(plane))) for plane in values]
     if not any(counts):

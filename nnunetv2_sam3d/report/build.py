@@ -80,6 +80,8 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
     clicked = collect_clicked(dataset, models, folds)
     say(f"{len(items)} predictions of {len(models)} models, folds {' '.join(map(str, folds))}: complete")
     unseen = collect_unseen(dataset, models, request.unseen)
+    notes = [unfinished] if unfinished else []
+    told = len(notes)
     measured = measure_all(
         [*items, *unseen],
         structures,
@@ -87,7 +89,10 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         ignored_label=None if ignored is None else int(ignored),
         store=output / "measured.jsonl",
         processes=request.processes,
+        notes=notes,
     )
+    for note in notes[told:]:
+        say(note)
     rows, unseen_rows = measured[: len(items) * len(structures)], measured[len(items) * len(structures) :]
     controls = declared_controls(models, request.controls)
     results = Results(
@@ -108,7 +113,7 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         wanted_controls(models, request),
         request.study,
         arms.absent,
-        [unfinished] if unfinished else [],
+        notes,
         read_gates(models, trainings),
         unseen_rows,
     )

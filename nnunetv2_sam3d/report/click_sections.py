@@ -23,7 +23,7 @@ from nnunetv2_sam3d.report.overlays import draw_overlays, load_view, worst_media
 from nnunetv2_sam3d.report.page import Picture, Section
 from nnunetv2_sam3d.report.style import MODEL_LINES, MODEL_MARKERS, colour, look, new_figure, picture, save
 from nnunetv2_sam3d.report.tables import Table, csv_text, interval
-from nnunetv2_sam3d.results.collect import Dataset, Item, Model
+from nnunetv2_sam3d.results.collect import Dataset, Item, Model, reader_of
 from nnunetv2_sam3d.results.structures import DEFAULT_TOLERANCE_MM, Structure
 
 
@@ -175,6 +175,7 @@ def click_pictures(
     pictures = []
     for model in models:
         own = [entry for entry in results.cases if entry.model == model.name]
+        reader = reader_of(model.folder)
         folders = {e.case: click_folder(model, e.fold, results) for e in own}
         scores = {
             e.case: e.figures["Dice"]
@@ -184,7 +185,10 @@ def click_pictures(
         for title, case in worst_median_best(scores).items():
             found = {e.clicks: e.figures["Dice"] for e in own if e.case == case and e.clicks <= MOST_CLICKS}
             masks = {n: mask_file(folders[case], n, case, dataset.ending) for n in sorted(found)}
-            items = [Item(clicks_title(n), 0, case, file, dataset.reference(case)) for n, file in masks.items()]
+            items = [
+                Item(clicks_title(n), 0, case, file, dataset.reference(case), reader=reader)
+                for n, file in masks.items()
+            ]
             points = [click.position for click in read_clicks(clicks_file(folders[case], case)).clicks]
             placed = json.loads((folders[case] / "cases" / f"{case}.json").read_text())["placed"]
             signs = {clicks_title(n): [click["sign"] for click in placed[:n]] for n in masks}

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
+from nnunetv2_sam3d.clicks.geometry import Geometry
+from nnunetv2_sam3d.nnunet.images import read_image, reader_called
 from nnunetv2_sam3d.report.style import REFERENCE_COLOUR, new_figure, short
 from nnunetv2_sam3d.results.collect import Item
-from nnunetv2_sam3d.results.measure import Row, label_array, read_mask
+from nnunetv2_sam3d.results.measure import Row, read_mask
 from nnunetv2_sam3d.results.structures import Structure
 
 PLANES = ("axial", "coronal", "sagittal")
@@ -89,26 +91,25 @@ def load_view(
         labels: values that masks may hold.
         points_lps: clicks, (x, y, z) in mm of the patient.
     """
-    reference_image = _oriented(read_mask(items[0].reference))
-    spacing_mm = reference_image.GetSpacing()[::-1]
-    reference = label_array(reference_image, items[0].reference, labels)
-    predictions = {
-        item.model: label_array(_oriented(read_mask(item.prediction)), item.prediction, labels) for item in items
-    }
+    reader = items[0].reader
+    annotation = read_mask(items[0].reference, reader)
+    place = Orientation(annotation.geometry, annotation.spacing_mm)
+    reference = place.turned(annotation.labels(labels))
+    predictions = {item.model: place.turned(read_mask(item.prediction, item.reader).labels(labels)) for item in items}
     shown = structure.mask(reference)
     for prediction in predictions.values():
         shown = shown | structure.mask(prediction)
-    box = _box(shown, spacing_mm)
+    box = _box(shown, place.spacing_mm)
     image = None
     if image_file is not None and image_file.is_file():
-        image = sitk.GetArrayFromImage(_oriented(sitk.ReadImage(str(image_file))))[box].astype(np.float32)
+        image = place.turned(read_image([image_file], reader_called(reader))[0][0])[box].astype(np.float32)
     return View(
         items[0].case,
-        spacing_mm,
+        place.spacing_mm,
         image,
         reference[box].copy(),
         {model: prediction[box].copy() for model, prediction in predictions.items()},
-        _voxels(reference_image, points_lps) - [side.start for side in box],
+        place.voxels(points_lps) - [side.start for side in box],
     )
 
 
@@ -193,9 +194,33 @@ def draw_overlays(
     return figure
 
 
-def _oriented(image: sitk.Image) -> sitk.Image:
-    """Axes along the patient's (LPS), so that planes are what they are called."""
-    return sitk.DICOMOrient(image, "LPS")
+class Orientation:
+    """How an array is turned so that its axes go along the patient's, and planes are what they are called.
+
+    Args:
+        geometry: of the array; arrays of formats without one stay as they are.
+        spacing_mm: (z, y, x).
+
+    Attributes:
+        spacing_mm: (z, y, x) of the turned array.
+    """
+
+    def __init__(self, geometry: Geometry, spacing_mm: Sequence[float]) -> None:
+        lps = geometry.lps_from_array
+        ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ (np.diag([*spacing_mm[::-1], 1.0]) if lps is None else lps)
+        self._turn = ornt_transform(io_orientation(ras), axcodes2ornt("LPS"))
+        turned_ras = ras @ inv_ornt_aff(self._turn, geometry.shape[::-1])
+        self._array_from_lps = np.linalg.inv(np.diag([-1.0, -1.0, 1.0, 1.0]) @ turned_ras)
+        self.spacing_mm = tuple(np.asarray(spacing_mm)[::-1][np.argsort(self._turn[:, 0])][::-1].tolist())
+
+    def turned(self, values: np.ndarray) -> np.ndarray:
+        """An array (z, y, x) along right to left, front to back, feet to head of the patient, again as (z, y, x)."""
+        return apply_orientation(values.T, self._turn).T
+
+    def voxels(self, points_lps: Sequence[Sequence[float]]) -> np.ndarray:
+        """Places in the patient -> (N, 3), (z, y, x) in voxels of the turned array."""
+        points = np.array(points_lps, float).reshape(-1, 3)
+        return (points @ self._array_from_lps[:3, :3].T + self._array_from_lps[:3, 3])[:, ::-1]
 
 
 def _box(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[slice, ...]:
@@ -218,12 +243,6 @@ def _cut(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
     """A slice with the patient's front or head up."""
     slice_ = np.take(volume, index, axis)
     return slice_ if axis == 0 else slice_[::-1]
-
-
-def _voxels(image: sitk.Image, points_lps: Sequence[Sequence[float]]) -> np.ndarray:
-    """Places in the patient -> (N, 3), (z, y, x) in voxels."""
-    places = [image.TransformPhysicalPointToContinuousIndex(point)[::-1] for point in points_lps]
-    return np.array(places, float).reshape(-1, 3)
 
 
 def _mark(

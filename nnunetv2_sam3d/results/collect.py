@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.folders import model_folders, read_table
 from nnunetv2_sam3d.nnunet.layout import FINAL, PLANS_NAME, ModelName, repeat_of
 from nnunetv2_sam3d.nnunet.splits import read_folds
 
 UNSEEN = -1  # the fold of cases that are in none
+
+READER = "SimpleITKIO"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Item:
         prediction: file.
         reference: file.
         repeat: of the training that predicted it.
+        reader: nnU-Net's reader of the plans, which reads both files.
     """
 
     model: str
@@ -61,6 +65,7 @@ class Item:
     prediction: Path
     reference: Path
     repeat: int = 1
+    reader: str = READER
 
 
 @dataclass(frozen=True)
@@ -247,14 +252,14 @@ def check_splits(dataset: Dataset, folds: Sequence[int] | None) -> tuple[int, ..
     double = sorted(case for case, count in counts.items() if count > 1)
     if double:
         raise ValueError(
-            f"{file}: {_some(double)} would count more than once over the folds {list(chosen)}, so that pooled figures "
+            f"{file}: {some(double)} would count more than once over the folds {list(chosen)}, so that pooled figures "
             f"would be wrong. Report folds that do not overlap: --folds {chosen[0]}"
         )
     everything = {case for split in dataset.splits for part in ("train", "val") for case in split.get(part, [])}
     missing = sorted(everything - set(counts))
     if folds is None and missing:
         raise ValueError(
-            f"{file}: {_some(missing)} in no fold's validation set, so that the folds do not cover the data set. "
+            f"{file}: {some(missing)} in no fold's validation set, so that the folds do not cover the data set. "
             f"Say which folds to report, the report will then state that they are not all: --folds "
             f"{' '.join(map(str, chosen))}"
         )
@@ -283,7 +288,7 @@ def finished_repeats(
     count = "1 unfinished repeat is" if len(unfinished) == 1 else f"{len(unfinished)} unfinished repeats are"
     most = max(repeat for model in models for repeat in model.repeats)
     return tuple(kept), (
-        f"{count} left out: {_some(unfinished)}. nnUNetv2_sam3d crossval --repeats {most} does what is missing."
+        f"{count} left out: {some(unfinished)}. nnUNetv2_sam3d crossval --repeats {most} does what is missing."
     )
 
 
@@ -304,14 +309,21 @@ def collect_unseen(dataset: Dataset, models: Sequence[Model], folders: Mapping[s
         FileNotFoundError: for missing predictions.
     """
     items = [
-        Item(model.name, UNSEEN, label.name[: -len(dataset.ending)], folders[model.trainer] / label.name, label)
+        Item(
+            model.name,
+            UNSEEN,
+            label.name[: -len(dataset.ending)],
+            folders[model.trainer] / label.name,
+            label,
+            reader=reader_of(model.folder),
+        )
         for model in models
         if model.trainer in folders
         for label in sorted((dataset.raw / "labelsTs").glob(f"*{dataset.ending}"))
         if not label.name.startswith(".")
     ]
     if missing := [str(item.prediction) for item in items if not item.prediction.is_file()]:
-        raise FileNotFoundError(f"{_some(missing)}: predictions of annotated cases in {dataset.raw / 'imagesTs'} lack")
+        raise FileNotFoundError(f"{some(missing)}: predictions of annotated cases in {dataset.raw / 'imagesTs'} lack")
     return items
 
 
@@ -323,38 +335,47 @@ def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> 
         ValueError: for predictions that the split does not have.
     """
     items: list[Item] = []
+    readers: dict[tuple[str, int], str] = {}
     lacking, missing_count = [], 0
     for model, repeat, fold in ((m, r, f) for m in models for r in m.repeats for f in folds):
         folder = model.folder_of(repeat) / f"fold_{fold}" / "validation"
         cases = sorted(dataset.splits[fold]["val"])
+        reader = readers.get((model.name, repeat)) or reader_of(model.folder_of(repeat))
+        readers[model.name, repeat] = reader
         if missing := _missing(dataset, model, repeat, fold):
             trained = (folder.parent / FINAL).is_file()
-            what = _some(missing) if trained or len(missing) < len(cases) else "not trained"
+            what = some(missing) if trained or len(missing) < len(cases) else "not trained"
             lacking.append(f"{folder.parent.relative_to(dataset.results)} ({what})")
             missing_count += len(missing)
         if foreign := sorted(_predicted(dataset, folder) - set(cases)):
             raise ValueError(
-                f"{folder} holds {_some(foreign)} not in fold {fold} of {dataset.folder / 'splits_final.json'}: "
+                f"{folder} holds {some(foreign)} not in fold {fold} of {dataset.folder / 'splits_final.json'}: "
                 f"the split was changed after this training, or the folder holds other predictions. Validate the "
                 f"fold again (nnUNetv2_train ... --val) in an empty folder"
             )
         items += [
-            Item(model.name, fold, case, folder / f"{case}{dataset.ending}", dataset.reference(case), repeat)
+            Item(model.name, fold, case, folder / f"{case}{dataset.ending}", dataset.reference(case), repeat, reader)
             for case in cases
         ]
     if lacking:
         raise FileNotFoundError(
             f"{missing_count} of {len(items)} predictions are missing in {dataset.results}, in {len(lacking)} folds: "
-            f"{_some(lacking)}. nnUNetv2_sam3d crossval does what is missing, nnUNetv2_train ... --val validates a "
+            f"{some(lacking)}. nnUNetv2_sam3d crossval does what is missing, nnUNetv2_train ... --val validates a "
             f"trained fold, --folds reports finished folds only"
         )
     without = sorted({item.reference.name for item in items if not item.reference.is_file()})
     if without:
         raise FileNotFoundError(
-            f"{dataset.folder / 'gt_segmentations'} lacks {_some(without)}; preprocess the data set again: "
+            f"{dataset.folder / 'gt_segmentations'} lacks {some(without)}; preprocess the data set again: "
             f"nnUNetv2_preprocess -d {dataset.name}"
         )
     return items
+
+
+def reader_of(model: Path) -> str:
+    """Name of the reader in the plans of a model's folder; nnU-Net's usual one where they do not say."""
+    plans = _plans_without_repeat(model / "plans.json") or {}
+    return str(plans.get("image_reader_writer", READER))
 
 
 def _missing(dataset: Dataset, model: Model, repeat: int, fold: int) -> list[str]:
@@ -364,10 +385,4 @@ def _missing(dataset: Dataset, model: Model, repeat: int, fold: int) -> list[str
 
 
 def _predicted(dataset: Dataset, folder: Path) -> set[str]:
-    return {path.name[: -len(dataset.ending)] for path in folder.glob(f"*{dataset.ending}")}
-
-
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    """``a, b, c and 4 more`` for messages."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    return {path.name[: -len(dataset.ending)] for path in folder.glob(f"[!.]*{dataset.ending}")}

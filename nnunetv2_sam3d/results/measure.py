@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import multiprocessing
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from itertools import product
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import SimpleITK as sitk
 from tqdm import tqdm
 
+from nnunetv2_sam3d.clicks.geometry import Geometry
+from nnunetv2_sam3d.files import sha256
+from nnunetv2_sam3d.messages import some
+from nnunetv2_sam3d.nnunet.images import read_segmentation, reader_called
 from nnunetv2_sam3d.results.collect import Item
 from nnunetv2_sam3d.results.metrics import Measures, measure
 from nnunetv2_sam3d.results.structures import Structure
 
 RULES_VERSION = 1  # raised whenever the same masks would give other figures
+SAME_PLACE = 0.05  # voxels: headers are rounded to single precision
+Found = tuple[list[Measures], float]  # of an item: its figures, and how far its masks lie apart
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ def measure_all(
     ignored_label: int | None = None,
     store: Path,
     processes: int = 1,
+    notes: list[str] | None = None,
 ) -> list[Row]:
     """Measures every item; what ``store`` holds of an earlier run with the same files and rules is not measured again.
 
@@ -80,8 +85,9 @@ def measure_all(
         structures: what is measured of each.
         known_labels: values that a mask may hold.
         ignored_label: voxels of the reference that do not count.
-        store: JSON lines file; damaged or outdated lines are passed over.
+        store: JSON lines file; lines that were cut off or changed, or are outdated, are passed over.
         processes: worker processes.
+        notes: gets sentences on what was accepted and passed over.
 
     Returns:
         the rows in the order of items, then structures.
@@ -90,74 +96,132 @@ def measure_all(
         ValueError: for masks that do not fit together, are damaged or hold unknown labels, naming the file.
     """
     rules = [RULES_VERSION, [asdict(structure) for structure in structures], sorted(known_labels), ignored_label]
-    tasks = [(item.prediction, item.reference, structures, known_labels, ignored_label) for item in items]
+    tasks = [(item, structures, known_labels, ignored_label) for item in items]
     keys = [_key(item, rules) for item in items]
-    known = _read_store(store)
+    known, damaged = _read_store(store)
     missing = [number for number, key in enumerate(keys) if key not in known]
     store.parent.mkdir(parents=True, exist_ok=True)
     with open(store, "a", encoding="utf-8") as file, _pool(min(processes, len(missing))) as mapped:
+        if not _ends_with_line(store):
+            file.write("\n")
         results = mapped(_measure_item, [tasks[number] for number in missing])
-        for number, measures in zip(missing, tqdm(results, "measure", len(missing), unit="case"), strict=True):
-            known[keys[number]] = measures
-            file.write(json.dumps({"key": keys[number], "measures": [asdict(entry) for entry in measures]}) + "\n")
+        for number, found in zip(missing, tqdm(results, "measure", len(missing), unit="case"), strict=True):
+            known[keys[number]] = found
+            file.write(_line(keys[number], *found))
             file.flush()
+    _check_places([(item, known[key][1]) for item, key in zip(items, keys, strict=True)])
+    if notes is not None:
+        if damaged:
+            notes.append(
+                f"{store}: {damaged} lines do not hold what was written (cut off, changed, or of another version); the "
+                f"cases are measured again."
+            )
+        apart = {item.reference.name: known[key][1] for item, key in zip(items, keys, strict=True) if known[key][1]}
+        if apart:
+            notes.append(
+                f"{len(apart)} annotations lie elsewhere in the patient than their images, by up to "
+                f"{max(apart.values()):.2g} voxels: {some(apart)}. nnU-Net accepts this and compares voxel by voxel, "
+                f"as is done here. Look at them with nnUNetv2_plot_overlay_pngs."
+            )
     return [
         Row(item.model, item.fold, item.case, structure.name, structure.tolerance_mm, measures, item.repeat)
         for item, key in zip(items, keys, strict=True)
-        for structure, measures in zip(structures, known[key], strict=True)
+        for structure, measures in zip(structures, known[key][0], strict=True)
     ]
 
 
-def read_mask(file: Path) -> sitk.Image:
+@dataclass(frozen=True)
+class Mask:
+    """A label map as nnU-Net's reader gives it.
+
+    Attributes:
+        file: where it was read.
+        values: (z, y, x), not checked.
+        spacing_mm: (z, y, x).
+        geometry: how the voxels lie in the patient.
+    """
+
+    file: Path
+    values: np.ndarray
+    spacing_mm: tuple[float, ...]
+    geometry: Geometry
+
+    def labels(self, known: Sequence[int]) -> np.ndarray:
+        """The values as uint8 or uint16.
+
+        Raises:
+            ValueError: for values that are no known label, naming the file.
+        """
+        labels = self.values.astype(np.uint8 if max(known) < 256 else np.uint16)
+        if not np.array_equal(labels, self.values):
+            raise ValueError(
+                f"{self.file} holds values from {self.values.min()} to {self.values.max()} that are no integer labels"
+            )
+        # plane by plane: bincount turns what it counts into 64-bit integers
+        present = sum(np.bincount(plane.ravel(), minlength=np.iinfo(labels.dtype).max + 1) for plane in labels)
+        unknown = sorted(set(np.flatnonzero(present).tolist()) - set(known))
+        if unknown:
+            raise ValueError(f"{self.file} holds the label {unknown[0]}, dataset.json knows {sorted(known)}")
+        return labels
+
+
+def read_mask(file: Path, reader: str) -> Mask:
     """A label map.
 
-    Raises:
-        ValueError: if the file is damaged, cut short or not three-dimensional.
-    """
-    try:
-        if file.name.endswith(".gz"):  # SimpleITK fills what is cut off with zeros and says nothing
-            with gzip.open(file) as stream:
-                while stream.read(1 << 22):
-                    pass
-        image = sitk.ReadImage(str(file))
-    except (RuntimeError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} is damaged or no image: {str(error).strip().splitlines()[-1]}") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(f"{file} is no three-dimensional label map; only these can be reported")
-    return image
-
-
-def label_array(image: sitk.Image, file: Path, known_labels: Sequence[int]) -> np.ndarray:
-    """The labels of an image as uint8 or uint16, (z, y, x).
+    Args:
+        file: of it.
+        reader: name of nnU-Net's reader that the plans name.
 
     Raises:
-        ValueError: for values that are no known label, naming the file.
+        ValueError: if the file is damaged, cut short or no label map.
     """
-    values = sitk.GetArrayViewFromImage(image)
-    labels = values.astype(np.uint8 if max(known_labels) < 256 else np.uint16)
-    if not np.array_equal(labels, values):
-        raise ValueError(f"{file} holds values from {values.min()} to {values.max()} that are no integer labels")
-    # plane by plane: bincount turns what it counts into 64-bit integers
-    present = sum(np.bincount(plane.ravel(), minlength=np.iinfo(labels.dtype).max + 1) for plane in labels)
-    unknown = sorted(set(np.flatnonzero(present).tolist()) - set(known_labels))
-    if unknown:
-        raise ValueError(f"{file} holds the label {unknown[0]}, dataset.json knows {sorted(known_labels)}")
-    return labels
+    values, properties = read_segmentation(file, reader_called(reader))
+    spacing_mm = tuple(float(length) for length in properties["spacing"])
+    return Mask(file, values, spacing_mm, Geometry.from_properties(properties, values.shape))
 
 
-def check_geometry(prediction: sitk.Image, reference: sitk.Image, files: tuple[Path, Path]) -> None:
-    """Raises ValueError if two images do not share their grid (a hundredth of a voxel is forgiven)."""
-    least = min(reference.GetSpacing())
+def voxels_apart(prediction: Mask, reference: Mask) -> float:
+    """How far two masks that are compared voxel by voxel lie from each other in the patient, in voxels at most.
+
+    Returns:
+        0 for masks that lie within :data:`SAME_PLACE` of each other, and for formats without a place.
+
+    Raises:
+        ValueError: for masks of other sizes or voxels, which nnU-Net does not accept either.
+    """
     for name, ours, theirs, tolerance in (
-        ("size", prediction.GetSize(), reference.GetSize(), 0.0),
-        ("spacing", prediction.GetSpacing(), reference.GetSpacing(), 1e-3 * least),
-        ("origin", prediction.GetOrigin(), reference.GetOrigin(), 1e-2 * least),
-        ("direction", prediction.GetDirection(), reference.GetDirection(), 1e-3),
+        ("size", prediction.values.shape, reference.values.shape, 0.0),
+        ("spacing", prediction.spacing_mm, reference.spacing_mm, 1e-3 * min(reference.spacing_mm)),
     ):
         if not np.allclose(ours, theirs, rtol=0, atol=tolerance):
             raise ValueError(
-                f"{files[0]} does not lie on the grid of {files[1]}: its {name} is {_shown(ours)}, the reference's "
-                f"{_shown(theirs)}. Predict the case again, or repair the image headers"
+                f"{prediction.file} does not lie on the grid of {reference.file}: its {name} is {_shown(ours[::-1])}, "
+                f"the reference's {_shown(theirs[::-1])}. Predict the case again, or repair the image headers"
+            )
+    if prediction.geometry.lps_from_array is None or reference.geometry.lps_from_array is None:
+        return 0.0
+    corners = list(product(*((0, size - 1) for size in reference.values.shape)))
+    distances = np.linalg.norm(
+        prediction.geometry.from_zyx(corners, "LPS") - reference.geometry.from_zyx(corners, "LPS"), axis=1
+    )
+    voxels = float(distances.max()) / min(reference.spacing_mm)
+    return voxels if voxels > SAME_PLACE else 0.0
+
+
+def _check_places(found: Sequence[tuple[Item, float]]) -> None:
+    """Raises ValueError for a prediction that does not lie where other predictions of its case lie.
+
+    Where all of them do not lie where the annotation does, it is the annotation that differs from its image.
+    """
+    least: dict[Path, float] = {}
+    for item, apart in found:
+        least[item.reference] = min(apart, least.get(item.reference, apart))
+    for item, apart in found:
+        if apart and not least[item.reference]:
+            raise ValueError(
+                f"{item.prediction} does not lie on the grid of {item.reference}, as other predictions of it do: "
+                f"by origin and direction it lies up to {apart:.2g} voxels from it. Predict the case again, or repair "
+                f"the image headers"
             )
 
 
@@ -165,49 +229,71 @@ def _shown(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-def _measure_item(task: tuple[Path, Path, Sequence[Structure], Sequence[int], int | None]) -> list[Measures]:
-    prediction_file, reference_file, structures, known_labels, ignored_label = task
-    prediction_image, reference_image = read_mask(prediction_file), read_mask(reference_file)
-    check_geometry(prediction_image, reference_image, (prediction_file, reference_file))
-    spacing_mm = reference_image.GetSpacing()[::-1]
+def _measure_item(task: tuple[Item, Sequence[Structure], Sequence[int], int | None]) -> Found:
+    item, structures, known_labels, ignored_label = task
+    masks = read_mask(item.prediction, item.reader), read_mask(item.reference, item.reader)
+    apart = voxels_apart(*masks)
     predictable = [label for label in known_labels if label != ignored_label]
-    prediction = label_array(prediction_image, prediction_file, predictable)
-    reference = label_array(reference_image, reference_file, known_labels)
+    prediction, reference = masks[0].labels(predictable), masks[1].labels(known_labels)
     if ignored_label is not None:
         ignored = reference == ignored_label
         prediction[ignored] = 0
         reference[ignored] = 0
-    return [
+    measures = [
         measure(
             structure.mask(prediction),
             structure.mask(reference),
-            spacing_mm,
+            masks[1].spacing_mm,
             structure.tolerance_mm,
             count_lesions=structure.lesion,
         )
         for structure in structures
     ]
+    return measures, apart
 
 
 def _key(item: Item, rules: Sequence[Any]) -> str:
     """Changes with the content of either mask and with everything that decides the figures."""
-    digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([*rules, item.reader], sort_keys=True).encode())
     for file in (item.prediction, item.reference):
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest.update(sha256(file).encode())
     return digest.hexdigest()
 
 
-def _read_store(store: Path) -> dict[str, list[Measures]]:
-    known = {}
-    names = {field.name for field in fields(Measures)}
-    for line in store.read_text(encoding="utf-8").splitlines() if store.is_file() else []:
-        try:
-            entry: Mapping[str, Any] = json.loads(line)
-            if all(set(measures) == names for measures in entry["measures"]):
-                known[entry["key"]] = [Measures(**measures) for measures in entry["measures"]]
-        except (ValueError, KeyError, TypeError):  # the line that an interruption cut off
-            continue
-    return known
+def _line(key: str, measures: Sequence[Measures], apart: float) -> str:
+    """A line of the store, with the hash by which a later run knows that it is what was written."""
+    content = {"key": key, "measures": [asdict(entry) for entry in measures], "voxels_apart": apart}
+    return json.dumps(content | {"sha256": _hash(content)}) + "\n"
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _ends_with_line(file: Path) -> bool:
+    """Whether a file is empty or its last line was written to its end."""
+    with open(file, "rb") as content:
+        content.seek(max(0, content.seek(0, 2) - 1))
+        return content.read() in (b"", b"\n")
+
+
+def _read_store(store: Path) -> tuple[dict[str, Found], int]:
+    """What was measured, by key, and how many lines are not what was written."""
+    known: dict[str, Found] = {}
+    damaged = 0
+    if not store.is_file():
+        return known, 0
+    with open(store, encoding="utf-8", errors="replace") as lines:
+        for line in filter(str.strip, lines):
+            try:
+                content = json.loads(line)
+                if content.pop("sha256") != _hash(content):
+                    raise ValueError
+                measures = [Measures(**entry) for entry in content["measures"]]
+                known[content["key"]] = measures, float(content["voxels_apart"])
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                damaged += 1
+    return known, damaged
 
 
 @contextmanager

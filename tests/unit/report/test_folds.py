@@ -169,8 +169,8 @@ def test_without_a_split(tree: Tree, fails) -> None:
     ("change", "message"),
     [
         (lambda image: image.SetSpacing((1.5, 1.5, 2.9)), "its spacing is"),
-        (lambda image: image.SetOrigin((0.0, 0.0, 0.0)), "its origin is"),
-        (lambda image: image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1)), "its direction is"),
+        (lambda image: image.SetOrigin((0.0, 0.0, 0.0)), r"lies up to 68 voxels"),
+        (lambda image: image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1)), "lies up to 79 voxels"),
     ],
 )
 def test_another_grid(tree: Tree, fails, change, message: str) -> None:
@@ -190,9 +190,9 @@ def test_another_size(tree: Tree, fails) -> None:
 def test_a_file_that_was_cut_short(tree: Tree, fails) -> None:
     file = tree.prediction(DUAL, "case_004")
     file.write_bytes(file.read_bytes()[:-40])
-    assert "case_004.nii.gz is damaged" in fails()
+    assert "case_004.nii.gz cannot be read" in fails()
     file.write_bytes(gzip.compress(b"not an image"))
-    assert "case_004.nii.gz is damaged" in fails()
+    assert "case_004.nii.gz cannot be read" in fails()
 
 
 @pytest.mark.parametrize(
