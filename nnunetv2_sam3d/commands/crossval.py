@@ -147,7 +147,7 @@ def run(options: argparse.Namespace) -> int:
         npz=options.npz,
         accumulate=not options.no_accumulate,
     )
-    checkpoint_bytes = check(crossval, splits, devices)
+    checkpoint_bytes = check(crossval, splits, devices, say)
     if options.study or options.repeats > 1:
         costs = costs_of(crossval, checkpoint_bytes).lines(None if options.slurm else len(devices))
         for line in (*_extent(names, once, options), *costs):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +18,16 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunetv2_sam3d.experiment.annotations import check_annotations
 from nnunetv2_sam3d.experiment.crossval import CrossValidation, is_sam3d, settings_of, starts_from
 from nnunetv2_sam3d.experiment.devices import Device
 from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.experiment.steps import is_whole
 from nnunetv2_sam3d.files import write_whole
+from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.folders import dataset_folder, plans_in, read_plans
 from nnunetv2_sam3d.nnunet.layout import CHECKPOINTS, dataset_number, repeat_of
+from nnunetv2_sam3d.nnunet.preprocessed import check_cases
 from nnunetv2_sam3d.nnunet.splits import read_folds
 from nnunetv2_sam3d.trainers.names import BASE_PLANS, TIME_BUDGET, short_name, trainer_class
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing
@@ -68,10 +71,15 @@ def check_plans(models: Sequence[Model]) -> None:
     problems.check()
 
 
-def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tuple[Device, ...]) -> dict[Model, float]:
+def check(
+    run: CrossValidation,
+    splits: list[dict[str, list[str]]],
+    devices: tuple[Device, ...],
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[Model, float]:
     """Looks for all that keeps a training of the run from working, or its results from belonging together.
 
-    The plans are those that ``check_plans`` has seen.
+    The plans are those that ``check_plans`` has seen. ``say`` gets what is accepted, and told once more in the report.
 
     Returns:
         the size of a checkpoint in bytes, for each model with missing folds.
@@ -87,6 +95,7 @@ def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tup
     problems = Problems()
     checkpoint_bytes: dict[Model, float] = {}
     needed_bytes = 0.0
+    seen: set[tuple[str, str, str]] = set()
     with problems.noted():
         _check_arms(run)
     for model in run.models:
@@ -100,7 +109,7 @@ def check(run: CrossValidation, splits: list[dict[str, list[str]]], devices: tup
         with problems.noted():
             _check_batch(model, max((device.num_gpus for device in devices), default=1))
         with problems.noted():
-            _check_cases(model, [splits[fold] for fold in missing])
+            _check_cases(model, [splits[fold] for fold in missing], seen, say)
         with problems.noted():
             checkpoint_bytes[model] = _check_weights(run, model, missing)
             needed_bytes += len(missing) * CHECKPOINTS_AT_ONCE * checkpoint_bytes[model]
@@ -259,15 +268,26 @@ def _preprocessed_cases(model: Model) -> set[str]:
     return {case for case in cases if (folder / f"{case}.pkl").is_file()}
 
 
-def _check_cases(model: Model, folds: list[dict[str, list[str]]]) -> None:
+def _check_cases(
+    model: Model, folds: list[dict[str, list[str]]], seen: set[tuple[str, str, str]], say: Callable[[str], None]
+) -> None:
+    """Reads the preprocessed cases and the annotations of folds; ``seen`` has those that another model has, too."""
     plans = repeat_of(model.plans)[0]  # repeats share the data
+    command = f"nnUNetv2_preprocess -d {dataset_number(model.dataset)} -plans_name {plans} -c {model.configuration}"
     needed = {case for fold in folds for part in ("train", "val") for case in fold[part]}
     if absent := sorted(needed - _preprocessed_cases(model)):
         raise ValueError(
-            f"{len(absent)} cases of the folds are not preprocessed for {plans}, the first is {absent[0]}. "
-            f"Preprocess them:\n  nnUNetv2_preprocess -d {dataset_number(model.dataset)} -plans_name {plans} "
-            f"-c {model.configuration}"
+            f"{len(absent)} cases of the folds are not preprocessed for {plans}: {some(absent)}. Preprocess them:\n"
+            f"  {command}"
         )
+    identifier, content = _configuration(model).data_identifier, PlansManager(_plans(model))
+    reader = content.plans.get("image_reader_writer", "")
+    new = sorted(case for case in needed if (identifier, reader, case) not in seen)
+    seen |= {(identifier, reader, case) for case in new}
+    folder = dataset_folder(model.dataset)
+    cases = check_cases(folder / identifier, new, command)
+    for note in check_annotations(folder, content, cases):
+        say(note)
 
 
 def _check_weights(run: CrossValidation, model: Model, folds: list[int]) -> float:

@@ -56,14 +56,14 @@ def run(comparison: Comparison, device: Device, command: Sequence[str], say: Cal
     if preprocessing := comparison.derive():
         run_in_turn([preprocessing])
     first = [trainer for trainer in comparison.trainers if trainer != TIME_BUDGET]
-    run_in_turn(_trained_and_predicted(comparison, first, device))
+    run_in_turn(_trained_and_predicted(comparison, first, device, say))
     if TIME_BUDGET in comparison.trainers:
         models = [comparison.model(trainer) for trainer in first]
         spent = sum(training_seconds(read_checkpoint(model.fold_folder(comparison.fold) / FINAL)) for model in models)
         say(f"{TIME_BUDGET} gets the {spent:.0f} s that the other trainings took together")
         limited = replace(comparison.settings, max_seconds=round(spent))
         derive_plans(comparison.dataset, name=BUDGET_PLANS, configuration=CONFIGURATION, settings=limited)
-        run_in_turn(_trained_and_predicted(comparison, [TIME_BUDGET], device))
+        run_in_turn(_trained_and_predicted(comparison, [TIME_BUDGET], device, say))
     page = write_report(_request(comparison, command), comparison.folder, say)
     overview = page.parent / "tables" / "overview.md"
     say(f"\n{overview.read_text()}")
@@ -75,11 +75,13 @@ def run(comparison: Comparison, device: Device, command: Sequence[str], say: Cal
     return page
 
 
-def _trained_and_predicted(comparison: Comparison, trainers: Sequence[str], device: Device) -> list[Step]:
+def _trained_and_predicted(
+    comparison: Comparison, trainers: Sequence[str], device: Device, say: Callable[[str], None]
+) -> list[Step]:
     """The steps of trainers, after a look at all that could keep one of them from working."""
     splits = splits_of(comparison.model(trainers[0]))
     crossval = comparison.crossval(trainers, len(splits))
-    check(crossval, splits, (device,))
+    check(crossval, splits, (device,), say)
     trainings = {model.trainer: crossval.training(model, comparison.fold) for model in crossval.models}
     unseen = trainers if comparison.unseen() else ()
     return [*crossval.steps(), *(comparison.prediction(trainer, trainings[trainer]) for trainer in unseen)]

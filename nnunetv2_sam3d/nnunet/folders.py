@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ def read_json(file: Path) -> Any:
     """Content of a JSON file; ValueError that names a damaged one."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
 
 
@@ -28,6 +29,18 @@ def read_table(file: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ValueError(f"{file} is damaged: it holds no table. {remedy}")
     return table
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the channels by their numbers; nnU-Net reads the older key ``modality``, too.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    names = dataset_json.get("channel_names", dataset_json.get("modality"))
+    if not isinstance(names, Mapping) or not names:
+        raise ValueError('dataset.json has no "channel_names" (older files: "modality"), such as {"0": "CT"}')
+    return {str(number): str(name) for number, name in names.items()}
 
 
 def model_folders(results: Path) -> list[str]:
@@ -43,7 +56,7 @@ def read_plans(file: Path) -> dict[str, Any]:
     """
     try:
         return load_json(str(file))
-    except ValueError as error:  # what json raises for broken text
+    except (ValueError, RecursionError) as error:  # what json raises for broken text
         raise ValueError(f"{file} is damaged ({error}). Plan the data set again: nnUNetv2_plan_experiment") from error
 
 

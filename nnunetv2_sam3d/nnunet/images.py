@@ -21,6 +21,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_sam3d.messages import some
+from nnunetv2_sam3d.nnunet.folders import channel_names
 
 _CHUNK = 1 << 20
 MOST_COMPRESSION = 1100  # deflate makes 1032 bytes of one at most
@@ -60,7 +61,7 @@ def find_cases(paths: Sequence[Path], dataset_json: Mapping[str, Any]) -> list[C
         ValueError: if there is none, two are called the same, or some channels are absent, naming them.
     """
     ending = dataset_json["file_ending"]
-    channels = len(dataset_json.get("channel_names", dataset_json.get("modality", ())))
+    channels = len(channel_names(dataset_json))
     numbered = re.compile(r"([^.].*)_[0-9]{4}" + re.escape(ending), re.DOTALL)  # ._CASE is left behind by macOS
     found: dict[str, tuple[Path, ...]] = {}
     for path in paths:

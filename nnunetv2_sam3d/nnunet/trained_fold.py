@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
+from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.folders import model_folders
+from nnunetv2_sam3d.nnunet.images import read_segmentation
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName, dataset_number, fold_folder
+from nnunetv2_sam3d.nnunet.preprocessed import read_case
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,11 @@ class TrainedFold:
         if absent:
             number, name = dataset_number(self.plans.dataset_name), ModelName.of(self.model)
             raise ValueError(
-                f"{folder} has no preprocessed data of {', '.join(absent[:5])}{' ...' if absent[5:] else ''}. Make "
-                f"them: nnUNetv2_preprocess -d {number} -plans_name {name.plans} -c {name.configuration}"
+                f"{folder} has no preprocessed data of {len(absent)} cases: {some(absent)}. Make them: "
+                f"nnUNetv2_preprocess -d {number} -plans_name {name.plans} -c {name.configuration}"
             )
-        dataset = infer_dataset_class(str(folder))(str(folder), cases)  # type: ignore[abstract]
         for case in cases:
-            image, segmentation, _, properties = dataset.load_case(case)
+            image, segmentation, properties = read_case(folder, case)
             yield Volume(case, image, np.asarray(segmentation[0]), list(self.configuration.spacing), properties)
 
     def annotation(self, case: str) -> tuple[np.ndarray, list[float]]:
@@ -140,8 +141,8 @@ class TrainedFold:
         if not file.is_file():
             number = dataset_number(self.plans.dataset_name)
             raise ValueError(f"{file} does not exist. Preprocess the data again: nnUNetv2_preprocess -d {number}")
-        segmentation, properties = self.plans.image_reader_writer_class().read_seg(str(file))
-        return segmentation[0], [float(length) for length in properties["spacing"]]
+        segmentation, properties = read_segmentation(file, self.plans.image_reader_writer_class())
+        return segmentation, [float(length) for length in properties["spacing"]]
 
     def original_segmentation(self, logits: Tensor, properties: Mapping[str, Any]) -> np.ndarray:
         """Logits (classes, D, H, W) as nnU-Net exports them: labels (z, y, x) on the grid of the original image."""

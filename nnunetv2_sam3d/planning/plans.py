@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
 from nnunetv2_sam3d.network_architecture.windows import WINDOW
-from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_plans
+from nnunetv2_sam3d.nnunet.folders import channel_names, dataset_folder, read_plans
 from nnunetv2_sam3d.nnunet.labels import click_target
 from nnunetv2_sam3d.nnunet.layout import PLANS_NAME, dataset_number
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
@@ -92,7 +92,7 @@ def base_sizes(dataset: str | int, base: str, configuration: str, protocol: str 
     return BaseSizes(
         PROTOCOLS[protocol].patch_size if protocol else tuple(full["patch_size"]),
         full["batch_size"],
-        len(content.get("channel_names", content.get("modality"))),
+        len(channel_names(content)),
         labels.num_segmentation_heads,
     )
 

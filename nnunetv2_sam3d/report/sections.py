@@ -10,6 +10,7 @@ from typing import Any
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults
+from nnunetv2_sam3d.nnunet.folders import channel_names
 from nnunetv2_sam3d.report import click_sections as clicks
 from nnunetv2_sam3d.report import contents, plots
 from nnunetv2_sam3d.report.answer import answer, answer_figure, caption
@@ -204,7 +205,7 @@ def _cases(
 
 def _window(dataset: Dataset) -> tuple[float, float] | None:
     """Grey values of black and white, where the modality has some that everybody uses."""
-    return CT_WINDOW_HU if str(dataset.json["channel_names"].get("0", "")).lower() == "ct" else None
+    return CT_WINDOW_HU if str(channel_names(dataset.json).get("0", "")).lower() == "ct" else None
 
 
 def _images(dataset: Dataset) -> dict[str, Path]:

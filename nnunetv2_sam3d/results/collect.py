@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.messages import some
-from nnunetv2_sam3d.nnunet.folders import model_folders, read_table
+from nnunetv2_sam3d.nnunet.folders import channel_names, model_folders, read_table
 from nnunetv2_sam3d.nnunet.layout import FINAL, PLANS_NAME, ModelName, repeat_of
 from nnunetv2_sam3d.nnunet.splits import read_folds
 
@@ -113,8 +113,12 @@ def open_dataset(folder: Path) -> Dataset:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist; it is made by {remedy}")
     description = read_table(folder / "dataset.json", "Copy it from the raw data set")
-    if lacking := [key for key in ("labels", "channel_names", "file_ending") if key not in description]:
+    if lacking := [key for key in ("labels", "file_ending") if key not in description]:
         raise ValueError(f"{folder / 'dataset.json'} has no {lacking[0]!r}; copy it from the raw data set")
+    try:
+        channel_names(description)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'dataset.json'}: {error}; copy it from the raw data set") from error
     return Dataset(
         folder.name,
         folder,

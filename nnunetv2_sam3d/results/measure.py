@@ -118,11 +118,7 @@ def measure_all(
             )
         apart = {item.reference.name: known[key][1] for item, key in zip(items, keys, strict=True) if known[key][1]}
         if apart:
-            notes.append(
-                f"{len(apart)} annotations lie elsewhere in the patient than their images, by up to "
-                f"{max(apart.values()):.2g} voxels: {some(apart)}. nnU-Net accepts this and compares voxel by voxel, "
-                f"as is done here. Look at them with nnUNetv2_plot_overlay_pngs."
-            )
+            notes.append(told_apart(apart))
     return [
         Row(item.model, item.fold, item.case, structure.name, structure.tolerance_mm, measures, item.repeat)
         for item, key in zip(items, keys, strict=True)
@@ -206,6 +202,15 @@ def voxels_apart(prediction: Mask, reference: Mask) -> float:
     )
     voxels = float(distances.max()) / min(reference.spacing_mm)
     return voxels if voxels > SAME_PLACE else 0.0
+
+
+def told_apart(apart: Mapping[str, float]) -> str:
+    """A sentence on annotations that do not lie where their images do; voxels by the names of files."""
+    return (
+        f"{len(apart)} annotations lie elsewhere in the patient than their images, by up to {max(apart.values()):.2g} "
+        f"voxels: {some(apart)}. nnU-Net accepts this and compares voxel by voxel, and so does this package. Look at "
+        f"them with nnUNetv2_plot_overlay_pngs."
+    )
 
 
 def _check_places(found: Sequence[tuple[Item, float]]) -> None:

@@ -15,6 +15,7 @@ import torch
 from nnunetv2_sam3d.files import sha256, write_whole
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig, variant_of
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
+from nnunetv2_sam3d.nnunet.folders import channel_names
 from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.weights.adapter_file import (
     AdapterMetadata,
@@ -78,7 +79,7 @@ def export_adapter(
         adapter=weights.config.adapter,
         trainer=entries["trainer_name"],
         classes=dataset["labels"],
-        channels=dataset["channel_names"],
+        channels=channel_names(dataset),
         plans_sha256=plans_sha256(plans),
         base=base,
         frozen_sha256=tensors_sha256(weights.state, set(weights.state) - trained),

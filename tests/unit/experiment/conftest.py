@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_sam3d.experiment.crossval import CrossValidation, parse_models
 
@@ -23,15 +28,12 @@ TOY_NETWORK = {
 class Site:
     """nnU-Net's three folders with one data set."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, cases: Path) -> None:
+        shutil.copytree(cases, root / "preprocessed" / NAME)
         self.preprocessed = root / "preprocessed" / NAME
         self.results = root / "results" / NAME
         self.data = self.preprocessed / "nnUNetPlans_3d_fullres"
-        self.data.mkdir(parents=True)
         self.results.parent.mkdir()
-        for case in CASES:
-            for ending in (".b2nd", "_seg.b2nd", ".pkl"):
-                (self.data / f"{case}{ending}").touch()
         dataset = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
         (self.preprocessed / "dataset.json").write_text(json.dumps(dataset))
         self.write_plans("nnUNetPlans")
@@ -44,7 +46,8 @@ class Site:
             "_kw_requires_import": []},
         } | configuration  # fmt: skip
         plans = {
-            "dataset_name": NAME, "plans_name": name, "label_manager": "LabelManager",
+            "dataset_name": NAME, "plans_name": name, "label_manager": "LabelManager", "transpose_forward": [0, 1, 2],
+            "image_reader_writer": "SimpleITKIO",
             "configurations": {"3d_fullres": full},
         }  # fmt: skip
         (self.preprocessed / f"{name}.json").write_text(json.dumps(plans))
@@ -61,11 +64,35 @@ class Site:
             (folder / "validation" / "summary.json").write_text("{}")
 
 
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Annotations, and images as nnU-Net has preprocessed them: small ones, which nothing is trained with."""
+    root = tmp_path_factory.mktemp("cases")
+    for folder in (root / "gt_segmentations", root / "nnUNetPlans_3d_fullres"):
+        folder.mkdir()
+    for number, case in enumerate(CASES):
+        labels = np.zeros((6, 7, 8), np.uint8)
+        labels[2:4, 2:4, 2:4] = 1
+        mask = sitk.GetImageFromArray(labels)
+        mask.SetOrigin((-10.0, 5.0, float(number)))
+        sitk.WriteImage(mask, str(root / "gt_segmentations" / f"{case}.nii.gz"))
+        properties = SimpleITKIO().read_seg(str(root / "gt_segmentations" / f"{case}.nii.gz"))[1] | {
+            "shape_before_cropping": labels.shape, "bbox_used_for_cropping": [[0, size] for size in labels.shape],
+            "shape_after_cropping_and_before_resampling": labels.shape,
+            "class_locations": {1: np.argwhere(labels[None] == 1)},
+        }  # fmt: skip
+        nnUNetDatasetBlosc2.save_case(
+            labels[None].astype(np.float32), labels[None].astype(np.int8), properties,
+            str(root / "nnUNetPlans_3d_fullres" / case),
+        )  # fmt: skip
+    return root
+
+
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+def site(cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    return Site(tmp_path)
+    return Site(tmp_path, cases)
 
 
 @pytest.fixture

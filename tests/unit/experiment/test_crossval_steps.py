@@ -177,9 +177,7 @@ def test_refusals(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert "absent.pth" in message
     shutil.rmtree(site.results.parent)
     (site.data / "case_3.pkl").unlink()
-    assert "1 cases of the folds are not preprocessed for nnUNetSAM3DPlans, the first is case_3" in refused(
-        capsys, "Full"
-    )
+    assert "1 cases of the folds are not preprocessed for nnUNetSAM3DPlans: case_3" in refused(capsys, "Full")
     (site.preprocessed / "splits_final.json").write_text("[{}]")
     assert "splits_final.json is no list of folds" in refused(capsys, "Full")
     leaking = [{"train": ["case_1", "case_2"], "val": ["case_2"]}]

@@ -1,0 +1,80 @@
+"""Preprocessed cases of nnU-Net's: read with the names of their files in every error, and held against annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+from nnunetv2_sam3d.messages import some
+
+_KEYS = ("spacing", "shape_before_cropping", "bbox_used_for_cropping", "shape_after_cropping_and_before_resampling")
+
+
+class DamagedCase(ValueError):
+    """A preprocessed case cannot be read; names its files and the reason."""
+
+
+class PreprocessedCase(NamedTuple):
+    """A case as nnU-Net's data loaders read it.
+
+    Attributes:
+        image: (C, D, H, W), an array or anything that is sliced like one.
+        segmentation: (1, D, H, W), likewise.
+        properties: nnU-Net's notes on the original image.
+    """
+
+    image: Any
+    segmentation: Any
+    properties: Mapping[str, Any]
+
+
+def read_case(folder: Path, case: str) -> PreprocessedCase:
+    """A case of a folder of preprocessed data; of its arrays, the planes at both ends and in the middle are read.
+
+    Raises:
+        DamagedCase: if a file is absent, cut off, damaged, or does not fit the others.
+    """
+    try:
+        image, segmentation, _, properties = infer_dataset_class(str(folder))(str(folder), [case]).load_case(case)  # type: ignore[abstract]
+        if not isinstance(properties, Mapping) or any(key not in properties for key in _KEYS):
+            raise ValueError(f"{case}.pkl is no table with {', '.join(_KEYS)}")
+        if len(image.shape) != 4 or tuple(segmentation.shape) != (1, *image.shape[1:]):
+            raise ValueError(f"its image has the shape {image.shape}, its segmentation {segmentation.shape}")
+        for plane in {0, image.shape[1] // 2, image.shape[1] - 1}:
+            if not np.isfinite(np.asarray(image[:, plane])).all():
+                raise ValueError(f"plane {plane} of its image holds voxels that are no finite numbers")
+            np.asarray(segmentation[:, plane])
+    except Exception as error:  # the libraries raise almost anything, from RuntimeError to UnpicklingError
+        files = sorted(file.name for file in folder.glob("*") if file.name.split(".")[0] in (case, f"{case}_seg"))
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise DamagedCase(f"{folder / case} ({some(files, 4) or 'no file'}): {reason:.300}") from error
+    return PreprocessedCase(image, segmentation, properties)
+
+
+def check_cases(folder: Path, cases: Sequence[str], command: str) -> dict[str, Mapping[str, Any]]:
+    """The properties of cases that can be read; all that are damaged are in one error.
+
+    Args:
+        folder: of the preprocessed data.
+        cases: their names.
+        command: that makes them anew.
+
+    Raises:
+        ValueError: naming the damaged cases.
+    """
+    found, damaged = dict[str, Mapping[str, Any]](), list[str]()
+    for case in cases:
+        try:
+            found[case] = read_case(folder, case).properties
+        except DamagedCase as error:
+            damaged.append(str(error))
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} preprocessed cases are damaged, as a full disk or a copy that was cut off leaves them: "
+            f"{some(damaged)}. Delete their files and preprocess the data again:\n  {command}"
+        )
+    return found
