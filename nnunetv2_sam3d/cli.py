@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_sam3d import __version__
+from nnunetv2_sam3d.children import AskedToEnd, unwind_on_signals
 from nnunetv2_sam3d.commands import (
     adapters,
     benchmark,
@@ -44,14 +45,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; expected errors become one message and exit status 1."""
     options = build_parser().parse_args(arguments)
+    unwind_on_signals()
     try:
         return options.run(options) or 0
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
         sys.stderr.write(f"nnUNetv2_sam3d {options.command}: {error}\n")
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         sys.stderr.write("interrupted; run the same command again to go on\n")
-        return 130
+        return end.status if isinstance(end, AskedToEnd) else 130
 
 
 if __name__ == "__main__":

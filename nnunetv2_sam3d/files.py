@@ -6,10 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+A_DAY_S = 86400.0
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -30,7 +34,8 @@ def _digest(file: Any) -> str:
 def written_whole(path: str | os.PathLike[str], ending: str = "") -> Iterator[Path]:
     """Context with a file to write to, which takes the place of another only if the context ends without an error.
 
-    The old file is never found damaged: it stays until the new one is whole and on the disk.
+    The old file is never found damaged: it stays until the new one is whole and on the disk. Two writers at once have
+    a file of their own each, and the last one that ends wins. What a killed writer left is deleted after a day.
 
     Args:
         path: the file that is to be there in the end.
@@ -40,9 +45,14 @@ def written_whole(path: str | os.PathLike[str], ending: str = "") -> Iterator[Pa
         OSError: if the file cannot be written, for instance on a full disk, naming it and what is left untouched.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name.removesuffix(ending)}.partial{ending}")
+    name = path.name.removesuffix(ending)
+    start = (
+        f".{name if len(name.encode()) < 200 else hashlib.sha256(name.encode()).hexdigest()}."  # of 255 bytes at most
+    )
+    partial = path.with_name(f"{start}{secrets.token_hex(4)}.partial{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _delete_left_over(path.parent, start, f".partial{ending}")
         yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
@@ -59,6 +69,15 @@ def written_whole(path: str | os.PathLike[str], ending: str = "") -> Iterator[Pa
         ) from error
 
 
+def _delete_left_over(folder: Path, start: str, end: str) -> None:
+    """Deletes what killed writers of a file left a day ago; a living one may be on another machine."""
+    for file in folder.iterdir():
+        if file.name.startswith(start) and file.name.endswith(end):
+            with contextlib.suppress(OSError):
+                if time.time() - file.stat().st_mtime > A_DAY_S:
+                    file.unlink()
+
+
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
     """Calls a function with a binary file, see :func:`written_whole`."""
     with written_whole(path) as partial, open(partial, "wb") as file:
@@ -73,3 +92,16 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], content: Any, indent: int = 1) -> None:
     """Writes JSON and a line end, see :func:`written_whole`."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def append_json_line(path: str | os.PathLike[str], content: Any) -> None:
+    """Adds one line to a file of JSON lines, in one piece, after ending a line that a kill or a full disk cut off."""
+    line = json.dumps(content).encode() + b"\n"
+    with open(path, "ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        if file.write(line) != len(line):
+            raise OSError(f"{path} could not be written to its end: the disk is full. Free space, then run it again")

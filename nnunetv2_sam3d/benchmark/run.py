@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_sam3d.benchmark.case import Case
+from nnunetv2_sam3d.children import Child
 from nnunetv2_sam3d.files import write_json
 from nnunetv2_sam3d.memory.model import available_bytes
 
@@ -133,16 +134,21 @@ def _process(job: dict[str, Any], scratch: Path, threads: int | None, timeout_s:
     job_file.write_text(json.dumps(job | {"threads": threads, "memory_limit": limit, "result_file": str(result_file)}))
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     command = [sys.executable, "-m", "nnunetv2_sam3d.benchmark.worker", str(job_file)]
+    child = Child(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
+        _, errors = child.process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         return {"failed": f"not finished after {timeout_s:.0f} s"}
-    if result_file.is_file() and ended.returncode == 0:
+    finally:
+        child.close()
+        child.process.wait()
+    status = child.process.returncode
+    if result_file.is_file() and status == 0:
         return json.loads(result_file.read_text())
-    if ended.returncode == -signal.SIGKILL:
+    if status == 128 + signal.SIGKILL:
         return {"failed": "killed by the system, most probably out of memory"}
-    last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-    return {"failed": f"the process ended with status {ended.returncode}: {last}"}
+    last = (errors.strip().splitlines() or ["no message"])[-1]
+    return {"failed": f"the process ended with status {status}: {last}"}
 
 
 def _logits_of(case: Case, folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
@@ -14,13 +13,13 @@ from collections.abc import Mapping, Sequence
 
 from filelock import FileLock, Timeout
 
-from nnunetv2_sam3d.experiment import guard
+from nnunetv2_sam3d.children import Child
 from nnunetv2_sam3d.experiment.devices import Device
 from nnunetv2_sam3d.experiment.progress import Progress
 from nnunetv2_sam3d.experiment.steps import Record, Step
 
 POLL_S = 0.5
-PATIENCE_S = 30.0  # that a command has to end in when it is asked to
+PATIENCE_S = 8.0  # that a command has to end in when it is asked to
 SHOWN_FAILURES = 3
 
 
@@ -123,24 +122,17 @@ class _Running:
             output.write(f"\n$ {shlex.join(self.command)}\n")
             output.flush()
             self.offset = output.tell()
-            # The guard ends the command if this process is killed, which it sees by its end of the pipe.
-            ear, self.mouth = os.pipe()
             try:
-                self.process = subprocess.Popen(
-                    [sys.executable, guard.__file__, str(ear), *self.command],
+                self.child = Child(
+                    self.command,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
                     env=device.environment(environment) if step.on_device else dict(environment),
-                    pass_fds=(ear,),
-                    start_new_session=True,
                 )
             except BaseException:
-                os.close(self.mouth)
                 self.lock.release()
                 raise
-            finally:
-                os.close(ear)
 
     def epoch(self) -> int:
         """The newest epoch number that nnU-Net has written since the step began."""
@@ -159,29 +151,27 @@ class _Running:
     def poll(self) -> int | None:
         """The exit status once the command has ended; its time and memory are then in the record."""
         if self.status is None:
-            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(self.child.process.pid, os.WNOHANG)
             if not pid:
                 return None
-            self.status = self.process.returncode = os.waitstatus_to_exitcode(status)
+            self.status = self.child.process.returncode = os.waitstatus_to_exitcode(status)
             kilobyte = 1 if sys.platform == "darwin" else 1024
             seconds = time.monotonic() - self.began
             Record(self.step.folder).add(self.step.title, seconds, usage.ru_maxrss * kilobyte)
-            os.close(self.mouth)
+            self.child.close()
             self.lock.release()
         return self.status
 
     def ask_to_end(self) -> None:
         """Ctrl-C for the command and its workers."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
+        self.child.send(signal.SIGTERM)
 
     def end(self) -> None:
         """Waits for the command to end, and makes it."""
         deadline = time.monotonic() + PATIENCE_S
         while self.poll() is None:
             if time.monotonic() > deadline:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.process.pid, signal.SIGKILL)
+                self.child.send(signal.SIGKILL)
             time.sleep(0.05)
 
     def failure(self, status: int) -> str:

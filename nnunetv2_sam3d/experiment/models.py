@@ -10,11 +10,13 @@ from typing import Any
 from nnunetv2_sam3d.experiment.steps import Step, program
 from nnunetv2_sam3d.nnunet.layout import (
     CHECKPOINTS,
+    FINAL,
     ModelName,
     fold_folder,
     repeat_of,
     validation_summary,
 )
+from nnunetv2_sam3d.nnunet.validation import is_validated
 
 CONFIGURATION = "3d_fullres"
 
@@ -60,7 +62,7 @@ class Model:
 
     def trained(self, fold: int) -> bool:
         """Whether another trainer can start from a fold, which needs no validation."""
-        return (self.fold_folder(fold) / CHECKPOINTS[0]).is_file()
+        return (self.fold_folder(fold) / FINAL).is_file()
 
     def training(self, fold: int, *more: str, **step: Any) -> Step:
         """Training and validation of a fold.
@@ -74,7 +76,9 @@ class Model:
         return Step(
             title=f"train {self.trainer}",
             command=(program("nnUNetv2_train"), self.dataset, self.configuration, str(fold), *self.options, *more),
-            results=(folder / CHECKPOINTS[0], self.summary(fold)),
+            results=(folder / FINAL, self.summary(fold)),
+            inputs=(folder / FINAL,),
+            unchanged=lambda: is_validated(folder),
             checkpoints=tuple(folder / name for name in CHECKPOINTS),
             on_device=True,
             **step,

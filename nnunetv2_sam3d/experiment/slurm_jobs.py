@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunetv2_sam3d.experiment.slurm_scripts import Job, parse_options, script, script_name, submission
+from nnunetv2_sam3d.own_files import made_anew
 
 if TYPE_CHECKING:  # scripts are made without what trains
     from nnunetv2_sam3d.experiment.crossval import CrossValidation
@@ -124,15 +125,13 @@ def write_scripts(jobs: Sequence[Job], folder: Path) -> Path:
     Returns:
         the latter, ``submit.sh``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.sbatch"):
-        old.unlink()
     for job in jobs:
         Path(job.logs).mkdir(parents=True, exist_ok=True)
-        (folder / script_name(job)).write_text(script(job))
-    file = folder / "submit.sh"
-    file.write_text(submission(jobs, str(folder)))
-    return file
+    with made_anew(folder, "crossval") as made:
+        for job in jobs:
+            (made / script_name(job)).write_text(script(job))
+        (made / "submit.sh").write_text(submission(jobs, str(folder)))
+    return folder / "submit.sh"
 
 
 def submit(jobs: Sequence[Job], file: Path) -> str:

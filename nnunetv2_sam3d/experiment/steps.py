@@ -97,14 +97,15 @@ def is_whole(file: Path, *, thoroughly: bool = False) -> bool:
     if file.suffix == ".json":
         try:
             json.loads(file.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
     if file.suffix == ".pth":
-        try:
-            with zipfile.ZipFile(file) as archive:
-                return not thoroughly or archive.testzip() is None
-        except (zipfile.BadZipFile, EOFError):
-            return False
+        with open(file, "rb") as content:  # a file that may not be read is another matter than a damaged one
+            try:
+                with zipfile.ZipFile(content) as archive:
+                    return not thoroughly or archive.testzip() is None
+            except Exception:  # a damaged directory raises nearly anything: OSError, NotImplementedError, zlib.error
+                return False
     return True
 
 

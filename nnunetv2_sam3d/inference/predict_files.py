@@ -20,9 +20,10 @@ from nnunetv2_sam3d.clicks.click_files import RECORD_SUFFIX, case_of, find_click
 from nnunetv2_sam3d.clicks.geometry import Geometry
 from nnunetv2_sam3d.clicks.json_format import PREDICTED_BY
 from nnunetv2_sam3d.clicks.placing import clicks_for_case
-from nnunetv2_sam3d.files import sha256
+from nnunetv2_sam3d.files import append_json_line, sha256
 from nnunetv2_sam3d.inference.click_predictor import ClickPredictor, describe
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
+from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.images import Case, ImageError, read_header
 
 FILE = "predict_sam3d.jsonl"
@@ -86,15 +87,17 @@ class Records:
         return f"different {', '.join(words)}" if words else None
 
     def begin(self, case: str) -> None:
-        """The files of the case are about to be replaced: nobody knows what they are until :meth:`done`."""
-        if case in self._cases:
-            self.done(case, {})
+        """The files of the case are about to be written: nobody knows what they are until :meth:`done`."""
+        self.done(case, {})
+
+    def __contains__(self, case: str) -> bool:
+        """Whether a command of this package wrote files of the case."""
+        return case in self._cases
 
     def done(self, case: str, made_with: dict[str, Any]) -> None:
         """The files of the case are there."""
         self._cases[case] = made_with
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"case": case} | made_with) + "\n")
+        append_json_line(self.file, {"case": case} | made_with)
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ def predict_jobs(
         ClickError: for clicks that the model cannot take, before anything is computed; after all images for clicks
             in a part of theirs that nnU-Net cuts off.
         ImageError: for images that cannot be read, after all the others.
-        ValueError: if an image would be overwritten.
+        ValueError: if an image would be overwritten, or a segmentation that another program made.
     """
     ending = predictor.dataset_json["file_ending"]
     for job in jobs:
@@ -200,12 +203,19 @@ def predict_jobs(
     for file, count in {job.click_file: job.passed_over for job in jobs if job.passed_over}.items():
         say(f"Warning: {file}: {count} of its points have no position, as they were deleted or never placed; there "
             f"are no clicks of them")  # fmt: skip
+    records = Records(output)
+    names = [job.case.name for job in jobs if job.case.name not in records]
+    if foreign := [file for name in names if (file := output / (name + ending)).exists()]:
+        raise ValueError(
+            f"{some(foreign)}: this command would overwrite segmentations that it did not make (or {records.file} does "
+            f"not name them any more). Choose another folder with -o, or move them"
+        )
     for doubt in dict.fromkeys(doubt for job in jobs if (doubt := predictor.doubt(job.clicks))):
         say(f"Warning: {doubt}")
     output.mkdir(parents=True, exist_ok=True)
     save_json(predictor.dataset_json, output / "dataset.json", sort_keys=False)
     save_json(predictor.plans.plans, output / "plans.json", sort_keys=False)
-    settings, records = settings_of(predictor), Records(output)
+    settings = settings_of(predictor)
     predicted, failed = 0, list[ValueError]()
     for job in tqdm(jobs, desc="cases", disable=len(jobs) < 2):
         name = job.case.name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from nnunetv2_sam3d.evaluation.clicked import collect_clicked
 from nnunetv2_sam3d.files import write_text
 from nnunetv2_sam3d.nnunet.labels import IGNORE, all_values, sounds_like_tumour
+from nnunetv2_sam3d.own_files import LIST, check_foreign, made_anew
 from nnunetv2_sam3d.report import sections
 from nnunetv2_sam3d.report.click_sections import clicks_csv
 from nnunetv2_sam3d.report.data_files import cases_csv, summary_json, unseen_csv
@@ -37,6 +37,8 @@ from nnunetv2_sam3d.results.statistics import METRICS, differences, summarise, v
 from nnunetv2_sam3d.results.structures import Structure, structures_of
 from nnunetv2_sam3d.trainers.names import check_trainers
 
+COMMAND, PAGE, STORE = "report", "report.html", "measured.jsonl"
+
 
 def write_report(request: Request, output: Path, say: Callable[[str], None]) -> Path:
     """Writes ``report.html``, ``cases.csv``, ``clicks.csv`` if there are clicks, ``summary.json``, tables and figures.
@@ -52,7 +54,8 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         the page.
 
     Raises:
-        ValueError: for results that are incomplete, do not fit together or cannot be read, before anything is written.
+        ValueError: for results that are incomplete, do not fit together or cannot be read, before anything is written,
+            and if the folder holds files of the report's names that no report made.
         FileNotFoundError: for missing ones.
     """
     dataset = open_dataset(request.dataset)
@@ -80,6 +83,10 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
     clicked = collect_clicked(dataset, models, folds)
     say(f"{len(items)} predictions of {len(models)} models, folds {' '.join(map(str, folds))}: complete")
     unseen = collect_unseen(dataset, models, request.unseen)
+    written = [PAGE, "cases.csv", "summary.json", *(["clicks.csv"] if clicked else [])]
+    listed = (output / LIST).exists() or not (output / STORE).exists()  # versions before 0.3 left a store and no list
+    if listed:
+        check_foreign(output, COMMAND, written)  # whether its other names are free shows when they are known
     notes = [unfinished] if unfinished else []
     told = len(notes)
     measured = measure_all(
@@ -87,7 +94,7 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         structures,
         all_values(dataset.json["labels"]),
         ignored_label=None if ignored is None else int(ignored),
-        store=output / "measured.jsonl",
+        store=output / STORE,
         processes=request.processes,
         notes=notes,
     )
@@ -117,25 +124,21 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         read_gates(models, trainings),
         unseen_rows,
     )
-    for folder in ("tables", "figures"):  # nothing of an earlier report stays beside this one
-        shutil.rmtree(output / folder, ignore_errors=True)
-    with look():
-        chapters = sections.all_sections(results, output / "figures", request.view_cases, tqdm)
-    write_text(output / "cases.csv", cases_csv(rows))
-    if unseen_rows:
-        write_text(output / "unseen_cases.csv", unseen_csv(unseen_rows))
-    if clicked:
-        write_text(output / "clicks.csv", clicks_csv(clicked))
-    else:
-        (output / "clicks.csv").unlink(missing_ok=True)
-    write_text(output / "summary.json", summary_json(results))
-    (output / "tables").mkdir()
-    for table in (table for chapter in chapters for table in chapter.tables):
-        _write_table(table, output / "tables")
-    page = output / "report.html"
-    title = f"{dataset.name}: {', '.join(results.names)}"
-    write_text(page, render(Page(title, sections.subtitle(results), chapters)))
-    return page
+    with made_anew(output, COMMAND, checked=listed) as folder:
+        with look():
+            chapters = sections.all_sections(results, folder / "figures", request.view_cases, tqdm)
+        write_text(folder / "cases.csv", cases_csv(rows))
+        if unseen_rows:
+            write_text(folder / "unseen_cases.csv", unseen_csv(unseen_rows))
+        if clicked:
+            write_text(folder / "clicks.csv", clicks_csv(clicked))
+        write_text(folder / "summary.json", summary_json(results))
+        (folder / "tables").mkdir()
+        for table in (table for chapter in chapters for table in chapter.tables):
+            _write_table(table, folder / "tables")
+        title = f"{dataset.name}: {', '.join(results.names)}"
+        write_text(folder / PAGE, render(Page(title, sections.subtitle(results), chapters)))
+    return output / PAGE
 
 
 def wanted_controls(models: Sequence[Model], request: Request) -> dict[str, str]:

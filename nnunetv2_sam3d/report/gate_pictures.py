@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from nnunetv2_sam3d.evaluation.gate_maps import MapView
+from nnunetv2_sam3d.own_files import made_anew
 from nnunetv2_sam3d.report.overlays import EXCESS_COLOUR, OUTLINE
 from nnunetv2_sam3d.report.style import REFERENCE_COLOUR, look, new_figure, save
 
@@ -72,13 +73,10 @@ def draw_gate_maps(view: MapView, target: str, title: str) -> Figure:
 
 def write_gate_maps(views: list[MapView], target: str, folder: Path) -> None:
     """``CASE.png`` for each view, in place of what was drawn in that folder before."""
-    if folder.is_dir():
-        for file in folder.glob("*.png"):
-            file.unlink()
-    with look():
+    with made_anew(folder, "adapters") as new, look():
         for view in views:
             figure = draw_gate_maps(view, target, f"{view.case}, slice {view.slice_number} of the preprocessed data")
-            save(figure, folder, view.case, kinds=("png",))
+            save(figure, new, view.case, kinds=("png",))
 
 
 def _extent(view: MapView, size: tuple[int, ...], voxels: tuple[int, int]) -> tuple[float, float, float, float]:

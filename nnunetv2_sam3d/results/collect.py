@@ -13,6 +13,7 @@ from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.folders import channel_names, model_folders, read_table
 from nnunetv2_sam3d.nnunet.layout import FINAL, PLANS_NAME, ModelName, repeat_of
 from nnunetv2_sam3d.nnunet.splits import read_folds
+from nnunetv2_sam3d.nnunet.validation import is_outdated
 
 UNSEEN = -1  # the fold of cases that are in none
 
@@ -349,6 +350,8 @@ def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> 
         if missing := _missing(dataset, model, repeat, fold):
             trained = (folder.parent / FINAL).is_file()
             what = some(missing) if trained or len(missing) < len(cases) else "not trained"
+            if is_outdated(folder.parent):
+                what = "trained again after its validation"
             lacking.append(f"{folder.parent.relative_to(dataset.results)} ({what})")
             missing_count += len(missing)
         if foreign := sorted(_predicted(dataset, folder) - set(cases)):
@@ -383,9 +386,10 @@ def reader_of(model: Path) -> str:
 
 
 def _missing(dataset: Dataset, model: Model, repeat: int, fold: int) -> list[str]:
-    """Validation cases of a fold without a prediction."""
-    folder = model.folder_of(repeat) / f"fold_{fold}" / "validation"
-    return sorted(set(dataset.splits[fold]["val"]) - _predicted(dataset, folder))
+    """Validation cases of a fold without a prediction of its final checkpoint."""
+    folder = model.folder_of(repeat) / f"fold_{fold}"
+    there = set() if is_outdated(folder) else _predicted(dataset, folder / "validation")
+    return sorted(set(dataset.splits[fold]["val"]) - there)
 
 
 def _predicted(dataset: Dataset, folder: Path) -> set[str]:

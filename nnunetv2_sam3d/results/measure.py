@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from nnunetv2_sam3d.clicks.geometry import Geometry
-from nnunetv2_sam3d.files import sha256
+from nnunetv2_sam3d.files import append_json_line, sha256
 from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.images import read_segmentation, reader_called
 from nnunetv2_sam3d.results.collect import Item
@@ -101,14 +101,11 @@ def measure_all(
     known, damaged = _read_store(store)
     missing = [number for number, key in enumerate(keys) if key not in known]
     store.parent.mkdir(parents=True, exist_ok=True)
-    with open(store, "a", encoding="utf-8") as file, _pool(min(processes, len(missing))) as mapped:
-        if not _ends_with_line(store):
-            file.write("\n")
+    with _pool(min(processes, len(missing))) as mapped:
         results = mapped(_measure_item, [tasks[number] for number in missing])
         for number, found in zip(missing, tqdm(results, "measure", len(missing), unit="case"), strict=True):
             known[keys[number]] = found
-            file.write(_line(keys[number], *found))
-            file.flush()
+            append_json_line(store, _entry(keys[number], *found))
     _check_places([(item, known[key][1]) for item, key in zip(items, keys, strict=True)])
     if notes is not None:
         if damaged:
@@ -265,21 +262,14 @@ def _key(item: Item, rules: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
-def _line(key: str, measures: Sequence[Measures], apart: float) -> str:
-    """A line of the store, with the hash by which a later run knows that it is what was written."""
+def _entry(key: str, measures: Sequence[Measures], apart: float) -> dict[str, Any]:
+    """Content of a line of the store, with the hash by which a later run knows that it is what was written."""
     content = {"key": key, "measures": [asdict(entry) for entry in measures], "voxels_apart": apart}
-    return json.dumps(content | {"sha256": _hash(content)}) + "\n"
+    return content | {"sha256": _hash(content)}
 
 
 def _hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _ends_with_line(file: Path) -> bool:
-    """Whether a file is empty or its last line was written to its end."""
-    with open(file, "rb") as content:
-        content.seek(max(0, content.seek(0, 2) - 1))
-        return content.read() in (b"", b"\n")
 
 
 def _read_store(store: Path) -> tuple[dict[str, Found], int]:

@@ -25,6 +25,8 @@ from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import click_target
+from nnunetv2_sam3d.nnunet.layout import FINAL
+from nnunetv2_sam3d.nnunet.validation import note_validated
 from nnunetv2_sam3d.nnunet.version import check_nnunet_version
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.adapter_log import AdapterLog
@@ -91,6 +93,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         self.probabilistic_oversampling = self.configuration_manager.batch_size == 1
         self.start: Start | None = None
         self.resumed_from: Weights | None = None
+        self.has_final_weights = False  # those of checkpoint_final.pth
         self.pretrained_weights: str | None = None  # file of nnUNetv2_train -pretrained_weights
 
     @classmethod
@@ -365,6 +368,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             },
             filename,
         )
+        self.has_final_weights = Path(filename).name == FINAL
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """nnU-Net's, after a check that the checkpoint is this network's.
@@ -380,6 +384,13 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             self.plain_network.set_adapter_plane(weights.config.adapter_plane)  # its start may have brought it
         check_same_network(weights, self.plain_network)
         super().load_checkpoint(filename_or_checkpoint)
+        self.has_final_weights = Path(cast(str, filename_or_checkpoint)).name == FINAL
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's, with a note of the checkpoint that it is of."""
+        super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0 and self.has_final_weights:
+            note_validated(Path(self.output_folder))
 
 
 def _checked_settings(configuration_manager: ConfigurationManager, name: str) -> Settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.experiment import preconditions
 from nnunetv2_sam3d.experiment.crossval import CrossValidation
 from nnunetv2_sam3d.experiment.devices import Device, parse_devices
+from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.experiment.preconditions import check, splits_of
 from nnunetv2_sam3d.experiment.slurm_jobs import plan_jobs, write_scripts
 
@@ -269,3 +271,13 @@ def test_scripts_are_written_and_not_submitted(site: Site, capsys: pytest.Captur
     assert "#SBATCH --time=1:00:00\n" in full.read_text()
     assert write_scripts([], submission.parent) == submission
     assert not list(submission.parent.glob("*.sbatch"))  # those of an earlier call are gone
+
+
+def test_a_fold_that_was_trained_again_is_validated_again(site: Site) -> None:
+    """Killed between the new checkpoint and its validation, it still has the summary of the earlier training."""
+    site.finish("SAM3DFull", 0)
+    model = Model(site.results.name, "nnUNetTrainer_SAM3DFull", "nnUNetSAM3DPlans")
+    assert model.training(0, folder=site.results).finished
+    os.utime(model.summary(0), (time.time() - 3600,) * 2)
+    step = model.training(0, folder=site.results)
+    assert not step.finished and "--c" in step.arguments()

@@ -41,6 +41,7 @@ def train(site: Site, make_network: Callable[..., SAM3D]) -> Callable[..., Path]
         }  # fmt: skip
         content = {"network_weights": network.state_dict(), "trainer_name": trainer, METADATA_KEY: metadata}
         torch.save(content, folder / "checkpoint_final.pth")
+        (folder / "validation" / "summary.json").touch()
         return folder / "checkpoint_final.pth"
 
     return write

@@ -62,10 +62,26 @@ def test_what_is_kept(model: Path, images: Path, tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().out
     assert "straight is predicted again: different model\n" in said
     assert "oblique is predicted again: different model, clicks" in said
-    # of another program, or of a process that was killed
-    (output / "predict_sam3d.jsonl").write_text('{"case": "straight", "che')
-    assert again("straight,zyx,9,9,9,tumour", used=moved, more=other) == {"straight", "oblique"}
-    assert "oblique is predicted again: nothing says what made it" in capsys.readouterr().out
+    # killed between its two notes: the first one is there, and a line that a full disk cut off costs no other
+    records = output / "predict_sam3d.jsonl"
+    records.write_text(f'{records.read_text()}{{"case": "straight"}}\n{{"case": "straight", "che')
+    assert again("straight,zyx,9,9,9,tumour", used=moved, more=other) == {"straight"}
+    assert "straight is predicted again: nothing says what made it" in capsys.readouterr().out
+    assert again("straight,zyx,9,9,9,tumour", used=moved, more=other) == set()
+
+
+def test_segmentations_of_others_stay(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "oblique.nii.gz").write_text("by hand")
+    with pytest.raises(AssertionError):
+        predicted(model, images, output, *QUICK)
+    error = capsys.readouterr().err
+    assert f"{output / 'oblique.nii.gz'}: this command would overwrite" in error and "another folder with -o" in error
+    assert [file.name for file in output.iterdir()] == ["oblique.nii.gz"]
+    assert (output / "oblique.nii.gz").read_text() == "by hand"
 
 
 def test_images_clicks_and_results_in_one_folder(
