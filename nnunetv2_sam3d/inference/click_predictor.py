@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,25 @@ class ClickPredictor:
             progress=progress,
         )
         self.mirroring, self.tile_step_size = mirroring, tile_step_size
+        self._forget_image()
+
+    def _forget_image(self) -> None:
         self._clicks: list[Click] = []
         self._of_files = False
         self.spacing: list[float] = []  # of the image, mm, (z, y, x)
         self.image_doubt: str | None = None  # why nothing can be found in the image, if it came from files
         self.properties: dict[str, Any] = {}  # what nnU-Net's reader and preprocessor say of the image
+
+    def for_another_image(self, *, cache_bytes: int = CACHE_BYTES) -> ClickPredictor:
+        """The same model for another image beside this one: shares the weights, has its own image, clicks and cache.
+
+        Args:
+            cache_bytes: memory for what later clicks reuse.
+        """
+        other = copy(self)
+        other.windows = self.windows.for_another_image(cache_bytes=cache_bytes)
+        other._forget_image()
+        return other
 
     @property
     def clicks(self) -> tuple[Click, ...]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections import OrderedDict
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from copy import copy
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunetv2_sam3d.inference.window_geometry import Window, borders, clicks_inside, place_windows, window_weight
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D, Features
@@ -79,10 +82,25 @@ class WindowPredictor:
         self._sliding.configuration_manager = SimpleNamespace(patch_size=list(self.patch_size))
         self._sliding.label_manager = SimpleNamespace(num_segmentation_heads=self.config.num_classes)
         self._sliding.allowed_mirroring_axes = tuple(axes) or None
+        self._turn: AbstractContextManager[Any] = Turns()
+        self._forget_image()
+
+    def _forget_image(self) -> None:
         self._image: Tensor | None = None
         self._automatic: Tensor | None = None
         self._features: OrderedDict[Window, dict[tuple[int, tuple[int, ...]], Features]] = OrderedDict()
         self._prompted: dict[Window, tuple[tuple[float, ...], Tensor]] = {}
+
+    def for_another_image(self, *, cache_bytes: int = CACHE_BYTES) -> WindowPredictor:
+        """The same networks for another image beside this one.
+
+        The two may be used by two threads: their passes through the networks take turns, one window each.
+        """
+        other = copy(self)
+        other.cache_bytes = cache_bytes
+        other._sliding = copy(self._sliding)
+        other._forget_image()
+        return other
 
     def set_image(self, image: Tensor, automatic: Tensor | None = None) -> None:
         """The volume that the next calls are about.
@@ -117,7 +135,7 @@ class WindowPredictor:
         if self._automatic is None:
             total: Tensor | None = None
             for network in self.networks:
-                self._sliding.network = network
+                self._sliding.network = InTurn(network, self._turn)
                 logits = self._sliding.predict_sliding_window_return_logits(self._the_image).to("cpu")
                 total = logits if total is None else total + logits
             assert total is not None
@@ -203,7 +221,7 @@ class WindowPredictor:
                 for axis in axes:
                     mirrored[:, axis] = self.patch_size[axis] - 1 - mirrored[:, axis]
                 volume_axes = [axis + 2 for axis in axes]
-                with self._autocast():
+                with self._turn, self._autocast():
                     features = self._window_features(window, fold, axes)
                     logits = network.decode(features, mirrored[None].to(self.device), signs[None].to(self.device))
                 logits = torch.flip(logits, volume_axes).float()
@@ -252,6 +270,43 @@ class WindowPredictor:
                 strongest[here] = strongest[here].maximum(weight)
             result[box] = torch.lerp(automatic[box].float(), mixed / total, strongest).to(result.dtype)
         return result[self._inner]
+
+
+class Turns:
+    """A lock that lets its users in by the order in which they came; Python's own may let the same one in for ever."""
+
+    def __init__(self) -> None:
+        self._lock, self._waiting = threading.Lock(), deque[threading.Lock]()
+        self._taken = False
+
+    def __enter__(self) -> None:
+        turn = threading.Lock()
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return
+            turn.acquire()
+            self._waiting.append(turn)
+        turn.acquire()  # until the one before opens it
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
+
+
+class InTurn(nn.Module):
+    """A network whose passes take turns with those of other threads."""
+
+    def __init__(self, network: nn.Module, turn: AbstractContextManager[Any]) -> None:
+        super().__init__()
+        self.network, self._turn = network, turn
+
+    def forward(self, image: Tensor) -> Tensor:
+        with self._turn:
+            return self.network(image)
 
 
 def _bytes(features: Features) -> int:

@@ -1,0 +1,364 @@
+"""The protocol of interactive viewers over HTTP: each request is checked, handed to its session, and answered.
+
+What is computed runs in worker threads, so that the event loop answers heartbeats and other clients meanwhile. The
+requests of one client follow one another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from nnunetv2_sam3d.server.interactive_session import Change, InteractiveSession
+from nnunetv2_sam3d.server.leases import AllTaken, Lease, LeaseExpired, Leases
+from nnunetv2_sam3d.server.wire_format import TooLarge, WireError, pack, read_json, unpack, write_meta
+
+LEASE, META = "X-Lease-Token", "X-Meta"
+BINARY = "application/octet-stream"
+PROTOCOL = "2.6.0"  # of the clients that it was written for
+_JSON_BYTES = 64 << 10
+_STALLED_S = 120.0  # without a byte of a body
+_REAP_S = 5.0
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the server says of itself.
+
+    Attributes:
+        title: model and target, for people.
+        patch_size: of the model, (z, y, x).
+        image_bytes: that an unpacked image may have.
+        licence: of the model.
+        api_key: that clients must show; ``None`` for no key.
+    """
+
+    title: str
+    patch_size: Sequence[int]
+    image_bytes: int = 4 << 30
+    licence: str = "that of the model's training data and weights; ask who trained it"
+    api_key: str | None = field(default=None, repr=False)
+
+
+class Service:
+    """The sessions and the threads that compute for them; what the routes of the protocol and of the page share."""
+
+    def __init__(self, leases: Leases, served: Served) -> None:
+        self.leases, self.served = leases, served
+        self._threads = ThreadPoolExecutor(leases.most, thread_name_prefix="session")
+
+    def close(self) -> None:
+        """Lets the threads end; what has not begun is dropped."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def lease(self, request: Request) -> Lease:
+        """The lease that a request shows; 410 for none."""
+        return self.leases.find(request.headers.get(LEASE))
+
+    @asynccontextmanager
+    async def turn(self, request: Request) -> AsyncIterator[Lease]:
+        """A request's lease for itself: requests of one client wait for one another."""
+        lease = self.lease(request)
+        self.leases.use(lease)
+        async with lease.lock:
+            yield self.lease(request)
+
+    async def compute(self, lease: Lease, work: Callable[[InteractiveSession], T]) -> T:
+        """Runs something with the session in a thread; the lease cannot expire meanwhile."""
+        lease.busy += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, lease.session)
+        finally:
+            lease.busy -= 1
+            self.leases.use(lease)
+
+    async def predict(self, request: Request, lease: Lease, work: Callable[[InteractiveSession], Change]) -> Response:
+        """Runs a prediction and answers it; takes it back if the client did not wait for it, and so never saw it."""
+        before = len(lease.session.clicks)
+        change = await self.compute(lease, work)
+        if await request.is_disconnected() and len(lease.session.clicks) > before:
+            lease.session.undo()
+            _log.warning("a client did not wait for the answer to its click, which is taken back")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, answer, change, lease.session)
+
+
+def answer(change: Change, session: InteractiveSession) -> Response:
+    """A change of the mask as the clients read it."""
+    meta: dict[str, Any] = {"ran_prediction": change.ran, "bbox": change.box}
+    body = b""
+    if change.box is not None and change.values is not None:
+        body = pack(change.values)
+        meta |= {"dtype": "uint8", "shape": list(change.values.shape)}
+    if session.warning:
+        meta["warning"] = session.warning
+    return Response(body, media_type=BINARY, headers={META: write_meta(meta)})
+
+
+async def body_of(request: Request, most_bytes: int) -> bytes:
+    """The body of a request.
+
+    Raises:
+        TooLarge: as soon as it is known to be longer.
+        WireError: if nothing comes for long.
+    """
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced[:20]) > most_bytes:
+        raise TooLarge(f"the body has more than {most_bytes} bytes")
+    parts: list[bytes] = []
+    length, stream = 0, request.stream().__aiter__()
+    while True:
+        try:
+            part = await asyncio.wait_for(stream.__anext__(), _STALLED_S)
+        except StopAsyncIteration:
+            return b"".join(parts)
+        except asyncio.TimeoutError as error:  # its own class before Python 3.11
+            raise WireError(f"the body did not arrive: no byte for {_STALLED_S:g} s") from error
+        length += len(part)
+        if length > most_bytes:
+            raise TooLarge(f"the body has more than {most_bytes} bytes")
+        parts.append(part)
+
+
+async def json_of(request: Request) -> dict[str, Any]:
+    """The JSON table in a request's body."""
+    return read_json(await body_of(request, _JSON_BYTES), "the body")
+
+
+def capabilities(served: Served) -> dict[str, Any]:
+    """What the clients ask a server about: points are taken, nothing else."""
+    return {
+        "supported_interactions": {
+            "points": True,
+            "bbox2d": False,
+            "bbox3d": False,
+            "scribble": False,
+            "lasso": False,
+        },
+        "channel_mapping": {"prev_seg": 0, "points": [3, 4]},
+        "num_interaction_channels": 7,
+        "supports_initial_label": False,
+        "supports_zero_shot_label_refinement": False,
+        "preferred_scribble_thickness": [2, 2, 2],
+        "interaction_decay": None,
+        "patch_size": list(served.patch_size),
+        "do_autozoom": False,
+        "inference_session_version": PROTOCOL,
+        "license": served.licence,
+        "supports_undo": True,
+        "model": served.title,
+    }
+
+
+def create_app(leases: Leases, served: Served) -> FastAPI:
+    """The server.
+
+    ``app.state.service`` is the :class:`Service`, for routes that are added to it.
+
+    Args:
+        leases: makes the sessions.
+        served: what the server says of itself, and its limits.
+    """
+    service = Service(leases, served)
+
+    @asynccontextmanager
+    async def reaping(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_reap(leases))
+        try:
+            yield
+        finally:
+            task.cancel()
+            service.close()
+
+    app = FastAPI(title="nnunetv2_sam3d", lifespan=reaping, openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.service = service
+    _add_errors(app)
+    app.middleware("http")(partial(_check_key, served.api_key))
+    _add_lease_routes(app, service)
+    _add_image_routes(app, service)
+    _add_prompt_routes(app, service)
+    return app
+
+
+async def _reap(leases: Leases) -> None:
+    while True:
+        await asyncio.sleep(_REAP_S)
+        if ended := leases.expire():
+            _log.info("%d session(s) ended: their clients were idle or gone", len(ended))
+
+
+async def _check_key(key: str | None, request: Request, call_next: Callable[..., Any]) -> Response:
+    """401 without the key, but for the question whether the server is there."""
+    if key is not None and request.url.path != "/healthz":
+        shown = request.headers.get("authorization", "")
+        if not secrets.compare_digest(shown.encode("utf-8", "replace"), f"Bearer {key}".encode()):
+            detail = "the server needs its key: enter it in the viewer (API key), or as NN_INTERACTIVE_API_KEY"
+            return _error(401, detail, {"WWW-Authenticate": "Bearer"})
+    return await call_next(request)
+
+
+def _error(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status, headers=dict(headers or {}))
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every error becomes a status and a sentence; none ends the server."""
+
+    async def refused(_: Request, error: Exception) -> JSONResponse:
+        return _error(400, str(error))
+
+    async def too_large(_: Request, error: Exception) -> JSONResponse:
+        return _error(413, str(error))
+
+    async def expired(_: Request, error: Exception) -> JSONResponse:
+        return _error(410, str(error))
+
+    async def full(_: Request, error: Exception) -> JSONResponse:
+        return _error(503, str(error), {"Retry-After": "10"})
+
+    async def no_memory(_: Request, error: Exception) -> JSONResponse:
+        _log.error("out of memory: %s", error)
+        return _error(413, "the server has not enough memory for this volume; crop it, or use a smaller one")
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return _error(error.status_code, str(error.detail), error.headers)
+
+    for kind, handler in (
+        (ValueError, refused),
+        (TooLarge, too_large),
+        (LeaseExpired, expired),
+        (AllTaken, full),
+        (MemoryError, no_memory),
+        (torch.OutOfMemoryError, no_memory),
+        (HTTPException, http),
+    ):
+        app.add_exception_handler(kind, handler)
+
+
+def _add_lease_routes(app: FastAPI, service: Service) -> None:
+    leases = service.leases
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, bool]:
+        return {"ok": True}
+
+    @app.get("/capabilities")
+    async def about() -> dict[str, Any]:
+        return capabilities(service.served)
+
+    @app.post("/claim")
+    async def claim() -> dict[str, Any]:
+        lease = leases.claim()
+        return {
+            "lease_token": lease.token,
+            "idle_timeout_seconds": leases.idle_s,
+            "liveness_timeout_seconds": leases.liveness_s,
+            "max_sessions": leases.most,
+        }
+
+    @app.post("/heartbeat")
+    async def heartbeat(request: Request) -> dict[str, float]:
+        return {"remaining_seconds": leases.remaining_s(service.lease(request))}
+
+    @app.get("/lease_status")
+    async def lease_status(request: Request) -> dict[str, float]:
+        lease = leases.find(request.headers.get(LEASE), alive=False)
+        return {"remaining_seconds": leases.remaining_s(lease), "idle_timeout_seconds": leases.idle_s}
+
+    @app.post("/release")
+    async def release(request: Request) -> dict[str, bool]:
+        leases.release(request.headers.get(LEASE))
+        return {"released": True}
+
+
+def _add_image_routes(app: FastAPI, service: Service) -> None:
+    @app.post("/set_image")
+    async def set_image(request: Request) -> dict[str, Any]:
+        async with service.turn(request) as lease:
+            meta = read_json(request.headers.get(META, ""), f"the header {META}")
+            properties = meta.get("image_properties")
+            spacing = properties.get("spacing") if isinstance(properties, dict) else None
+            if not isinstance(spacing, list):
+                raise WireError(f'the header {META} needs {{"image_properties": {{"spacing": [k, j, i]}}}}, in mm')
+            body = await body_of(request, service.served.image_bytes)
+
+            def work(session: InteractiveSession) -> tuple[int, ...]:
+                image = unpack(body, service.served.image_bytes, ndim=4)
+                session.set_image(image, spacing)
+                return image.shape
+
+            shape = await service.compute(lease, work)
+            reply: dict[str, Any] = {"original_image_shape": shape}
+            if lease.session.warning:
+                _log.warning("%s", lease.session.warning)
+                reply["warning"] = lease.session.warning
+            return reply
+
+    @app.post("/set_target_buffer")
+    async def set_target_buffer(request: Request) -> dict[str, Any]:
+        async with service.turn(request) as lease:
+            content = await json_of(request)
+            shape = list(lease.session.mask.shape)
+            if content.get("shape") != shape:
+                raise WireError(f"the mask's shape must be the volume's, {shape}, got {str(content.get('shape')):.80}")
+            await service.compute(lease, InteractiveSession.reset)
+            return {}
+
+    @app.post("/reset_interactions")
+    async def reset_interactions(request: Request) -> dict[str, Any]:
+        async with service.turn(request) as lease:
+            await service.compute(lease, InteractiveSession.reset)
+            return {}
+
+    @app.post("/set_do_autozoom")
+    async def set_do_autozoom(request: Request) -> dict[str, Any]:
+        async with service.turn(request):
+            await json_of(request)  # a model sees one voxel size: there is nothing to zoom
+            return {}
+
+
+def _add_prompt_routes(app: FastAPI, service: Service) -> None:
+    @app.post("/add_point_interaction")
+    async def add_point(request: Request) -> Response:
+        async with service.turn(request) as lease:
+            content = await json_of(request)
+            voxel, positive = content.get("coordinates"), content.get("include_interaction")
+            now = content.get("run_prediction", True)
+            if not isinstance(voxel, list) or not isinstance(positive, bool) or not isinstance(now, bool):
+                raise WireError(
+                    'a point needs "coordinates" [k, j, i], "include_interaction" and "run_prediction" (true or false)'
+                )
+            work = partial(InteractiveSession.add_click, voxel=voxel, positive=positive, predict=now)
+            return await service.predict(request, lease, work)
+
+    @app.post("/predict")
+    async def predict(request: Request) -> Response:
+        async with service.turn(request) as lease:
+            await json_of(request)
+            return await service.predict(request, lease, InteractiveSession.predict)
+
+    @app.post("/undo")
+    async def undo(request: Request) -> Response:
+        async with service.turn(request) as lease:
+            return await service.predict(request, lease, InteractiveSession.undo)
+
+    async def unsupported(request: Request) -> Response:
+        async with service.turn(request):
+            raise WireError("this model takes points only: no boxes, scribbles, lassos and initial segmentations")
+
+    for name in ("bbox", "scribble", "lasso", "initial_seg"):
+        app.add_api_route(f"/add_{name}_interaction", unsupported, methods=["POST"])
