@@ -39,7 +39,7 @@ class AxisOrder:
             raise ValueError(f"--axes takes the letters k, j and i in some order, for instance ikj, got {order!r}")
         if not set(flip) <= set(NAMES) or len(set(flip)) < len(flip):
             raise ValueError(f"--flip takes some of the letters k, j and i, each once, got {flip!r}")
-        a, b, c = order
+        a, b, c = list(order)
         return cls((NAMES.index(a), NAMES.index(b), NAMES.index(c)), (a in flip, b in flip, c in flip))
 
     @property

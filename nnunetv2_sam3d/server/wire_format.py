@@ -44,7 +44,7 @@ def pack(array: np.ndarray) -> bytes:
     array = np.ascontiguousarray(array)
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     name = array.dtype.name.encode()
-    raw = memoryview(array.reshape(-1)).cast("B") if array.size else memoryview(b"")
+    raw = memoryview(array.tobytes())
     parts = [
         struct.pack("<4sBBBB", MAGIC, VERSION, 1, array.ndim, len(name)),
         name,
