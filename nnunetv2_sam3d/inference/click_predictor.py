@@ -155,7 +155,7 @@ class ClickPredictor:
             self.configuration,
             self.dataset_json,
         )
-        self._grid = PreprocessedGrid.from_properties(self.properties, self.plans.transpose_forward, data.shape[1:])
+        self.grid = PreprocessedGrid.from_properties(self.properties, self.plans.transpose_forward, data.shape[1:])
         self.windows.set_image(torch.from_numpy(data))
         self._of_files, self._case, self.image_doubt = properties is not None, "image", None
         self._clicks = []
@@ -287,18 +287,32 @@ class ClickPredictor:
 
     def logits(self, clicks: Sequence[Click] = ()) -> Tensor:
         """Logits (classes, D, H, W) on nnU-Net's preprocessed grid; arguments and errors as in :meth:`predict`."""
+        logits = self.windows.logits(*self._points(clicks))
+        self._clicks = list(clicks)
+        return logits
+
+    def window_logits(self, clicks: Sequence[Click]) -> list[tuple[tuple[slice, ...], Tensor]]:
+        """Where :meth:`logits` differ from those without clicks; arguments and errors as there.
+
+        Returns:
+            for each window its box in the preprocessed grid, with channels, and the logits in it.
+        """
+        parts = self.windows.parts(*self._points(clicks))
+        self._clicks = list(clicks)
+        return parts
+
+    def _points(self, clicks: Sequence[Click]) -> tuple[Tensor, Tensor]:
+        """Clicks as voxels (N, 3) of the preprocessed grid, and their signs (N,)."""
         if not self.properties:
             raise RuntimeError("an image must be set with set_image() before the prediction")
         self.check(clicks)
         for click in clicks:
             if not all(-0.5 <= place <= size - 0.5 for place, size in zip(click.zyx, self._shape, strict=True)):
                 raise ClickError(f"{describe(click)} lies outside the image of {list(self._shape)} voxels (z, y, x)")
-        shape = np.asarray(self._grid.shape)
+        shape = np.asarray(self.grid.shape)
         # rounding may put a click on the surface of the grid a little beyond it
-        points = np.clip(clicks_in_grid(clicks, self._grid), -0.5, shape - 0.5)
-        logits = self.windows.logits(torch.from_numpy(points).float(), torch.tensor([float(c.sign) for c in clicks]))
-        self._clicks = list(clicks)
-        return logits
+        points = np.clip(clicks_in_grid(clicks, self.grid), -0.5, shape - 0.5)
+        return torch.from_numpy(points).float(), torch.tensor([float(click.sign) for click in clicks])
 
     def segmentation(self, logits: Tensor, probabilities: bool = False) -> Any:
         """Labels (z, y, x) from logits of this image, as nnU-Net exports them.

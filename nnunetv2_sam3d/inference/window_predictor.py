@@ -156,9 +156,23 @@ class WindowPredictor:
         Raises:
             ValueError: for clicks that the network cannot use, other shapes, and points outside the image.
         """
-        self._check(points, signs)
         if not len(points):
+            self._check(points, signs)
             return self.automatic()
+        parts = self.parts(points, signs)
+        result = self.automatic().clone()
+        for box, part in parts:
+            result[box] = part
+        return result
+
+    @torch.inference_mode()
+    def parts(self, points: Tensor, signs: Tensor) -> list[tuple[tuple[slice, ...], Tensor]]:
+        """Where :meth:`logits` differ from the automatic ones, and those logits; arguments and errors as there.
+
+        Returns:
+            for each window the box in the image, with channels, and the logits in it; where boxes overlap they agree.
+        """
+        self._check(points, signs)
         points = points.detach().cpu().float() + torch.tensor([float(s.start) for s in self._inner[1:]])
         signs = signs.detach().cpu().float()
         size = self._padded.shape[1:]
@@ -251,15 +265,14 @@ class WindowPredictor:
     def _used_bytes(self) -> int:
         return sum(_bytes(features) for kept in self._features.values() for features in kept.values())
 
-    def _blended(self, prompted: dict[Window, Tensor]) -> Tensor:
-        """The automatic logits with the prompted windows in them."""
-        automatic = pad_nd_image(self.automatic(), self.patch_size)
-        result, size = automatic.clone(), self._padded.shape[1:]
+    def _blended(self, prompted: dict[Window, Tensor]) -> list[tuple[tuple[slice, ...], Tensor]]:
+        """The prompted windows, faded into the automatic logits."""
+        automatic, size = self.automatic(), self._padded.shape[1:]
+        parts = []
         weights = {
             window: window_weight(*borders(window, size, self.patch_size), self.patch_size) for window in prompted
         }
         for window in prompted:
-            box = _box(window, self.patch_size)
             mixed = torch.zeros_like(prompted[window])
             total, strongest = torch.zeros(1, *self.patch_size), torch.zeros(1, *self.patch_size)
             for other, logits in prompted.items():
@@ -268,8 +281,19 @@ class WindowPredictor:
                 mixed[here] += weight * logits[there]
                 total[here] += weight
                 strongest[here] = strongest[here].maximum(weight)
-            result[box] = torch.lerp(automatic[box].float(), mixed / total, strongest).to(result.dtype)
-        return result[self._inner]
+            box, inside = self._within_image(window)
+            blended = torch.lerp(automatic[box].float(), (mixed / total)[inside], strongest[inside])
+            parts.append((box, blended.to(automatic.dtype)))
+        return parts
+
+    def _within_image(self, window: Window) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """A window's box in the image, and the same voxels in the window, which may reach into the padding."""
+        box, inside = [slice(None)], [slice(None)]
+        for start, length, inner in zip(window, self.patch_size, self._inner[1:], strict=True):
+            low, high = max(start, inner.start), min(start + length, inner.stop)
+            box.append(slice(low - inner.start, high - inner.start))
+            inside.append(slice(low - start, high - start))
+        return tuple(box), tuple(inside)
 
 
 class Turns:

@@ -66,7 +66,9 @@ class TrainingGeometry:
             WrongAxes: if they are in another order.
         """
         if self.spacing is None:
-            return "the model's plans do not say what its images were like: nobody checks the order of the volume's axes"
+            return (
+                "the model's plans do not say what its images were like: nobody checks the order of the volume's axes"
+            )
         own: Order = (0, 1, 2)
         possible = [order for order in permutations(range(3)) if self._spacing_allows(_ordered(spacing, order))]
         fitting = [order for order in possible if self._ratio(_ordered(shape, order)) <= _FITS]

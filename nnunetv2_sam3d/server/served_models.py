@@ -1,4 +1,4 @@
-"""Trained models as sessions use them: those that take clicks, and any other, of which the clicked structure is taken."""
+"""Trained models as sessions use them: those that take clicks, and any other, which shows the clicked structure."""
 
 from __future__ import annotations
 

@@ -76,9 +76,9 @@ def test_the_window_lies_on_the_fiducial(
     (crop,), ((points, signs),) = crops, given
     blob = centres(crop[0].numpy()[1:2] * 1000 + 100)[0]
     assert np.abs(points[0, 0].numpy() - blob).max() < 0.5
-    place = predictor._grid.from_image([clicks[0].zyx])[0]
+    place = predictor.grid.from_image([clicks[0].zyx])[0]
     centred = 0
-    for axis, (size, patch) in enumerate(zip(predictor._grid.shape, PATCH, strict=True)):
+    for axis, (size, patch) in enumerate(zip(predictor.grid.shape, PATCH, strict=True)):
         if patch / 2 < place[axis] < size - patch / 2 - 1:  # else the window ends with the volume
             assert abs(points[0, 0, axis] - patch / 2) <= 0.5
             centred += 1
