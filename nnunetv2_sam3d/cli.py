@@ -19,12 +19,13 @@ from nnunetv2_sam3d.commands import (
     plan,
     predict,
     report,
+    serve,
     splits,
     weights,
 )
 
 COMMANDS = (
-    doctor, plan, splits, weights, experiment, crossval, predict, evaluate, adapters, report, demo, benchmark,
+    doctor, plan, splits, weights, experiment, crossval, predict, serve, evaluate, adapters, report, demo, benchmark,
 )  # fmt: skip
 
 

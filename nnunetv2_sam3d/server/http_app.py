@@ -14,19 +14,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from nnunetv2_sam3d.memory.model import available_bytes
 from nnunetv2_sam3d.server.interactive_session import Change, InteractiveSession
 from nnunetv2_sam3d.server.leases import AllTaken, Lease, LeaseExpired, Leases
+from nnunetv2_sam3d.server.offer import Offer
+from nnunetv2_sam3d.server.served_models import VolumeTooLarge
 from nnunetv2_sam3d.server.wire_format import TooLarge, WireError, pack, read_json, unpack, write_meta
 
-LEASE, META = "X-Lease-Token", "X-Meta"
+LEASE, META, DETAIL = "X-Lease-Token", "X-Meta", "X-Detail"
 BINARY = "application/octet-stream"
+MOST_IMAGE_BYTES = 4 << 30
 PROTOCOL = "2.6.0"  # of the clients that it was written for
 _JSON_BYTES = 64 << 10
 _STALLED_S = 120.0  # without a byte of a body
@@ -42,6 +49,7 @@ class Served:
     Attributes:
         title: model and target, for people.
         patch_size: of the model, (z, y, x).
+        facts: what else the capabilities say; the viewers do not read it.
         image_bytes: that an unpacked image may have.
         licence: of the model.
         api_key: that clients must show; ``None`` for no key.
@@ -49,9 +57,26 @@ class Served:
 
     title: str
     patch_size: Sequence[int]
-    image_bytes: int = 4 << 30
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    image_bytes: int = MOST_IMAGE_BYTES
     licence: str = "that of the model's training data and weights; ask who trained it"
     api_key: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, offer: Offer, api_key: str | None = None) -> Served:
+        """What there is to say of an open model; an image may take a quarter of the memory that is free."""
+        facts = {
+            "target": offer.target.name,
+            "voxel_size": offer.spacing,
+            "axes": offer.axes.name,
+            "flip": offer.axes.flipped,
+            "clicks": offer.takes_clicks,
+            "background_clicks": offer.background_clicks,
+            "clicks_in_words": offer.clicks_in_words,
+        }
+        most = min(MOST_IMAGE_BYTES, (available_bytes() or 4 * MOST_IMAGE_BYTES) // 4)
+        title = f"{offer.plans.dataset_name}, {offer.model.name}"
+        return cls(title, offer.patch_size, facts, image_bytes=most, api_key=api_key)
 
 
 class Service:
@@ -59,11 +84,17 @@ class Service:
 
     def __init__(self, leases: Leases, served: Served) -> None:
         self.leases, self.served = leases, served
+        self.open_paths = {"/healthz"}  # which need no key
         self._threads = ThreadPoolExecutor(leases.most, thread_name_prefix="session")
 
     def close(self) -> None:
         """Lets the threads end; what has not begun is dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def working(self) -> bool:
+        """Whether something is computed."""
+        return any(lease.busy for lease in self.leases)
 
     def lease(self, request: Request) -> Lease:
         """The lease that a request shows; 410 for none."""
@@ -160,6 +191,7 @@ def capabilities(served: Served) -> dict[str, Any]:
         "license": served.licence,
         "supports_undo": True,
         "model": served.title,
+        **served.facts,
     }
 
 
@@ -186,7 +218,7 @@ def create_app(leases: Leases, served: Served) -> FastAPI:
     app = FastAPI(title="nnunetv2_sam3d", lifespan=reaping, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.service = service
     _add_errors(app)
-    app.middleware("http")(partial(_check_key, served.api_key))
+    app.add_middleware(Guard, service=service)
     _add_lease_routes(app, service)
     _add_image_routes(app, service)
     _add_prompt_routes(app, service)
@@ -200,51 +232,91 @@ async def _reap(leases: Leases) -> None:
             _log.info("%d session(s) ended: their clients were idle or gone", len(ended))
 
 
-async def _check_key(key: str | None, request: Request, call_next: Callable[..., Any]) -> Response:
-    """401 without the key, but for the question whether the server is there."""
-    if key is not None and request.url.path != "/healthz":
-        shown = request.headers.get("authorization", "")
-        if not secrets.compare_digest(shown.encode("utf-8", "replace"), f"Bearer {key}".encode()):
-            detail = "the server needs its key: enter it in the viewer (API key), or as NN_INTERACTIVE_API_KEY"
-            return _error(401, detail, {"WWW-Authenticate": "Bearer"})
-    return await call_next(request)
+class Guard:
+    """Lets nobody in who should not be: asks for the key, or without one answers this machine's programs only.
+
+    A page of another site, open in a browser on this machine, can reach the server as well. It shows by its ``Origin``,
+    or by the name under which it found the server (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self._service, self._key = app, service, service.served.api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As Starlette calls it."""
+        refusal = self._refusal(Request(scope)) if scope["type"] == "http" else None
+        await (refusal or self.app)(scope, receive, send)
+
+    def _refusal(self, request: Request) -> Response | None:
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return error_response(403, f"requests of pages from {origin[:80]} are not answered")
+        if self._key is None:
+            if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+                return error_response(
+                    403, f"without --api-key the server answers on this machine only, not as {host[:80]}"
+                )
+            return None
+        shown = request.headers.get("authorization", "").encode("utf-8", "replace")
+        if request.url.path in self._service.open_paths or secrets.compare_digest(
+            shown, f"Bearer {self._key}".encode()
+        ):
+            return None
+        detail = "the server needs its key: enter it in the viewer (API key), or as NN_INTERACTIVE_API_KEY"
+        return error_response(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
-def _error(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status, headers=dict(headers or {}))
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own, which no other one reaches."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def error_response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """A refusal; clients that show only the first line of an answer get the sentence there, see ``listening``."""
+    first_line = detail.encode("ascii", "replace").decode()
+    shown = {DETAIL: "".join(sign if sign.isprintable() else " " for sign in first_line)[:800]}
+    return JSONResponse({"detail": detail}, status, headers={**(headers or {}), **shown})
 
 
 def _add_errors(app: FastAPI) -> None:
     """Every error becomes a status and a sentence; none ends the server."""
 
     async def refused(_: Request, error: Exception) -> JSONResponse:
-        return _error(400, str(error))
+        return error_response(400, str(error))
 
     async def too_large(_: Request, error: Exception) -> JSONResponse:
-        return _error(413, str(error))
+        return error_response(413, str(error))
 
     async def expired(_: Request, error: Exception) -> JSONResponse:
-        return _error(410, str(error))
+        return error_response(410, str(error))
 
     async def full(_: Request, error: Exception) -> JSONResponse:
-        return _error(503, str(error), {"Retry-After": "10"})
+        return error_response(503, str(error), {"Retry-After": "10"})
 
     async def no_memory(_: Request, error: Exception) -> JSONResponse:
         _log.error("out of memory: %s", error)
-        return _error(413, "the server has not enough memory for this volume; crop it, or use a smaller one")
+        return error_response(413, "the server has not enough memory for this volume; crop it, or use a smaller one")
+
+    async def defect(_: Request, error: Exception) -> JSONResponse:
+        return error_response(500, f"the server failed at this ({type(error).__name__}); its log says more")
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return _error(error.status_code, str(error.detail), error.headers)
+        return error_response(error.status_code, str(error.detail), error.headers)
 
     for kind, handler in (
         (ValueError, refused),
         (TooLarge, too_large),
+        (VolumeTooLarge, too_large),
         (LeaseExpired, expired),
         (AllTaken, full),
         (MemoryError, no_memory),
-        (torch.OutOfMemoryError, no_memory),
+        (torch.cuda.OutOfMemoryError, no_memory),
         (HTTPException, http),
+        (Exception, defect),
     ):
         app.add_exception_handler(kind, handler)
 

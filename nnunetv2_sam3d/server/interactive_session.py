@@ -34,6 +34,9 @@ class ServedModel(Protocol):
     def mask(self, clicks: Sequence[Click]) -> np.ndarray:
         """The mask with clicks of this image, at least one, bool (z, y, x)."""
 
+    def segmentation(self, clicks: Sequence[Click]) -> np.ndarray:
+        """The labels of ``dataset.json`` with clicks of this image, or without any, (z, y, x)."""
+
 
 @dataclass(frozen=True)
 class Change:

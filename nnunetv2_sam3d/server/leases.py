@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from nnunetv2_sam3d.server.interactive_session import InteractiveSession
 
@@ -32,6 +33,7 @@ class Lease:
         used: time of the last request that a user made.
         alive: time of the last sign of life.
         busy: requests that are computed now; such a lease does not expire.
+        page: what a browser's page keeps beside the session.
     """
 
     token: str
@@ -40,6 +42,7 @@ class Lease:
     alive: float
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     busy: int = 0
+    page: Any = None
 
 
 class Leases:
@@ -71,6 +74,9 @@ class Leases:
     def __len__(self) -> int:
         self.expire()
         return len(self._leases)
+
+    def __iter__(self) -> Iterator[Lease]:
+        return iter(list(self._leases.values()))
 
     def claim(self) -> Lease:
         """A new lease.

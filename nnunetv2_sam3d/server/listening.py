@@ -1,0 +1,72 @@
+"""Answering on a port until Ctrl-C."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Any
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nnunetv2_sam3d.server.http_app import DETAIL
+
+_GRACE_S = 3  # for answers that are on their way when the server ends
+_MOST_AT_ONCE = 100  # connections
+
+
+class _FirstLine(h11.Connection):
+    """Puts the sentence of a refusal into the first line of the answer.
+
+    The viewers' client raises an error with that line, which the viewers show; the sentence in the body they do not.
+    """
+
+    def send(self, event: Any) -> Any:
+        """As h11 has it."""
+        if isinstance(event, h11.Response) and event.status_code >= 400:
+            reason = next((value for name, value in event.headers if name == DETAIL.lower().encode()), event.reason)
+            event = h11.Response(status_code=event.status_code, headers=event.headers, reason=reason)
+        return super().send(event)
+
+
+class _Protocol(H11Protocol):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = _FirstLine(h11.SERVER)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        OSError: if the port is taken, or the host is not this machine's, with what helps.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen on {host}, port {port}: {reason}. Choose another one: --port, --host") from error
+
+
+def serve(app: FastAPI, listener: socket.socket) -> bool:
+    """Answers until SIGINT or SIGTERM.
+
+    Returns:
+        whether everything has ended; a prediction that still runs cannot be interrupted.
+    """
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=_Protocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_MOST_AT_ONCE,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+    )
+    server.run(sockets=[listener])
+    return not any(thread.name.startswith("session") and thread.is_alive() for thread in threading.enumerate())
