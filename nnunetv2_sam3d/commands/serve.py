@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -124,12 +125,10 @@ def run(options: argparse.Namespace) -> int:
         app = create_app(leases, Served.of(offer, key))
         _introduce(offer, device)
         _say_where(listener.getsockname()[1], options.host, with_key=bool(key))
-        try:
-            ended = serve(app, listener)
-        except KeyboardInterrupt:  # which uvicorn raises again when it has ended
-            ended = not app.state.service.working
+        with contextlib.suppress(KeyboardInterrupt):  # how a server ends
+            serve(app, listener, offer.stop)
         say("stopped")
-    if not ended:  # a pass through a network cannot be interrupted; nothing of it is kept
+    if app.state.service.working:  # a window takes long on a slow machine, and nothing of it would be kept
         sys.stdout.flush()
         os._exit(0)
     return 0

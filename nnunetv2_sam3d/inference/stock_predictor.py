@@ -15,7 +15,7 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
 
-from nnunetv2_sam3d.inference.window_predictor import InTurn, Turns
+from nnunetv2_sam3d.inference.turns import InTurn, Turns
 from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
 
@@ -65,7 +65,7 @@ class StockPredictor:
         self.networks = [self._with_weights(weights) for weights in self._sliding.list_of_parameters]
         self._sliding.list_of_parameters = []
         self.mirroring, self.device = mirroring, torch.device(device)
-        self._turn = Turns()
+        self.turns = Turns()
         self.spacing: list[float] = []
         self.segmentation: np.ndarray | None = None
 
@@ -102,7 +102,7 @@ class StockPredictor:
         )
         total: torch.Tensor | None = None
         for network in self.networks:
-            self._sliding.network = InTurn(network, self._turn)
+            self._sliding.network = InTurn(network, self.turns)
             logits = self._sliding.predict_sliding_window_return_logits(torch.from_numpy(data)).to("cpu")
             total = logits if total is None else total + logits
         assert total is not None

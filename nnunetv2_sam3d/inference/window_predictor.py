@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import itertools
-import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from copy import copy
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from torch import Tensor, nn
+from torch import Tensor
 
+from nnunetv2_sam3d.inference.turns import InTurn, Turns
 from nnunetv2_sam3d.inference.window_geometry import Window, borders, clicks_inside, place_windows, window_weight
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D, Features
 
@@ -82,7 +81,7 @@ class WindowPredictor:
         self._sliding.configuration_manager = SimpleNamespace(patch_size=list(self.patch_size))
         self._sliding.label_manager = SimpleNamespace(num_segmentation_heads=self.config.num_classes)
         self._sliding.allowed_mirroring_axes = tuple(axes) or None
-        self._turn: AbstractContextManager[Any] = Turns()
+        self.turns = Turns()
         self._forget_image()
 
     def _forget_image(self) -> None:
@@ -135,7 +134,7 @@ class WindowPredictor:
         if self._automatic is None:
             total: Tensor | None = None
             for network in self.networks:
-                self._sliding.network = InTurn(network, self._turn)
+                self._sliding.network = InTurn(network, self.turns)
                 logits = self._sliding.predict_sliding_window_return_logits(self._the_image).to("cpu")
                 total = logits if total is None else total + logits
             assert total is not None
@@ -235,7 +234,7 @@ class WindowPredictor:
                 for axis in axes:
                     mirrored[:, axis] = self.patch_size[axis] - 1 - mirrored[:, axis]
                 volume_axes = [axis + 2 for axis in axes]
-                with self._turn, self._autocast():
+                with self.turns, self._autocast():
                     features = self._window_features(window, fold, axes)
                     logits = network.decode(features, mirrored[None].to(self.device), signs[None].to(self.device))
                 logits = torch.flip(logits, volume_axes).float()
@@ -294,43 +293,6 @@ class WindowPredictor:
             box.append(slice(low - inner.start, high - inner.start))
             inside.append(slice(low - start, high - start))
         return tuple(box), tuple(inside)
-
-
-class Turns:
-    """A lock that lets its users in by the order in which they came; Python's own may let the same one in for ever."""
-
-    def __init__(self) -> None:
-        self._lock, self._waiting = threading.Lock(), deque[threading.Lock]()
-        self._taken = False
-
-    def __enter__(self) -> None:
-        turn = threading.Lock()
-        with self._lock:
-            if not self._taken:
-                self._taken = True
-                return
-            turn.acquire()
-            self._waiting.append(turn)
-        turn.acquire()  # until the one before opens it
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._taken = False
-
-
-class InTurn(nn.Module):
-    """A network whose passes take turns with those of other threads."""
-
-    def __init__(self, network: nn.Module, turn: AbstractContextManager[Any]) -> None:
-        super().__init__()
-        self.network, self._turn = network, turn
-
-    def forward(self, image: Tensor) -> Tensor:
-        with self._turn:
-            return self.network(image)
 
 
 def _bytes(features: Features) -> int:

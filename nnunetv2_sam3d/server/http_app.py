@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from nnunetv2_sam3d.inference.turns import Stopped
 from nnunetv2_sam3d.memory.model import available_bytes
 from nnunetv2_sam3d.server.interactive_session import Change, InteractiveSession
 from nnunetv2_sam3d.server.leases import AllTaken, Lease, LeaseExpired, Leases
@@ -86,6 +88,7 @@ class Service:
         self.leases, self.served = leases, served
         self.open_paths = {"/healthz"}  # which need no key
         self._threads = ThreadPoolExecutor(leases.most, thread_name_prefix="session")
+        self._works: set[Future[Any]] = set()
 
     def close(self) -> None:
         """Lets the threads end; what has not begun is dropped."""
@@ -93,8 +96,8 @@ class Service:
 
     @property
     def working(self) -> bool:
-        """Whether something is computed."""
-        return any(lease.busy for lease in self.leases)
+        """Whether something is computed, also for a client that is gone."""
+        return any(work.running() for work in self._works)
 
     def lease(self, request: Request) -> Lease:
         """The lease that a request shows; 410 for none."""
@@ -110,24 +113,34 @@ class Service:
 
     async def compute(self, lease: Lease, work: Callable[[InteractiveSession], T]) -> T:
         """Runs something with the session in a thread; the lease cannot expire meanwhile."""
+        future = self._threads.submit(work, lease.session)
+        self._works.add(future)
+        future.add_done_callback(self._works.discard)
         lease.busy += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, lease.session)
+            return await asyncio.wrap_future(future)
         finally:
             lease.busy -= 1
             self.leases.use(lease)
 
     async def predict(self, request: Request, lease: Lease, work: Callable[[InteractiveSession], Change]) -> Response:
         """Runs a prediction and answers it; takes it back if the client did not wait for it, and so never saw it."""
-        before = len(lease.session.clicks)
+        before, start = len(lease.session.clicks), time.perf_counter()
         change = await self.compute(lease, work)
+        _log.info("%s: %s in %.2f s", request.url.path, _size_of(change), time.perf_counter() - start)
         if await request.is_disconnected() and len(lease.session.clicks) > before:
             lease.session.undo()
             _log.warning("a client did not wait for the answer to its click, which is taken back")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, answer, change, lease.session)
+        return await self.compute(lease, partial(answer, change=change))
 
 
-def answer(change: Change, session: InteractiveSession) -> Response:
+def _size_of(change: Change) -> str:
+    if change.values is None:
+        return "no voxel changed"
+    return f"a box of {' x '.join(map(str, change.values.shape))} voxels changed"
+
+
+def answer(session: InteractiveSession, change: Change) -> Response:
     """A change of the mask as the clients read it."""
     meta: dict[str, Any] = {"ran_prediction": change.ran, "bbox": change.box}
     body = b""
@@ -293,6 +306,9 @@ def _add_errors(app: FastAPI) -> None:
     async def expired(_: Request, error: Exception) -> JSONResponse:
         return error_response(410, str(error))
 
+    async def ending(_: Request, error: Exception) -> JSONResponse:
+        return error_response(503, "the server is being stopped")
+
     async def full(_: Request, error: Exception) -> JSONResponse:
         return error_response(503, str(error), {"Retry-After": "10"})
 
@@ -313,6 +329,7 @@ def _add_errors(app: FastAPI) -> None:
         (VolumeTooLarge, too_large),
         (LeaseExpired, expired),
         (AllTaken, full),
+        (Stopped, ending),
         (MemoryError, no_memory),
         (torch.cuda.OutOfMemoryError, no_memory),
         (HTTPException, http),
@@ -373,7 +390,10 @@ def _add_image_routes(app: FastAPI, service: Service) -> None:
                 session.set_image(image, spacing)
                 return image.shape
 
+            start = time.perf_counter()
             shape = await service.compute(lease, work)
+            size = " x ".join(map(str, shape[1:]))
+            _log.info("a volume of %s voxels was predicted in %.1f s", size, time.perf_counter() - start)
             reply: dict[str, Any] = {"original_image_shape": shape}
             if lease.session.warning:
                 _log.warning("%s", lease.session.warning)

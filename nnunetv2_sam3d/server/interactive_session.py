@@ -125,7 +125,8 @@ class InteractiveSession:
         if min(spacing) <= 0:
             raise ValueError(f"the spacing is three positive lengths (k, j, i) in mm, got {list(spacing)}")
         warning = self._check_axes(self.axes.sizes(spacing), self.axes.sizes(image.shape[1:]), self.axes)
-        voxels = np.ascontiguousarray(self.axes.to_model(image), dtype=np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite
+            voxels = np.ascontiguousarray(self.axes.to_model(image), dtype=np.float32)
         if not np.isfinite(voxels).all():
             raise ValueError("the volume has voxels that are no finite numbers (NaN or infinite); replace them first")
         automatic = self.model.set_image(voxels, self.axes.sizes(spacing))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-import threading
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import h11
@@ -50,13 +51,28 @@ def bind(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host}, port {port}: {reason}. Choose another one: --port, --host") from error
 
 
-def serve(app: FastAPI, listener: socket.socket) -> bool:
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stop = stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._stop()
+        super().handle_exit(sig, frame)
+
+
+def serve(app: FastAPI, listener: socket.socket, stop: Callable[[], None]) -> None:
     """Answers until SIGINT or SIGTERM.
 
-    Returns:
-        whether everything has ended; a prediction that still runs cannot be interrupted.
+    Args:
+        app: what answers.
+        listener: from :func:`bind`.
+        stop: called when the signal comes; lets predictions end soon.
+
+    Raises:
+        KeyboardInterrupt: after SIGINT, when the server has ended.
     """
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             http=_Protocol,
@@ -66,7 +82,7 @@ def serve(app: FastAPI, listener: socket.socket) -> bool:
             server_header=False,
             limit_concurrency=_MOST_AT_ONCE,
             timeout_graceful_shutdown=_GRACE_S,
-        )
+        ),
+        stop,
     )
     server.run(sockets=[listener])
-    return not any(thread.name.startswith("session") and thread.is_alive() for thread in threading.enumerate())

@@ -150,6 +150,11 @@ class Offer:
         """Whether the training's reader turned images, so that their arrays are not what a viewer sends."""
         return "Reorient" in self.plans.image_reader_writer_class.__name__
 
+    def stop(self) -> None:
+        """Predictions end with the window that they are at."""
+        predictor = self._predictor
+        (predictor if isinstance(predictor, StockPredictor) else predictor.windows).turns.stop()
+
     def new_session(self) -> InteractiveSession:
         """A session without an image, with memory of its own."""
         return InteractiveSession(self._new_model(), self.axes, self._check_axes)
