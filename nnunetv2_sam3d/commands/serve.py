@@ -158,6 +158,8 @@ def _introduce(offer: Offer, device: str) -> None:
             "is not: bring it into that orientation in the viewer (3D Slicer: Orient Scalar Volume)"
         )
     say(f"clicks: {offer.clicks_in_words}")
+    if offer.doubt:
+        say(f"Warning: {offer.doubt}")
     say("measuring ...")
     timings = offer.measure()
     text = f"a volume of the training's median size takes about {_duration(timings.image_s)}"

@@ -72,7 +72,12 @@ def serve(app: FastAPI, listener: socket.socket, stop: Callable[[], None]) -> No
     Raises:
         KeyboardInterrupt: after SIGINT, when the server has ended.
     """
-    server = _Server(
+    server_of(app, stop).run(sockets=[listener])
+
+
+def server_of(app: FastAPI, stop: Callable[[], None]) -> uvicorn.Server:
+    """The server of :func:`serve`, which another thread may run and end."""
+    return _Server(
         uvicorn.Config(
             app,
             http=_Protocol,
@@ -85,4 +90,3 @@ def serve(app: FastAPI, listener: socket.socket, stop: Callable[[], None]) -> No
         ),
         stop,
     )
-    server.run(sockets=[listener])

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nnunetv2_sam3d.clicks.click import Click
 from nnunetv2_sam3d.inference.click_predictor import ClickPredictor
 from nnunetv2_sam3d.inference.stock_predictor import StockPredictor
 from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES
@@ -22,7 +23,7 @@ from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, trained_folds
 from nnunetv2_sam3d.server.axis_check import TrainingGeometry
 from nnunetv2_sam3d.server.axis_order import AxisOrder
 from nnunetv2_sam3d.server.interactive_session import InteractiveSession, ServedModel
-from nnunetv2_sam3d.server.served_models import AutomaticModel, ClickModel
+from nnunetv2_sam3d.server.served_models import AutomaticModel, ClickModel, click_label
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.reading import METADATA_KEY
@@ -144,6 +145,14 @@ class Offer:
             return "not known to the model: a click shows the connected structure that it found there"
         known = "known" if self.background_clicks else "not known to the model"
         return f"foreground clicks move the mask; background clicks are {known}"
+
+    @property
+    def doubt(self) -> str | None:
+        """Why clicks on the target may be worth little; ``None`` where the training had them."""
+        if not self.takes_clicks or not isinstance(self._predictor, ClickPredictor):
+            return None
+        label = click_label(self.dataset_json["labels"], self.target)
+        return self._predictor.doubt([Click((0, 0, 0), label)])
 
     @property
     def reorients(self) -> bool:
