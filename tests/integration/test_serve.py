@@ -1,0 +1,147 @@
+"""``nnUNetv2_sam3d serve`` in a process of its own, and the viewers' unmodified client in others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+pytest.importorskip("fastapi", reason="pip install 'nnunetv2_sam3d[serve]'")
+remote = pytest.importorskip("nnInteractive.inference.remote.remote_session")
+
+Workspace = Any  # the class in conftest.py
+BothAtOnce = Callable[[list[Callable[[], Any]]], list[Any]]
+OLDEST = "2.5.1"
+IDLE_S = 10
+CLICKS = [(6, 7, 8), (13, 16, 8), (2, 20, 3)]  # k, j, i
+SCRIPT = Path(__file__).with_name("viewer_client.py")
+
+
+@pytest.fixture(scope="session")
+def oldest_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the oldest client that is supported; the newest one is installed with the tests."""
+    folder = tmp_path_factory.mktemp("client")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder]
+    done = subprocess.run([*install, f"nninteractive-client=={OLDEST}"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"nninteractive-client {OLDEST} cannot be installed here: {done.stderr[-300:]}")
+    return folder
+
+
+@contextmanager
+def serving(workspace: Workspace, trainer: str, *more: object, **options: Any) -> Iterator[tuple[str, list[str], Any]]:
+    """The command: its URL, what it printed until it listened, its process."""
+    process = workspace.start(
+        "nnUNetv2_sam3d", "serve", "-m", workspace.model(trainer), "--port", 0, "--device", "cpu", *more, **options
+    )
+    try:
+        lines: list[str] = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("napari:"):
+                break
+        where = [line.split()[2].strip(";") for line in lines if line.startswith("listening on ")]
+        assert where, "".join(lines)
+        yield where[0], lines, process
+    finally:
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and output.endswith("stopped\n") and "Traceback" not in output, output
+
+
+def client(url: str, *arguments: object, folder: Path | None = None) -> None:
+    """Runs the script with a version of the client."""
+    paths = {} if folder is None else {"PYTHONPATH": str(folder)}
+    command = [sys.executable, str(SCRIPT), url, *map(str, arguments)]
+    done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def image(trained: Workspace, tmp_path: Path) -> Path:
+    """An image of whole numbers, as scanners write them, under two names."""
+    whole = sitk.Cast(sitk.ReadImage(str(trained.raw / "imagesTr" / "case_0_0000.nii.gz")), sitk.sitkInt16)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for count in (1, 3):
+        sitk.WriteImage(whole, str(folder / f"clicks{count}_0000.nii.gz"))
+    array, spacing = sitk.GetArrayFromImage(whole), whole.GetSpacing()[::-1]
+    np.savez(tmp_path / "image.npz", image=array, spacing=spacing, clicks=CLICKS)
+    return folder
+
+
+def test_viewers(
+    trained: Workspace, image: Path, oldest_client: Path, both_at_once: BothAtOnce, tmp_path: Path
+) -> None:
+    """Both versions of the client at once; their masks are those of ``predict --clicks``."""
+    given = tmp_path / "image.npz"
+    with serving(trained, "SAM3DFull", "--sessions", 2, "--idle", IDLE_S) as (url, lines, _):
+        both_at_once([
+            lambda: client(url, given, tmp_path / "newest.npz"),
+            lambda: client(url, given, tmp_path / "oldest.npz", folder=oldest_client),
+        ])  # fmt: skip
+        client(url, "vanish")
+        lasting = remote.nnInteractiveRemoteInferenceSession(url)
+        with pytest.raises(remote.ServerAtCapacityError, match="all 2 sessions are in use"):
+            remote.nnInteractiveRemoteInferenceSession(url)
+        time.sleep(IDLE_S + 0.5)  # the one that vanished and the one that lasts
+        with pytest.raises(remote.SessionExpiredError, match="connect again"):
+            lasting.add_point_interaction([1, 1, 1], True)
+        with remote.nnInteractiveRemoteInferenceSession(url), remote.nnInteractiveRemoteInferenceSession(url):
+            pass
+    printed = "".join(lines)
+    for words in ("target: whole foreground", "voxel size of the model: ", "k, j, i are the model's z, y, x",
+                  "background clicks are not known", "a click about", "3D Slicer: ", f"server URL {url}"):  # fmt: skip
+        assert words in printed
+    table = [f"clicks{count},{k},{j},{i}" for count in (1, 3) for k, j, i in CLICKS[:count]]
+    (tmp_path / "clicks.csv").write_text("# space = zyx\ncase,z,y,x\n" + "\n".join(table) + "\n")
+    trained.run("nnUNetv2_sam3d", "predict", "-m", trained.model("SAM3DFull"), "-i", image, "-o", tmp_path / "masks",
+                "--clicks", tmp_path / "clicks.csv", "--device", "cpu")  # fmt: skip
+    for name in ("newest", "oldest"):
+        masks = np.load(tmp_path / f"{name}.npz")
+        assert (str(masks["version"]) == OLDEST) is (name == "oldest")
+        for count in (1, 3):
+            expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "masks" / f"clicks{count}.nii.gz"))) > 0
+            for sent in range(3):
+                np.testing.assert_array_equal(masks[f"{sent}_{count}"], expected)
+            assert expected.any()
+
+
+def test_stock_models(trained: Workspace, users_trainer: Path, image: Path, tmp_path: Path) -> None:
+    """nnU-Net's own network: the automatic result, and of it the connected structure under the click."""
+    stock, found = replace(trained, plans="nnUNetPlans"), {"nnUNet_extTrainer": str(users_trainer)}
+    array = np.load(tmp_path / "image.npz")
+    with serving(stock, "Users", "--target", "1,2", variables=found) as (url, lines, _):
+        assert "a click shows the connected structure" in "".join(lines)
+        with remote.nnInteractiveRemoteInferenceSession(url) as session:
+            session.set_image(array["image"][None], {"spacing": array["spacing"]})
+            buffer = np.zeros(array["image"].shape, np.uint8)
+            session.set_target_buffer(buffer)
+            stock.predict("Users", 0, image, tmp_path / "stock", variables=found)
+            expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "stock" / "clicks1.nii.gz"))) > 0
+            place = np.argwhere(expected)[0]
+            session.add_point_interaction(place.tolist(), True)
+            assert buffer[tuple(place)] and not (buffer.astype(bool) & ~expected).any()
+
+
+def test_refusals(trained: Workspace, both_at_once: BothAtOnce) -> None:
+    serve = ("nnUNetv2_sam3d", "serve", "-m", trained.model("SAM3DFull"), "--device", "cpu")
+    open_to_all, axes = both_at_once([
+        lambda: trained.fails(*serve, "--host", "0.0.0.0"),
+        lambda: trained.fails(*serve, "--axes", "xyz"),
+    ])  # fmt: skip
+    assert "others can reach the server" in open_to_all and "--api-key" in open_to_all
+    assert "letters k, j and i" in axes
+    for output in (open_to_all, axes):
+        assert "Traceback" not in output
