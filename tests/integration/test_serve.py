@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.ndimage import label
 
 pytest.importorskip("fastapi", reason="pip install 'nnunetv2_sam3d[serve]'")
 remote = pytest.importorskip("nnInteractive.inference.remote.remote_session")
@@ -118,30 +119,53 @@ def test_viewers(
             assert expected.any()
 
 
-def test_stock_models(trained: Workspace, users_trainer: Path, image: Path, tmp_path: Path) -> None:
-    """nnU-Net's own network: the automatic result, and of it the connected structure under the click."""
+def test_stock_models(trained: Workspace, users_trainer: Path) -> None:
+    """nnU-Net's own network: of its automatic result the connected structure under the click."""
     stock, found = replace(trained, plans="nnUNetPlans"), {"nnUNet_extTrainer": str(users_trainer)}
-    array = np.load(tmp_path / "image.npz")
+    image = sitk.ReadImage(str(trained.raw / "imagesTr" / "case_0_0000.nii.gz"))
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(stock.fold("Users", 0) / "validation" / "case_0.nii.gz"))) > 0
     with serving(stock, "Users", "--target", "1,2", variables=found) as (url, lines, _):
         assert "a click shows the connected structure" in "".join(lines)
         with remote.nnInteractiveRemoteInferenceSession(url) as session:
-            session.set_image(array["image"][None], {"spacing": array["spacing"]})
-            buffer = np.zeros(array["image"].shape, np.uint8)
+            session.set_image(sitk.GetArrayFromImage(image)[None], {"spacing": image.GetSpacing()[::-1]})
+            buffer = np.zeros(expected.shape, np.uint8)
             session.set_target_buffer(buffer)
-            stock.predict("Users", 0, image, tmp_path / "stock", variables=found)
-            expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "stock" / "clicks1.nii.gz"))) > 0
-            place = np.argwhere(expected)[0]
-            session.add_point_interaction(place.tolist(), True)
-            assert buffer[tuple(place)] and not (buffer.astype(bool) & ~expected).any()
+            parts, count = label(expected, np.ones((3, 3, 3)))
+            for number in range(1, min(count, 3) + 1):
+                session.add_point_interaction(np.argwhere(parts == number)[0].tolist(), True)
+                np.testing.assert_array_equal(buffer, (parts > 0) & (parts <= number))
+            assert count > 0
 
 
-def test_refusals(trained: Workspace, both_at_once: BothAtOnce) -> None:
-    serve = ("nnUNetv2_sam3d", "serve", "-m", trained.model("SAM3DFull"), "--device", "cpu")
-    open_to_all, axes = both_at_once([
-        lambda: trained.fails(*serve, "--host", "0.0.0.0"),
-        lambda: trained.fails(*serve, "--axes", "xyz"),
-    ])  # fmt: skip
-    assert "others can reach the server" in open_to_all and "--api-key" in open_to_all
-    assert "letters k, j and i" in axes
-    for output in (open_to_all, axes):
-        assert "Traceback" not in output
+@pytest.mark.slow
+def test_background_clicks_of_a_trained_model(planned: Workspace, tmp_path: Path) -> None:
+    """A model that learned both kinds of clicks: a background click clears voxels, as with ``predict --clicks``."""
+
+    def sign(configurations: dict[str, Any]) -> None:
+        settings = configurations["3d_fullres"]["sam3d"]
+        settings["network"] = {**settings.get("network", {}), "signed_clicks": True, "click_maps": True}
+        settings |= {"epochs": 10, "iterations_per_epoch": 10}
+
+    signed = planned.derive_copy("Signed", sign)
+    signed.train("SAM3DFull", 0)
+    file = signed.raw / "imagesTr" / "case_0_0000.nii.gz"
+    image = sitk.ReadImage(str(file))
+    with (
+        serving(signed, "SAM3DFull") as (url, lines, _),
+        remote.nnInteractiveRemoteInferenceSession(url) as session,
+    ):
+        assert "background clicks are known" in "".join(lines)
+        session.set_image(sitk.GetArrayFromImage(image)[None], {"spacing": image.GetSpacing()[::-1]})
+        buffer = np.zeros(image.GetSize()[::-1], np.uint8)
+        session.set_target_buffer(buffer)
+        masks, clicks = [buffer.copy()], [((6, 7, 8), True), ((13, 16, 8), False), ((2, 20, 3), False)]
+        for voxel, positive in clicks:
+            session.add_point_interaction(voxel, positive)
+            masks.append(buffer.copy())
+    assert masks[1].any() and (masks[1] > masks[2]).any()
+    table = [f"{k},{j},{i},{'foreground' if positive else 'background'}" for (k, j, i), positive in clicks]
+    (tmp_path / "clicks.csv").write_text("# space = zyx\nz,y,x,sign\n" + "\n".join(table) + "\n")
+    signed.run("nnUNetv2_sam3d", "predict", "-m", signed.model("SAM3DFull"), "-i", file, "-o", tmp_path / "masks",
+               "--clicks", tmp_path / "clicks.csv", "--device", "cpu")  # fmt: skip
+    predicted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "masks" / "case_0.nii.gz")))
+    np.testing.assert_array_equal(masks[-1], predicted > 0)

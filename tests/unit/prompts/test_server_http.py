@@ -69,6 +69,23 @@ def test_a_sitting(client: httpx.Client, volume: np.ndarray, offer: Offer) -> No
     assert client.get("/lease_status").json()["idle_timeout_seconds"] == 600
 
 
+def test_the_viewers_client_sees_what_a_background_click_clears(url: str, volume: np.ndarray, offer: Offer) -> None:
+    remote = pytest.importorskip("nnInteractive.inference.remote.remote_session")
+    with remote.nnInteractiveRemoteInferenceSession(url) as viewer:
+        viewer.set_image(volume, {"spacing": SPACING})
+        buffer, session = np.zeros(volume.shape[1:], np.uint8), offer.new_session()
+        session.set_image(volume, SPACING)
+        viewer.set_target_buffer(buffer)
+        for voxel, positive in (([4, 12, 7], True), ([2, 3, 15], False), ([5, 11, 8], False)):
+            before = buffer.copy()
+            viewer.add_point_interaction(voxel, positive)
+            session.add_click(voxel, positive)
+            np.testing.assert_array_equal(buffer, session.mask)
+            assert positive or (before > buffer).any()
+        with pytest.raises(httpx.HTTPStatusError, match="lies outside the volume"):
+            viewer.add_point_interaction([40, 0, 0], True)
+
+
 def test_refusals_have_a_sentence(client: httpx.Client, volume: np.ndarray) -> None:
     def refused(reply: httpx.Response, words: str, status: int = 400) -> None:
         assert reply.status_code == status and words in reply.json()["detail"], reply.text
