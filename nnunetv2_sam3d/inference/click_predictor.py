@@ -326,6 +326,7 @@ class ClickPredictor:
             self.label_manager,
             self.properties,
             return_probabilities=probabilities,
+            num_threads_torch=torch.get_num_threads(),  # the process keeps its number, also with several threads
         )
 
 

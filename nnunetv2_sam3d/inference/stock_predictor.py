@@ -107,5 +107,10 @@ class StockPredictor:
             total = logits if total is None else total + logits
         assert total is not None
         return convert_predicted_logits_to_segmentation_with_correct_shape(
-            total / len(self.networks), self.plans, self.configuration, self.label_manager, properties
+            total / len(self.networks),
+            self.plans,
+            self.configuration,
+            self.label_manager,
+            properties,
+            num_threads_torch=torch.get_num_threads(),
         )

@@ -64,6 +64,8 @@ class Target:
 
     def mask(self, segmentation: np.ndarray) -> np.ndarray:
         """Where a segmentation shows the target, as bool."""
+        if len(self.labels) == 1:  # many times faster
+            return segmentation == self.labels[0]
         return np.isin(segmentation, self.labels)
 
     def check(self, labels: LabelManager) -> None:

@@ -16,6 +16,7 @@ from nnunetv2_sam3d.server.http_app import DETAIL
 
 _GRACE_S = 3  # for answers that are on their way when the server ends
 _MOST_AT_ONCE = 100  # connections
+_HEADER_BYTES = 64 << 10
 
 
 class _FirstLine(h11.Connection):
@@ -35,7 +36,7 @@ class _FirstLine(h11.Connection):
 class _Protocol(H11Protocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.conn = _FirstLine(h11.SERVER)
+        self.conn = _FirstLine(h11.SERVER, _HEADER_BYTES)
 
 
 def bind(host: str, port: int) -> socket.socket:
