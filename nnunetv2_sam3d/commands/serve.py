@@ -92,10 +92,11 @@ def run(options: argparse.Namespace) -> int:
     import logging
 
     from nnunetv2_sam3d.server.axis_order import AxisOrder
-    from nnunetv2_sam3d.server.http_app import Served, create_app, is_loopback
+    from nnunetv2_sam3d.server.http_app import Served, create_app
     from nnunetv2_sam3d.server.leases import Leases
     from nnunetv2_sam3d.server.listening import bind, serve
     from nnunetv2_sam3d.server.offer import Offer
+    from nnunetv2_sam3d.server.refusals import is_loopback
 
     key = options.api_key or os.environ.get(KEY)
     if not is_loopback(options.host) and not key:

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nnunetv2_sam3d.server.http_app import DETAIL
+from nnunetv2_sam3d.server.refusals import DETAIL
 
 _GRACE_S = 3  # for answers that are on their way when the server ends
 _MOST_AT_ONCE = 100  # connections
