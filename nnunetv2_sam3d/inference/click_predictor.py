@@ -28,6 +28,7 @@ from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
 from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
 from nnunetv2_sam3d.files import written_whole
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
+from nnunetv2_sam3d.inference.turns import ONE_EXPORT
 from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES, WindowPredictor
 from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.images import case_name, read_image
@@ -319,15 +320,15 @@ class ClickPredictor:
 
         With ``probabilities`` a pair, the second one (classes, z, y, x).
         """
-        return convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits,
-            self.plans,
-            self.configuration,
-            self.label_manager,
-            self.properties,
-            return_probabilities=probabilities,
-            num_threads_torch=torch.get_num_threads(),  # the process keeps its number, also with several threads
-        )
+        with ONE_EXPORT:
+            return convert_predicted_logits_to_segmentation_with_correct_shape(
+                logits,
+                self.plans,
+                self.configuration,
+                self.label_manager,
+                self.properties,
+                return_probabilities=probabilities,
+            )
 
 
 def describe(click: Click) -> str:

@@ -15,7 +15,7 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
 
-from nnunetv2_sam3d.inference.turns import InTurn, Turns
+from nnunetv2_sam3d.inference.turns import ONE_EXPORT, InTurn, Turns
 from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
 
@@ -106,11 +106,7 @@ class StockPredictor:
             logits = self._sliding.predict_sliding_window_return_logits(torch.from_numpy(data)).to("cpu")
             total = logits if total is None else total + logits
         assert total is not None
-        return convert_predicted_logits_to_segmentation_with_correct_shape(
-            total / len(self.networks),
-            self.plans,
-            self.configuration,
-            self.label_manager,
-            properties,
-            num_threads_torch=torch.get_num_threads(),
-        )
+        with ONE_EXPORT:
+            return convert_predicted_logits_to_segmentation_with_correct_shape(
+                total / len(self.networks), self.plans, self.configuration, self.label_manager, properties
+            )

@@ -7,6 +7,9 @@ from collections import deque
 
 from torch import Tensor, nn
 
+# nnU-Net's export sets the number of PyTorch's threads and sets it back: two at once would leave the other's number.
+ONE_EXPORT = threading.Lock()
+
 
 class Stopped(Exception):
     """Nobody is let in any more."""
