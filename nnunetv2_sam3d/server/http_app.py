@@ -87,6 +87,11 @@ class Service:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
+    def left_behind(self) -> int:
+        """Predictions that go on for clients that are gone."""
+        return max(0, sum(work.running() for work in self._works) - sum(bool(lease.busy) for lease in self.leases))
+
+    @property
     def working(self) -> bool:
         """Whether something is computed, also for a client that is gone."""
         return any(work.running() for work in self._works)
@@ -250,7 +255,7 @@ def _add_lease_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/claim")
     async def claim() -> dict[str, Any]:
-        lease = leases.claim()
+        lease = leases.claim(left_behind=service.left_behind)
         return {
             "lease_token": lease.token,
             "idle_timeout_seconds": leases.idle_s,

@@ -78,14 +78,17 @@ class Leases:
     def __iter__(self) -> Iterator[Lease]:
         return iter(list(self._leases.values()))
 
-    def claim(self) -> Lease:
+    def claim(self, left_behind: int = 0) -> Lease:
         """A new lease.
+
+        Args:
+            left_behind: predictions that still run for clients that are gone; each counts as a session.
 
         Raises:
             AllTaken: if there are as many as there may be.
         """
         self.expire()
-        if len(self._leases) >= self.most:
+        if len(self._leases) + left_behind >= self.most:
             raise AllTaken(
                 f"all {self.most} sessions are in use; try again when somebody has disconnected (an unused session "
                 f"ends after {self.idle_s:g} s), or start the server with more: --sessions"

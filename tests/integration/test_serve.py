@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import label
 
+httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi", reason="pip install 'nnunetv2_sam3d[serve]'")
 remote = pytest.importorskip("nnInteractive.inference.remote.remote_session")
 
@@ -56,7 +58,8 @@ def serving(workspace: Workspace, trainer: str, *more: object, **options: Any) -
         assert where, "".join(lines)
         yield where[0], lines, process
     finally:
-        process.send_signal(signal.SIGINT)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
         output = process.communicate(timeout=60)[0]
     assert process.returncode == 0 and output.endswith("stopped\n") and "Traceback" not in output, output
 
@@ -169,3 +172,28 @@ def test_background_clicks_of_a_trained_model(planned: Workspace, tmp_path: Path
                "--clicks", tmp_path / "clicks.csv", "--device", "cpu")  # fmt: skip
     predicted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "masks" / "case_0.nii.gz")))
     np.testing.assert_array_equal(masks[-1], predicted > 0)
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_a_prediction(trained: Workspace) -> None:
+    """Ends with the window that is at work, and says so to the client."""
+    told: list[str] = []
+
+    def upload(url: str) -> None:
+        with remote.nnInteractiveRemoteInferenceSession(url) as session:
+            try:
+                session.set_image(np.zeros((1, 160, 192, 128), np.int16) + 7, {"spacing": (1.25, 1.1, 1.1)})
+            except (remote.ServerAtCapacityError, httpx.HTTPError) as error:
+                told.append(str(error))
+
+    with serving(trained, "SAM3DFull", "--unchecked-axes") as (url, _, process):
+        thread = threading.Thread(target=upload, args=(url,))
+        thread.start()
+        time.sleep(4)
+        assert thread.is_alive()
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        process.wait(timeout=60)
+        assert time.monotonic() - start < 20
+    thread.join(timeout=30)
+    assert told

@@ -187,6 +187,30 @@ def test_full_and_expired(offer: Offer) -> None:
         assert client.post("/claim").is_success
 
 
+def test_who_left_a_prediction_behind_keeps_its_place(
+    offer: Offer, volume: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is taken for so many volumes at a time, also if clients disconnect while theirs are predicted."""
+    begun, go_on, original = threading.Event(), threading.Event(), InteractiveSession.set_image
+
+    def slow(self: InteractiveSession, image: np.ndarray, spacing: list[float]) -> str | None:
+        begun.set()
+        go_on.wait(30)
+        return original(self, image, spacing)
+
+    monkeypatch.setattr(InteractiveSession, "set_image", slow)
+    with serving(offer, most=1) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
+        client.headers["X-Lease-Token"] = client.post("/claim").json()["lease_token"]
+        thread = threading.Thread(target=send, args=(client, volume))
+        thread.start()
+        assert begun.wait(30)
+        assert httpx.post(f"{url}/release", headers={"X-Lease-Token": client.headers["X-Lease-Token"]}).is_success
+        assert httpx.post(f"{url}/claim").status_code == 503
+        go_on.set()
+        thread.join()
+        assert httpx.post(f"{url}/claim").is_success
+
+
 def test_a_click_that_nobody_waited_for_is_taken_back(
     client: httpx.Client, volume: np.ndarray, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -205,7 +229,7 @@ PATHS = ["set_image", "set_target_buffer", "add_point_interaction", "undo", "res
          "set_do_autozoom", "heartbeat", "release", "add_scribble_interaction", "nowhere"]  # fmt: skip
 
 
-@pytest.mark.parametrize("tries", [250, pytest.param(6000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tries", [250, pytest.param(4000, marks=pytest.mark.slow)])
 def test_mutated_requests(tries: int, url: str, volume: np.ndarray) -> None:
     """None ends the server, none is answered by a failure of its own."""
     rng, small = random.Random(tries), volume[:, :4, :8, :8]
@@ -224,7 +248,7 @@ def test_mutated_requests(tries: int, url: str, volume: np.ndarray) -> None:
                 if rng.random() < 0.5:
                     place = rng.randrange(len(text) + 1)
                     text[place : place + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
-            clean = bytes(sign for sign in meta if 32 <= sign < 127 or sign > 159)
+            clean = bytes(sign for sign in meta if 32 <= sign < 127 or sign > 159).strip()
             own = token if rng.random() < 0.9 else "".join(rng.choices("0123456789abcdef", k=rng.randrange(40)))
             headers = {"X-Meta": clean, "X-Lease-Token": own}
             reply = client.post(f"/{rng.choice(PATHS)}", content=bytes(body), headers=headers)  # type: ignore[arg-type]
