@@ -89,12 +89,15 @@ class Service:
     @property
     def left_behind(self) -> int:
         """Predictions that go on for clients that are gone."""
-        return max(0, sum(work.running() for work in self._works) - sum(bool(lease.busy) for lease in self.leases))
+        return max(0, self._running() - sum(bool(lease.busy) for lease in self.leases))
 
     @property
     def working(self) -> bool:
         """Whether something is computed, also for a client that is gone."""
-        return any(work.running() for work in self._works)
+        return self._running() > 0
+
+    def _running(self) -> int:
+        return sum(work.running() for work in list(self._works))  # other threads take theirs out
 
     def lease(self, request: Request) -> Lease:
         """The lease that a request shows; 410 for none."""

@@ -12,6 +12,7 @@ import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nnunetv2_sam3d.inference.turns import Stopped
@@ -100,6 +101,9 @@ def add_errors(app: FastAPI) -> None:
     async def defect(_: Request, error: Exception) -> JSONResponse:
         return error_response(500, f"the server failed at this ({type(error).__name__}); its log says more")
 
+    async def gone(_: Request, error: Exception) -> JSONResponse:
+        return error_response(400, "the body is cut off: the client disconnected")  # nobody reads it
+
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         return error_response(error.status_code, str(error.detail), error.headers)
@@ -114,6 +118,7 @@ def add_errors(app: FastAPI) -> None:
         (MemoryError, no_memory),
         (torch.cuda.OutOfMemoryError, no_memory),
         (HTTPException, http),
+        (ClientDisconnect, gone),
         (Exception, defect),
     ):
         app.add_exception_handler(kind, handler)

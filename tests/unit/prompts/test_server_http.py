@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -185,6 +186,16 @@ def test_full_and_expired(offer: Offer) -> None:
         time.sleep(0.5)
         assert client.post("/heartbeat", headers={"X-Lease-Token": token}).status_code == 410
         assert client.post("/claim").is_success
+
+
+def test_a_client_that_vanishes_in_its_upload(client: httpx.Client, url: str, caplog: pytest.LogCaptureFixture) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    head = f"POST /set_image HTTP/1.1\r\nHost: {host}:{port}\r\nX-Lease-Token: {client.headers['X-Lease-Token']}\r\n"
+    for _ in range(3):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"{head}X-Meta: {META}\r\nContent-Length: 100000\r\n\r\nNNIA".encode())
+    assert client.post("/reset_interactions", json={}, timeout=20).is_success  # the lease is free again
+    assert "Traceback" not in caplog.text and not [record for record in caplog.records if record.exc_info]
 
 
 def test_who_left_a_prediction_behind_keeps_its_place(
