@@ -83,7 +83,7 @@ class StockPredictor:
     def for_another_image(self) -> StockPredictor:
         """The same model for another image, also in another thread: passes through the networks take turns."""
         other = copy(self)
-        other._sliding = copy(self._sliding)
+        other._sliding, other.turns = copy(self._sliding), self.turns.branch()
         other.spacing, other.segmentation = [], None
         return other
 

@@ -15,40 +15,65 @@ class Stopped(Exception):
     """Nobody is let in any more."""
 
 
-class Turns:
-    """A lock that lets its users in by the order in which they came; Python's own may let the same one in for ever.
-
-    A pass through a network is one turn, so that memory is taken for one window at a time, and a click in one image
-    waits for a window of another one, not for the whole of it.
-    """
+class _Queue:
+    """A lock that lets its users in by the order in which they came; Python's own may let the same one in for ever."""
 
     def __init__(self) -> None:
         self._lock, self._waiting = threading.Lock(), deque[threading.Lock]()
-        self._taken = self._stopped = False
+        self._taken = False
 
-    def stop(self) -> None:
-        """From now on whoever comes, or waits, gets :class:`Stopped`."""
-        self._stopped = True
-
-    def __enter__(self) -> None:
+    def enter(self) -> None:
         turn = threading.Lock()
         with self._lock:
-            waits = self._taken
-            self._taken = True
-            if waits:
+            if self._taken:
                 turn.acquire()
                 self._waiting.append(turn)
+            self._taken = True
         turn.acquire()  # opened by the one before
-        if self._stopped:
-            self.__exit__()
-            raise Stopped("the predictions were stopped")
 
-    def __exit__(self, *_: object) -> None:
+    def leave(self) -> None:
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().release()
             else:
                 self._taken = False
+
+
+class Turns:
+    """Entered around each pass through a network, one window's.
+
+    So memory is taken for one window at a time, and a click in one image waits for a window of another one, not for
+    the whole of it.
+
+    Args:
+        parent: whose queue this is, too, and which stops this one with itself.
+    """
+
+    def __init__(self, parent: Turns | None = None) -> None:
+        self._parent, self._stopped = parent, False
+        self._queue: _Queue = parent._queue if parent is not None else _Queue()
+
+    def branch(self) -> Turns:
+        """In the same queue, but stopped alone."""
+        return Turns(self)
+
+    def stop(self) -> None:
+        """From now on whoever comes, or waits, gets :class:`Stopped`."""
+        self._stopped = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody is let in any more."""
+        return self._stopped or (self._parent is not None and self._parent.stopped)
+
+    def __enter__(self) -> None:
+        self._queue.enter()
+        if self.stopped:
+            self._queue.leave()
+            raise Stopped("the predictions were stopped")
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.leave()
 
 
 class InTurn(nn.Module):

@@ -96,7 +96,7 @@ class WindowPredictor:
         The two may be used by two threads: their passes through the networks take turns, one window each.
         """
         other = copy(self)
-        other.cache_bytes = cache_bytes
+        other.cache_bytes, other.turns = cache_bytes, self.turns.branch()
         other._sliding = copy(self._sliding)
         other._forget_image()
         return other

@@ -32,6 +32,7 @@ PROTOCOL = "2.6.0"  # of the clients that it was written for
 _JSON_BYTES = 64 << 10
 _STALLED_S = 120.0  # without a byte of a body
 _REAP_S = 5.0
+_LOOK_S = 1.0  # whether a client is still there
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -111,14 +112,26 @@ class Service:
         async with lease.lock:
             yield self.lease(request)
 
-    async def compute(self, lease: Lease, work: Callable[[InteractiveSession], T]) -> T:
-        """Runs something with the session in a thread; the lease cannot expire meanwhile."""
+    async def compute(self, lease: Lease, work: Callable[[InteractiveSession], T], request: Request | None = None) -> T:
+        """Runs something with the session in a thread; the lease cannot expire meanwhile.
+
+        Args:
+            lease: whose session it is.
+            work: what is run.
+            request: if its client disconnects before the end, the session ends, and the work with it.
+        """
         future = self._threads.submit(work, lease.session)
         self._works.add(future)
         future.add_done_callback(self._works.discard)
         lease.busy += 1
+        result = asyncio.wrap_future(future)
         try:
-            return await asyncio.wrap_future(future)
+            while request is not None and not (await asyncio.wait({result}, timeout=_LOOK_S))[0]:
+                if await request.is_disconnected():
+                    _log.warning("a client left while it was waited for: its session ends")
+                    self.leases.release(lease.token)
+                    request = None
+            return await result
         finally:
             lease.busy -= 1
             self.leases.use(lease)
@@ -298,7 +311,7 @@ def _add_image_routes(app: FastAPI, service: Service) -> None:
                 return image.shape
 
             start = time.perf_counter()
-            shape = await service.compute(lease, work)
+            shape = await service.compute(lease, work, request)
             size = " x ".join(map(str, shape[1:]))
             _log.info("a volume of %s voxels was predicted in %.1f s", size, time.perf_counter() - start)
             reply: dict[str, Any] = {"original_image_shape": shape}

@@ -37,6 +37,9 @@ class ServedModel(Protocol):
     def segmentation(self, clicks: Sequence[Click]) -> np.ndarray:
         """The labels of ``dataset.json`` with clicks of this image, or without any, (z, y, x)."""
 
+    def stop(self) -> None:
+        """A prediction in another thread ends with the window that it is at, and there are no others."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -189,6 +192,10 @@ class InteractiveSession:
     def reset(self) -> None:
         """Forgets clicks, mask and what could be undone; keeps the image. May come before any image."""
         self._forget_clicks()
+
+    def close(self) -> None:
+        """Ends the session, also while another thread predicts for it."""
+        self.model.stop()
 
     def _the_mask(self) -> np.ndarray:
         if self._mask is None:

@@ -124,8 +124,9 @@ class Leases:
         return max(0.0, lease.used + self.idle_s - self._clock())
 
     def release(self, token: str | None) -> None:
-        """Ends a lease; nothing happens if there is none."""
-        self._leases.pop(token or "", None)
+        """Ends a lease, and what is predicted for it; nothing happens if there is none."""
+        if lease := self._leases.pop(token or "", None):
+            lease.session.close()
 
     def expire(self) -> list[str]:
         """Ends what has expired; its tokens."""

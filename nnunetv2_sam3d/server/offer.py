@@ -161,8 +161,8 @@ class Offer:
 
     def stop(self) -> None:
         """Predictions end with the window that they are at."""
-        predictor = self._predictor
-        (predictor if isinstance(predictor, StockPredictor) else predictor.windows).turns.stop()
+        own = self._predictor
+        (own.windows if isinstance(own, ClickPredictor) else own).turns.stop()
 
     def new_session(self) -> InteractiveSession:
         """A session without an image, with memory of its own."""

@@ -53,6 +53,9 @@ class ClickModel:
         self._live = LiveSegmentation(self._predictor)
         return self._target.mask(self._live.automatic)
 
+    def stop(self) -> None:
+        self._predictor.windows.turns.stop()
+
     def check(self, clicks: Sequence[Click]) -> None:
         self._predictor.check(clicks)
 
@@ -96,6 +99,10 @@ class AutomaticModel:
         else:
             self._segmentation = self._predictor.predict(image, spacing)
         return self._target.mask(self._segmentation)
+
+    def stop(self) -> None:
+        own = self._predictor
+        (own.windows if isinstance(own, ClickPredictor) else own).turns.stop()
 
     def check(self, clicks: Sequence[Click]) -> None:
         if any(click.sign == BACKGROUND for click in clicks):

@@ -198,6 +198,22 @@ def test_a_client_that_vanishes_in_its_upload(client: httpx.Client, url: str, ca
     assert "Traceback" not in caplog.text and not [record for record in caplog.records if record.exc_info]
 
 
+def test_a_client_that_vanishes_while_its_volume_is_predicted(offer: Offer, caplog: pytest.LogCaptureFixture) -> None:
+    """Its prediction, of a minute and more, ends with it, so that the only session is free again."""
+    large = pack(np.random.default_rng(0).normal(size=(1, 40, 120, 120)).astype(np.float32))
+    with serving(offer, most=1) as (url, _):
+        headers = {"X-Lease-Token": httpx.post(f"{url}/claim").json()["lease_token"], "X-Meta": META}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/set_image", content=large, headers=headers, timeout=httpx.Timeout(30, read=0.5))
+        assert httpx.post(f"{url}/claim").status_code == 503
+        deadline = time.monotonic() + 20
+        while (claimed := httpx.post(f"{url}/claim")).status_code == 503 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert claimed.is_success
+        assert httpx.post(f"{url}/undo", headers=headers).status_code == 410
+    assert "its session ends" in caplog.text and "Traceback" not in caplog.text
+
+
 def test_who_left_a_prediction_behind_keeps_its_place(
     offer: Offer, volume: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

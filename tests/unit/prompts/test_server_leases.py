@@ -93,8 +93,14 @@ def test_turns_are_in_order() -> None:
     short.join()
     first = order.index("short")
     assert order[first : first + 9 : 2] == ["short"] * 5  # each second turn
+    one, other = turns.branch(), turns.branch()
+    one.stop()
+    for _ in range(2):  # the second one does not wait for ever
+        with pytest.raises(Stopped), one:
+            pass
+    with other:
+        pass
     turns.stop()
-    with pytest.raises(Stopped), turns:
-        pass
-    with pytest.raises(Stopped), turns:  # not: waits for ever
-        pass
+    for stopped in (turns, other):
+        with pytest.raises(Stopped), stopped:
+            pass
