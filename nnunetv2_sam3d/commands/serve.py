@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
         nnUNetv2_sam3d serve -m nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres
         nnUNetv2_sam3d serve -d 220 -tr nnUNetTrainer_SAM3DFull -f 0 --target tumour --disable_tta
         nnUNetv2_sam3d serve -m MODEL --axes ikj
-        nnUNetv2_sam3d serve -m MODEL --host 0.0.0.0 --api-key "$(cat key.txt)" --sessions 5
+        nnUNetv2_sam3d serve -m MODEL --host 0.0.0.0 --api-key KEY --sessions 5
         """,
     )
     parser.add_argument(

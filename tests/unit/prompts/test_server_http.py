@@ -259,11 +259,11 @@ PATHS = ["set_image", "set_target_buffer", "add_point_interaction", "undo", "res
 @pytest.mark.parametrize("tries", [250, pytest.param(4000, marks=pytest.mark.slow)])
 def test_mutated_requests(tries: int, url: str, volume: np.ndarray) -> None:
     """None ends the server, none is answered by a failure of its own."""
-    rng, small = random.Random(tries), volume[:, :4, :8, :8]
+    rng, small = random.Random(tries), volume[:, :2, :4, :4]
     bodies = [
         pack(small),
         json.dumps(POINT).encode(),
-        json.dumps({"shape": [4, 8, 8], "dtype": "uint8"}).encode(),
+        json.dumps({"shape": [2, 4, 4], "dtype": "uint8"}).encode(),
         b"{}",
     ]
     statuses: dict[int, int] = {}
