@@ -256,7 +256,7 @@ PATHS = ["set_image", "set_target_buffer", "add_point_interaction", "undo", "res
          "set_do_autozoom", "heartbeat", "release", "add_scribble_interaction", "nowhere"]  # fmt: skip
 
 
-@pytest.mark.parametrize("tries", [250, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tries", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_requests(tries: int, url: str, volume: np.ndarray) -> None:
     """None ends the server, none is answered by a failure of its own."""
     rng, small = random.Random(tries), volume[:, :2, :4, :4]
