@@ -340,13 +340,15 @@ def write_dataset(
     train_cases: int = 24,
     test_cases: int = 6,
     seed: int = 0,
+    cysts: bool = True,
     progress: bool = True,
 ) -> Path:
     """Write phantoms as the nnU-Net raw data set `raw_folder/DatasetXXX_name` and return that folder.
 
     Training cases come first in the numbering; test cases go to imagesTs, their labels to labelsTs. Cases already
-    complete on disk are kept, so that an interrupted call can be repeated. Raises ValueError for arguments that make
-    no usable data set, and if the folder holds a data set of another configuration.
+    complete on disk are kept, so that an interrupted call can be repeated. Without `cysts`, these are
+    annotated as kidney, as in KiTS19. Raises ValueError for arguments that make no usable data set, and if the folder
+    holds a data set of another configuration.
     """
     _require(1 <= dataset_id <= 999, f"dataset_id must be within 1..999 as in nnU-Net, got {dataset_id}; try 990")
     _require(name.isidentifier(), f"name must be letters, digits and underscores, got {name!r}; try 'KidneyPhantoms'")
@@ -361,7 +363,14 @@ def write_dataset(
     _require(seed >= 0, f"seed must be at least 0, got {seed}; pass a non-negative int")
 
     folder = Path(raw_folder) / f"Dataset{dataset_id:03d}_{name}"
-    configuration = {"version": VERSION, "seed": seed, "train_cases": train_cases, "test_cases": test_cases}
+    configuration: dict[str, object] = {
+        "version": VERSION,
+        "seed": seed,
+        "train_cases": train_cases,
+        "test_cases": test_cases,
+    }
+    if not cysts:
+        configuration["cysts"] = "kidney"
     _check_folder(folder, configuration)
     for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -377,11 +386,12 @@ def write_dataset(
             continue
         case = make_phantom(case_seed)
         _write_image(case.image_hu, case, image_file)
-        _write_image(case.labels, case, label_file)
+        labels = case.labels if cysts else np.where(case.labels == CYST, np.uint8(KIDNEY), case.labels)
+        _write_image(labels, case, label_file)
 
     description = {
         "channel_names": {"0": "CT"},
-        "labels": LABELS,
+        "labels": {name: value for name, value in LABELS.items() if cysts or value != CYST},
         "numTraining": train_cases,
         "file_ending": FILE_ENDING,
         "phantoms": configuration,

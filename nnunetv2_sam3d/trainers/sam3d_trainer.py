@@ -30,9 +30,10 @@ from nnunetv2_sam3d.nnunet.validation import note_validated
 from nnunetv2_sam3d.nnunet.version import check_nnunet_version
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.adapter_log import AdapterLog
+from nnunetv2_sam3d.trainers.cpu_process import prepare_process
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
-from nnunetv2_sam3d.trainers.schedule import LinearDecay, keep_thread_limit
+from nnunetv2_sam3d.trainers.schedule import LinearDecay
 from nnunetv2_sam3d.trainers.seeds import seed_loaders, seed_of_run, seed_process
 from nnunetv2_sam3d.trainers.start import Run, Start, outputs_of
 from nnunetv2_sam3d.trainers.training_clicks import AUTOMATIC_LOSSES, CLICKED_LOSSES, ClickSteps, seed_of
@@ -77,7 +78,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             target = click_target(dataset_json["labels"], labels, settings.click_targets)
             clicks = SimulatedClicks(training, target, settings.signed_clicks, seed_of(fold, settings.repeat))
         super().__init__(plans, configuration, fold, dataset_json, device)
-        keep_thread_limit(device)
+        prepare_process(device)
         self.settings = settings
         self.seed = seed_of_run(settings.repeat, fold)
         self.clicks = None if clicks is None else ClickSteps(clicks, self.local_rank)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-import torch
 from torch.optim import Optimizer
 
 END_FACTOR = 0.01
@@ -33,13 +30,3 @@ class LinearDecay:
         progress = min(epoch / self.epochs, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.initial_lr * (1 + (END_FACTOR - 1) * progress)
-
-
-def keep_thread_limit(device: torch.device) -> None:
-    """Gives CPU training the threads of ``OMP_NUM_THREADS`` where it names fewer than nnU-Net takes.
-
-    Two trainings at once on a small machine, each with a thread for every core, would wait for each other.
-    """
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    if device.type == "cpu" and limit.isdecimal() and 0 < int(limit) < torch.get_num_threads():
-        torch.set_num_threads(int(limit))

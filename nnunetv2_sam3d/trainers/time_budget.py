@@ -6,7 +6,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_sam3d.settings import Settings
-from nnunetv2_sam3d.trainers.schedule import keep_thread_limit
+from nnunetv2_sam3d.trainers.cpu_process import prepare_process
 
 UNLIMITED_EPOCHS = 1_000_000
 
@@ -33,7 +33,7 @@ class nnUNetTrainer_TimeBudget(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        keep_thread_limit(device)
+        prepare_process(device)
         settings = Settings.from_plans(self.configuration_manager.configuration)
         if settings.max_seconds is None:
             raise ValueError(

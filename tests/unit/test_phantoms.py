@@ -214,6 +214,20 @@ def test_files_hold_the_case_and_its_geometry(dataset) -> None:
             np.testing.assert_allclose(image.GetDirection(), case.direction, atol=1e-5)
 
 
+def test_cysts_as_kidney(dataset, tmp_path) -> None:
+    without = write_dataset(tmp_path, train_cases=5, test_cases=2, cysts=False, progress=False)
+    assert json.loads((without / "dataset.json").read_text())["labels"] == {"background": 0, "kidney": 1, "tumour": 2}
+    seen = set()
+    for file in dataset.glob("labels*/*"):
+        labels, as_kidney = (sitk.GetArrayFromImage(sitk.ReadImage(str(f / file.parent.name / file.name)))
+                             for f in (dataset, without))  # fmt: skip
+        seen |= set(np.unique(labels))
+        np.testing.assert_array_equal(as_kidney, np.where(labels == CYST, KIDNEY, labels))
+    assert CYST in seen
+    with pytest.raises(ValueError, match="delete the folder"):  # the two are not mixed
+        write_dataset(tmp_path, train_cases=5, test_cases=2, progress=False)
+
+
 def test_no_test_case_is_a_training_case(dataset) -> None:
     def digests(part: str) -> set[str]:
         arrays = (sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in (dataset / part).iterdir())

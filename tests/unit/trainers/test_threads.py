@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from nnunetv2_sam3d.trainers.schedule import keep_thread_limit
+from nnunetv2_sam3d.trainers.cpu_process import prepare_process
 
 
 @pytest.fixture
@@ -25,5 +25,5 @@ def two_threads() -> Iterator[None]:
 )
 def test_thread_limit(monkeypatch: pytest.MonkeyPatch, limit: str, device: str, threads: int) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", limit)
-    keep_thread_limit(torch.device(device))
+    prepare_process(torch.device(device))
     assert torch.get_num_threads() == threads

@@ -1,0 +1,45 @@
+"""What a training on CPUs asks of its own process: threads, and freed memory that is kept."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import torch
+
+# mallopt(3)'s parameters in glibc
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_LARGEST_ON_THE_HEAP = 32 << 20  # bytes; glibc takes no more
+_KEPT = (2 << 30) - 1  # bytes; the largest int
+_GROWTH = 64 << 20
+
+
+def prepare_process(device: torch.device) -> None:
+    """Sets the number of threads and what the allocator does with freed memory, for trainings on CPUs."""
+    if device.type == "cpu":
+        keep_thread_limit()
+        keep_freed_memory()
+
+
+def keep_thread_limit() -> None:
+    """Gives the training the threads of ``OMP_NUM_THREADS`` where it names fewer than nnU-Net takes.
+
+    Two trainings at once on a small machine, each with a thread for every core, would wait for each other.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdecimal() and 0 < int(limit) < torch.get_num_threads():
+        torch.set_num_threads(int(limit))
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep freed memory for the next step instead of giving it back to the system.
+
+    Otherwise every step asks anew for the memory of its activations, and the system clears each page of it, one thread
+    at a time. Tensors above 32 MB are not affected: glibc always maps them. Other C libraries are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # no glibc
+        return
+    for parameter, value in ((_MMAP_THRESHOLD, _LARGEST_ON_THE_HEAP), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _GROWTH)):
+        mallopt(parameter, value)
