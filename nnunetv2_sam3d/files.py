@@ -30,6 +30,11 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
+def json_hash(content: Any) -> str:
+    """SHA-256 of what JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike[str], ending: str = "") -> Iterator[Path]:
     """Context with a file to write to, which takes the place of another only if the context ends without an error.

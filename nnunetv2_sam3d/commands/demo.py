@@ -77,6 +77,10 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.settings import Settings
     from nnunetv2_sam3d.trainers.names import ordered
 
+    device = choose_device(options.device)
+    # The data are small: a further process takes longer to start than it saves.
+    for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+        os.environ.setdefault(name, "1")
     settings = Settings(
         variant="vit_tiny",
         epochs=options.epochs,
@@ -97,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
             processes=default_processes(),
             test_time_mirroring=False,
         ),
-        Device(choose_device(options.device)),
+        (Device(device),) * (2 if device == "cpu" else 1),  # small steps keep one core busy, not two
         ["nnUNetv2_sam3d", *sys.argv[1:]],
         say,
     )

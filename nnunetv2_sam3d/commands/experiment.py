@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
             plans=options.name,
             processes=default_processes(),
         ),
-        Device(choose_device(options.device)),
+        (Device(choose_device(options.device)),),
         ["nnUNetv2_sam3d", *sys.argv[1:]],
         say,
     )

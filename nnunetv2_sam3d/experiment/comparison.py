@@ -17,6 +17,8 @@ from nnunetv2_sam3d.planning.plans import derive_plans, window_patch
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.names import BASE_PLANS, plans_of
 
+CASES_A_WORKER = 8  # fewer are faster done than another process is started
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -148,8 +150,9 @@ class Comparison:
             trainer: class name.
             training: after which it is run, and again where the predictions are older.
         """
-        out, workers = self.predicted(trainer), str(self.processes)
-        results = tuple(out / f"{case}{self.ending}" for case in self.unseen())
+        out, cases = self.predicted(trainer), self.unseen()
+        results = tuple(out / f"{case}{self.ending}" for case in cases)
+        workers = str(max(1, min(self.processes, len(cases) // CASES_A_WORKER)))
         checkpoint = training.results[0]
         there = [result for result in results if result.exists()]
         newest = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0

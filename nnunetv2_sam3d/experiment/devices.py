@@ -81,3 +81,13 @@ def child_environment(processes: int) -> dict[str, str]:
     # waiting threads give their core to nnU-Net's workers; spinning ones slow a CPU training down several times
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     return environment
+
+
+def share_of_cores(environment: Mapping[str, str], commands: int) -> Mapping[str, str]:
+    """The environment of one of several commands at once: as many threads as fit, unless the user has set them.
+
+    Threads of two trainings on the same cores wait for each other, and both take several times as long.
+    """
+    if commands < 2 or "OMP_NUM_THREADS" in environment:
+        return environment
+    return {**environment, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // commands))}

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from filelock import FileLock, Timeout
 
 from nnunetv2_sam3d.children import Child
-from nnunetv2_sam3d.experiment.devices import Device
+from nnunetv2_sam3d.experiment.devices import Device, share_of_cores
 from nnunetv2_sam3d.experiment.progress import Progress
 from nnunetv2_sam3d.experiment.steps import Record, Step
 
@@ -62,10 +62,11 @@ def run_steps(steps: Sequence[Step], environment: Mapping[str, str], devices: Se
                         progress.end(None, step.label, "finished before")
                     continue
                 free = [slot for slot in range(len(devices)) if slot not in running]
+                at_once = len(running) + min(len(free), len(ready))
                 for slot, step in zip(free, ready, strict=False):
                     waiting.remove(step)
                     try:
-                        running[slot] = _Running(step, devices[slot], environment)
+                        running[slot] = _Running(step, devices[slot], share_of_cores(environment, at_once))
                     except (OSError, Timeout) as error:
                         failures.append(f"{step.label}: {_reason(step, error)}")
                         drop(step, "could not be started")

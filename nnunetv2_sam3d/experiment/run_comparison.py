@@ -23,12 +23,14 @@ from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.describe import training_seconds
 
 
-def run(comparison: Comparison, device: Device, command: Sequence[str], say: Callable[[str], None]) -> Path:
+def run(
+    comparison: Comparison, devices: tuple[Device, ...], command: Sequence[str], say: Callable[[str], None]
+) -> Path:
     """Runs what is missing and writes the report of the fold into ``comparison.folder``.
 
     Args:
         comparison: what is compared.
-        device: that trains and predicts.
+        devices: that train and predict, one command each at a time.
         command: how it was asked for, for the report's provenance.
         say: takes the lines for the user.
 
@@ -46,24 +48,24 @@ def run(comparison: Comparison, device: Device, command: Sequence[str], say: Cal
         )
     check_click_targets(comparison.raw, comparison.settings)
     check_trainers(comparison.trainers)
-    check_devices((device,))
+    check_devices(devices)
     environment = child_environment(comparison.processes)
 
     def run_in_turn(steps: Sequence[Step]) -> None:
-        run_steps(steps, environment, [device])
+        run_steps(steps, environment, devices)
 
     run_in_turn([comparison.prepare()])
     if preprocessing := comparison.derive():
         run_in_turn([preprocessing])
     first = [trainer for trainer in comparison.trainers if trainer != TIME_BUDGET]
-    run_in_turn(_trained_and_predicted(comparison, first, device, say))
+    run_in_turn(_trained_and_predicted(comparison, first, devices, say))
     if TIME_BUDGET in comparison.trainers:
         models = [comparison.model(trainer) for trainer in first]
         spent = sum(training_seconds(read_checkpoint(model.fold_folder(comparison.fold) / FINAL)) for model in models)
         say(f"{TIME_BUDGET} gets the {spent:.0f} s that the other trainings took together")
         limited = replace(comparison.settings, max_seconds=round(spent))
         derive_plans(comparison.dataset, name=BUDGET_PLANS, configuration=CONFIGURATION, settings=limited)
-        run_in_turn(_trained_and_predicted(comparison, [TIME_BUDGET], device, say))
+        run_in_turn(_trained_and_predicted(comparison, [TIME_BUDGET], devices, say))
     page = write_report(_request(comparison, command), comparison.folder, say)
     overview = page.parent / "tables" / "overview.md"
     say(f"\n{overview.read_text()}")
@@ -76,12 +78,12 @@ def run(comparison: Comparison, device: Device, command: Sequence[str], say: Cal
 
 
 def _trained_and_predicted(
-    comparison: Comparison, trainers: Sequence[str], device: Device, say: Callable[[str], None]
+    comparison: Comparison, trainers: Sequence[str], devices: tuple[Device, ...], say: Callable[[str], None]
 ) -> list[Step]:
     """The steps of trainers, after a look at all that could keep one of them from working."""
     splits = splits_of(comparison.model(trainers[0]))
     crossval = comparison.crossval(trainers, len(splits))
-    check(crossval, splits, (device,), say)
+    check(crossval, splits, devices, say)
     trainings = {model.trainer: crossval.training(model, comparison.fold) for model in crossval.models}
     unseen = trainers if comparison.unseen() else ()
     return [*crossval.steps(), *(comparison.prediction(trainer, trainings[trainer]) for trainer in unseen)]

@@ -31,6 +31,7 @@ from nnunetv2_sam3d.results.collect import (
     find_models,
     finished_repeats,
     open_dataset,
+    taken_over,
 )
 from nnunetv2_sam3d.results.measure import measure_all
 from nnunetv2_sam3d.results.statistics import METRICS, differences, summarise, volume_groups
@@ -87,7 +88,7 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
     listed = (output / LIST).exists() or not (output / STORE).exists()  # versions before 0.3 left a store and no list
     if listed:
         check_foreign(output, COMMAND, written)  # whether its other names are free shows when they are known
-    notes = [unfinished] if unfinished else []
+    notes = [*([unfinished] if unfinished else []), *taken_over(models, folds)]
     told = len(notes)
     measured = measure_all(
         [*items, *unseen],

@@ -13,7 +13,7 @@ from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.folders import channel_names, model_folders, read_table
 from nnunetv2_sam3d.nnunet.layout import FINAL, PLANS_NAME, ModelName, repeat_of
 from nnunetv2_sam3d.nnunet.splits import read_folds
-from nnunetv2_sam3d.nnunet.validation import is_outdated
+from nnunetv2_sam3d.nnunet.validation import is_outdated, taken_over_from
 
 UNSEEN = -1  # the fold of cases that are in none
 
@@ -377,6 +377,24 @@ def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> 
             f"nnUNetv2_preprocess -d {dataset.name}"
         )
     return items
+
+
+def taken_over(models: Sequence[Model], folds: Sequence[int]) -> list[str]:
+    """Sentences about validations that are copies of another model's."""
+    sentences = []
+    for model in models:
+        found = {
+            fold: source.parent.name
+            for repeat in model.repeats
+            for fold in folds
+            if (source := taken_over_from(model.folder_of(repeat) / f"fold_{fold}")) is not None
+        }
+        if found:
+            sentences.append(
+                f"{model.name} was not validated again in fold {' '.join(map(str, found))}: its masks are those of "
+                f"{some(sorted(set(found.values())))}, whose weights, plans, settings and versions are the same."
+            )
+    return sentences
 
 
 def reader_of(model: Path) -> str:

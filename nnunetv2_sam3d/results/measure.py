@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from nnunetv2_sam3d.clicks.geometry import Geometry
-from nnunetv2_sam3d.files import append_json_line, sha256
+from nnunetv2_sam3d.files import append_json_line, json_hash, sha256
 from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.images import read_segmentation, reader_called
 from nnunetv2_sam3d.results.collect import Item
@@ -265,11 +265,7 @@ def _key(item: Item, rules: Sequence[Any]) -> str:
 def _entry(key: str, measures: Sequence[Measures], apart: float) -> dict[str, Any]:
     """Content of a line of the store, with the hash by which a later run knows that it is what was written."""
     content = {"key": key, "measures": [asdict(entry) for entry in measures], "voxels_apart": apart}
-    return content | {"sha256": _hash(content)}
-
-
-def _hash(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content | {"sha256": json_hash(content)}
 
 
 def _read_store(store: Path) -> tuple[dict[str, Found], int]:
@@ -282,7 +278,7 @@ def _read_store(store: Path) -> tuple[dict[str, Found], int]:
         for line in filter(str.strip, lines):
             try:
                 content = json.loads(line)
-                if content.pop("sha256") != _hash(content):
+                if content.pop("sha256") != json_hash(content):
                     raise ValueError
                 measures = [Measures(**entry) for entry in content["measures"]]
                 known[content["key"]] = measures, float(content["voxels_apart"])

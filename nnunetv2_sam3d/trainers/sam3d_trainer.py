@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,9 @@ from torch import autocast, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.clicks.simulation import SimulatedClicks
+from nnunetv2_sam3d.files import json_hash
 from nnunetv2_sam3d.memory.count import step_bytes
 from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
@@ -39,7 +42,7 @@ from nnunetv2_sam3d.trainers.start import Run, Start, outputs_of
 from nnunetv2_sam3d.trainers.training_clicks import AUTOMATIC_LOSSES, CLICKED_LOSSES, ClickSteps, seed_of
 from nnunetv2_sam3d.weights.checkpoint_file import write_checkpoint
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, Weights, read_weights
-from nnunetv2_sam3d.weights.state_dict import SEG_LAYERS
+from nnunetv2_sam3d.weights.state_dict import SEG_LAYERS, state_hash
 from nnunetv2_sam3d.weights.transfer import check_same_network
 
 
@@ -391,7 +394,20 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         """nnU-Net's, with a note of the checkpoint that it is of."""
         super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0 and self.has_final_weights:
-            note_validated(Path(self.output_folder))
+            note_validated(Path(self.output_folder), self.validation_conditions())
+
+    def validation_conditions(self) -> dict[str, str]:
+        """All that decides the masks of the validation, each as a hash or in words."""
+        return {
+            "weights": state_hash(self.plain_network.state_dict()),
+            "network": json_hash(self.plain_network.config.to_dict()),
+            "plans and settings": json_hash([self.plans_manager.plans, self.configuration_name]),
+            "dataset.json": json_hash(self.dataset_json),
+            "cases": json_hash(sorted(self.do_split()[1])),
+            "mirroring": str(self.inference_allowed_mirroring_axes),
+            "device": f"{self.device.type} {torch.backends.cpu.get_cpu_capability()}",
+            "versions": f"nnunetv2_sam3d {__version__}, nnunetv2 {version('nnunetv2')}, torch {torch.__version__}",
+        }
 
 
 def _checked_settings(configuration_manager: ConfigurationManager, name: str) -> Settings:

@@ -65,6 +65,7 @@ class Start:
         adapter_start: how adapters of another kind than a file's begin.
         provenance: for each part of the network the record of its file, or ``RANDOM``.
         loaded: names of the weights that came from a file.
+        files: that were taken, in their order.
     """
 
     network: SAM3D
@@ -74,6 +75,7 @@ class Start:
     adapter_start: str = "published"
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
+    files: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in self.network.state_dict():
@@ -100,6 +102,7 @@ class Start:
         if given.mapped:
             self.provenance["last convolution"] = record | {"channels": given.mapped}
         self.loaded |= given.names
+        self.files.append(os.fspath(path))
 
     def find(self, run: Run, recipe: Recipe, sam_setting: str | None, variant: str) -> None:
         """Takes the finished model that the recipe starts from, or SAM's encoder, whichever there is.

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from nnunetv2_sam3d.nnunet.layout import validation_summary
+from nnunetv2_sam3d.nnunet.validation import take_over
 from nnunetv2_sam3d.trainers import pretrained as pretrained
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 from nnunetv2_sam3d.trainers.recipes import RECIPES
@@ -31,6 +33,7 @@ class EvaluatingTrainer(nnUNetTrainer_SAM3D):
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = 0
+        self.loaded_finished = False
 
     def initialize(self) -> None:
         """nnU-Net's, without DDP's wrapper, which refuses a network of which nothing is trained."""
@@ -41,6 +44,7 @@ class EvaluatingTrainer(nnUNetTrainer_SAM3D):
         """The other trainers', into the network without wrapper."""
         with self._unwrapped():
             super().load_checkpoint(filename_or_checkpoint)
+        self.loaded_finished = True
 
     @contextmanager
     def _unwrapped(self) -> Iterator[None]:
@@ -69,10 +73,34 @@ class EvaluatingTrainer(nnUNetTrainer_SAM3D):
         self.on_train_end()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's automatic validation, then the reference's test with clicks in a folder of its own."""
-        super().perform_actual_validation(save_probabilities)
+        """nnU-Net's automatic validation, then the reference's test with clicks in a folder of its own.
+
+        A validation of the same model next door, made under the same conditions, is copied instead of repeated, but
+        not for ``--val`` and ``--c``, which load the finished checkpoint.
+        """
+        if not self._took_over(save_probabilities):
+            super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
             self._run_reference_protocol()
+
+    def _took_over(self, save_probabilities: bool) -> bool:
+        start = self.start
+        assert start is not None
+        if self.is_ddp or self.loaded_finished or len(start.files) != 1:
+            return False
+        source, own = Path(start.files[0]).parent, Path(self.output_folder)
+        if not validation_summary(source).is_file():
+            return False
+        reason = take_over(own, source, self.validation_conditions(), probabilities=save_probabilities)
+        if reason is None:
+            self.print_to_log_file(
+                f"Validation taken over from {source}: same weights, plans, settings, cases and versions. "
+                f"nnUNetv2_train ... --val computes it anew.",
+                also_print_to_console=True,
+            )
+        else:
+            self.print_to_log_file(f"The validation of {source} is not taken over: {reason}")
+        return reason is None
 
     def _run_reference_protocol(self) -> None:
         # here, so that nnUNetv2_predict, which imports the trainers, does without

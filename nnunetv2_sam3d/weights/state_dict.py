@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -194,3 +195,13 @@ def misfits(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[s
 def in_short(problems: Sequence[str]) -> str:
     """The first three, and how many more."""
     return some(problems)
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, whatever the order and the device."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

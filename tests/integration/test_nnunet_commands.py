@@ -89,6 +89,8 @@ def test_original_eval_has_the_figures_of_the_model_it_loads(trained: Workspace,
     assert np.array_equal(read_volume(theirs / "case_0.nii.gz"), read_volume(ours / "case_0.nii.gz"))
     figures = [json.loads((folder / "summary.json").read_text())["mean"] for folder in (theirs, ours)]
     assert figures[0] == figures[1]
+    log = trained.log("SAM3DOriginalEval", 0)
+    assert f"Validation taken over from {theirs.parent}: same weights" in log and "predicting case_0" not in log
 
 
 @pytest.mark.parametrize("trainer", TRAINERS[1:])
@@ -251,7 +253,7 @@ def test_validation_again_with_probabilities(trained: Workspace, read_volume: Re
     (folder / "case_0.nii.gz").unlink()
     (folder / "summary.json").unlink()
     output = trained.train("SAM3DOriginalEval", 0, "--val", "--npz")
-    assert "Mean Validation Dice" in output
+    assert "predicting case_0" in output and "Mean Validation Dice" in output  # asked for: not taken over
     assert np.array_equal(read_volume(folder / "case_0.nii.gz"), before[0])
     assert json.loads((folder / "summary.json").read_text())["mean"] == before[1]["mean"]
     probabilities = np.load(folder / "case_0.npz")["probabilities"]

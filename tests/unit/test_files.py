@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_sam3d.files import append_json_line, sha256, write_text, write_whole
-from nnunetv2_sam3d.nnunet.layout import FINAL, validation_summary
-from nnunetv2_sam3d.nnunet.validation import is_outdated, is_validated, note_validated
+from nnunetv2_sam3d.files import append_json_line, write_text, write_whole
 from nnunetv2_sam3d.own_files import LIST, made_anew
 
 
@@ -116,20 +114,3 @@ def test_a_damaged_list(content: str, tmp_path: Path) -> None:
     (tmp_path / LIST).write_text(content)
     make(tmp_path, "page.html")
     make(tmp_path, "page.html")
-
-
-def test_a_validation_of_an_earlier_training(tmp_path: Path) -> None:
-    summary, checkpoint = validation_summary(tmp_path), tmp_path / FINAL
-    summary.parent.mkdir()
-    assert not is_validated(tmp_path) and not is_outdated(tmp_path)
-    checkpoint.write_bytes(b"first")
-    summary.write_text("{}")
-    assert is_validated(tmp_path)
-    note_validated(tmp_path)
-    os.utime(summary, (time.time() - 100,) * 2)
-    assert is_validated(tmp_path)  # a copy, whose times say nothing
-    checkpoint.write_bytes(b"second")
-    assert is_outdated(tmp_path) and not is_validated(tmp_path)
-    assert sha256(checkpoint) not in (summary.parent / "validated_checkpoint.json").read_text()
-    note_validated(tmp_path)
-    assert is_validated(tmp_path) and not is_outdated(tmp_path)
