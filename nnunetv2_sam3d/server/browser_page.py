@@ -75,18 +75,11 @@ class _Shown:
     mask: np.ndarray | None = None
 
 
-class _Pages:
-    """The pages by their leases."""
-
-    def __init__(self, service: Service) -> None:
-        self._leases = service.leases
-        self._pages: dict[str, _Shown] = {}
-
-    def of(self, lease: Lease) -> _Shown:
-        """That of a lease; pages whose leases have ended are forgotten."""
-        for token in [token for token in self._pages if not self._leases.holds(token)]:
-            del self._pages[token]
-        return self._pages.setdefault(lease.token, _Shown())
+def _page_of(lease: Lease) -> _Shown:
+    if lease.page is None:
+        lease.page = _Shown()
+    page: _Shown = lease.page
+    return page
 
 
 def add_page(app: FastAPI, facts: PageFacts) -> None:
@@ -105,10 +98,9 @@ def add_page(app: FastAPI, facts: PageFacts) -> None:
             "sentences": list(facts.sentences),
         }
 
-    pages = _Pages(service)
-    _add_image(app, service, pages, facts)
-    _add_clicks(app, service, pages)
-    _add_downloads(app, service, pages, facts)
+    _add_image(app, service, facts)
+    _add_clicks(app, service)
+    _add_downloads(app, service, facts)
 
 
 def _add_files(app: FastAPI, service: Service) -> None:
@@ -117,15 +109,20 @@ def _add_files(app: FastAPI, service: Service) -> None:
     for path, (name, kind) in _STATIC.items():
         content = folder.joinpath(name).read_bytes()
         packed = gzip.compress(content, 6) if len(content) > 1 << 16 else None
-        app.add_api_route(path, partial(_file, content=content, packed=packed, kind=kind), methods=["GET"])
+        app.add_api_route(path, _file(content, packed, kind), methods=["GET"])
         service.open_paths.add(path)
 
 
-async def _file(request: Request, content: bytes, packed: bytes | None, kind: str) -> Response:
+def _file(content: bytes, packed: bytes | None, kind: str) -> Callable[..., Any]:
+    """Answers with a file, compressed where the browser takes that."""
     headers = SECURITY | {"Cache-Control": "no-cache"}
-    if packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
-        return Response(packed, media_type=kind, headers=headers | {"Content-Encoding": "gzip"})
-    return Response(content, media_type=kind, headers=headers)
+
+    async def answer(request: Request) -> Response:
+        if packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
+            return Response(packed, media_type=kind, headers=headers | {"Content-Encoding": "gzip"})
+        return Response(content, media_type=kind, headers=headers)
+
+    return answer
 
 
 async def _refuse_other_sites(request: Request, call_next: Callable[..., Any]) -> Response:
@@ -137,12 +134,12 @@ async def _refuse_other_sites(request: Request, call_next: Callable[..., Any]) -
     return response
 
 
-def _add_image(app: FastAPI, service: Service, pages: _Pages, facts: PageFacts) -> None:
+def _add_image(app: FastAPI, service: Service, facts: PageFacts) -> None:
     @app.post("/page/image")
     async def image(request: Request, name: str, channel: int) -> Response:
         """Takes the file of one channel; the last one begins the automatic prediction."""
         async with service.turn(request) as lease:
-            page, most = pages.of(lease), service.served.image_bytes
+            page, most = _page_of(lease), service.served.image_bytes
             if channel == 0:
                 page.uploads = []
             if channel != len(page.uploads) or channel >= len(facts.channels):
@@ -164,24 +161,24 @@ def _open(session: InteractiveSession, page: _Shown, uploads: list[Upload], fact
     return _answer(session, page)
 
 
-def _add_clicks(app: FastAPI, service: Service, pages: _Pages) -> None:
+def _add_clicks(app: FastAPI, service: Service) -> None:
     @app.post("/page/clicks")
     async def clicks(request: Request) -> Response:
         """Adds clicks, all of them or none."""
         async with service.turn(request) as lease:
-            page = pages.of(lease)
+            page = _page_of(lease)
             listed = _clicks_in(await json_of(request))
             return await service.compute(lease, partial(_add, page=page, clicks=listed))
 
     @app.post("/page/undo")
     async def undo(request: Request) -> Response:
         async with service.turn(request) as lease:
-            return await service.compute(lease, partial(_change, page=pages.of(lease), change=InteractiveSession.undo))
+            return await service.compute(lease, partial(_change, page=_page_of(lease), change=InteractiveSession.undo))
 
     @app.post("/page/reset")
     async def reset(request: Request) -> Response:
         async with service.turn(request) as lease:
-            return await service.compute(lease, partial(_change, page=pages.of(lease), change=InteractiveSession.reset))
+            return await service.compute(lease, partial(_change, page=_page_of(lease), change=InteractiveSession.reset))
 
 
 def _clicks_in(content: dict[str, Any]) -> list[tuple[list[float], bool]]:
@@ -256,7 +253,7 @@ def _line(content: dict[str, Any]) -> bytes:
     return json.dumps(content).encode() + b"\n"
 
 
-def _add_downloads(app: FastAPI, service: Service, pages: _Pages, facts: PageFacts) -> None:
+def _add_downloads(app: FastAPI, service: Service, facts: PageFacts) -> None:
     def mask_file(session: InteractiveSession, page: _Shown) -> Response:
         image = _image_of(page)
         return _download(*image.mask_file(session.model.segmentation(session.clicks)), "application/gzip")
@@ -264,15 +261,15 @@ def _add_downloads(app: FastAPI, service: Service, pages: _Pages, facts: PageFac
     def click_file(session: InteractiveSession, page: _Shown) -> Response:
         return _download(*_image_of(page).click_file(session.clicks, facts.model), "application/json")
 
-    for path, work in (("/page/mask", mask_file), ("/page/saved-clicks", click_file)):
-        app.add_api_route(path, partial(_downloaded, service=service, pages=pages, work=work), methods=["GET"])
+    def route(work: Callable[[InteractiveSession, _Shown], Response]) -> Callable[..., Any]:
+        async def answer(request: Request) -> Response:
+            async with service.turn(request) as lease:
+                return await service.compute(lease, partial(work, page=_page_of(lease)))
 
+        return answer
 
-async def _downloaded(
-    request: Request, service: Service, pages: _Pages, work: Callable[[InteractiveSession, _Shown], Response]
-) -> Response:
-    async with service.turn(request) as lease:
-        return await service.compute(lease, partial(work, page=pages.of(lease)))
+    app.add_api_route("/page/mask", route(mask_file), methods=["GET"])
+    app.add_api_route("/page/saved-clicks", route(click_file), methods=["GET"])
 
 
 def _download(name: str, content: bytes, kind: str) -> Response:
