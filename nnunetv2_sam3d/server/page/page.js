@@ -2,7 +2,7 @@
 
 import { Server } from "./server.js";
 import { listenToMouse, listenToKeys } from "./input.js";
-import { OTHER_COLOURS, TARGET_COLOUR, View } from "./view.js";
+import { View } from "./view.js";
 
 const by = (id) => document.getElementById(id);
 // Grey values of CT in Hounsfield units, lowest and highest.
@@ -63,6 +63,7 @@ function queue(text, task) {
 // The same for requests about the image. A lease that is over is taken again, with image and clicks.
 function ask(text, request) {
   return queue(text, async () => {
+    say("");
     try {
       take(await request());
     } catch (error) {
@@ -129,8 +130,9 @@ async function sendImage() {
   for (const [channel, file] of files.entries()) {
     const result = await server.image(file, file.name, channel);
     if (result.complete) {
-      view.colour(model.labels, opacity());
+      view.setOpacity(opacity());
       take(result);
+      say(result.sentences.join(" "));
     }
   }
 }
@@ -144,8 +146,7 @@ function take(result) {
   view.marks = [...clicks];
   if (result.box) view.paint(result.box, result.bytes);
   else view.viewer.drawScene();
-  by("volume").textContent = `${model.target} ${millilitres(result.target_ml)}`;
-  say(result.sentences.join(" "));
+  by("volume").textContent = millilitres(result.target_ml);
 }
 
 function millilitres(volume) {
@@ -229,25 +230,10 @@ function entry({ voxel, foreground }, index) {
 
 function describe(place) {
   const { voxel } = place ?? view;
-  const planes = NAMES_OF_PLANES.map((name, plane) => `${name} ${view.slice(plane).join("/")}`).join("   ");
-  const label = model.labels.find(({ value }) => value === view.label(voxel));
+  const planes = NAMES_OF_PLANES.map((name, plane) => `${name} ${view.slice(plane).join("/")}`);
   const grey = Number(view.intensity(voxel).toPrecision(4));
-  by("status").textContent = `${planes}      voxel ${voxel.join(", ")}   value ${grey}   ${label ? label.name : ""}`;
-}
-
-function colours(labels) {
-  let other = 0;
-  for (const label of labels) label.colour = label.target ? TARGET_COLOUR : OTHER_COLOURS[other++ % OTHER_COLOURS.length];
-  const items = labels.map(({ name, colour, target }) => {
-    const swatch = document.createElement("span");
-    swatch.className = "swatch";
-    swatch.style.backgroundColor = colour;
-    const item = document.createElement("li");
-    item.classList.toggle("target", target);
-    item.append(swatch, name);
-    return item;
-  });
-  by("labels").replaceChildren(...items);
+  const here = [`voxel ${voxel.join(", ")}`, `value ${grey}`, ...(view.inMask(voxel) ? [model.target] : [])];
+  by("status").textContent = [...planes, ...here].join("  ·  ");
 }
 
 // ---- start
@@ -268,7 +254,7 @@ async function start() {
   by("target").textContent = model.target;
   by("empty-more").textContent =
     model.channels.length > 1 ? `its ${model.channels.length} files together: ${model.channels.join(", ")}` : "";
-  colours(model.labels);
+  by("result-name").textContent = model.target;
   const windows = model.channels[0].toUpperCase() === "CT" ? ["soft tissue", ...Object.keys(CT_WINDOWS).slice(1)] : [];
   by("window").replaceChildren(...[...windows, "automatic"].map((name) => new Option(name)));
   say(model.sentences.join(" "));

@@ -89,11 +89,11 @@ export class Server {
     return this.result("page/reset");
   }
 
-  // { ...what the server says, bytes: of the labels in the changed box }
+  // { ...what the server says, bytes: of the mask in the changed box }
   async result(path, options = {}) {
     const response = await this.fetch(path, { method: "POST", ...options });
     const body = new Uint8Array(await response.arrayBuffer());
-    const end = body.indexOf(10); // a line of JSON, then the labels
+    const end = body.indexOf(10); // a line of JSON, then the mask
     return { ...JSON.parse(new TextDecoder().decode(body.subarray(0, end))), bytes: body.subarray(end + 1) };
   }
 

@@ -1,19 +1,18 @@
-// The three planes: NiiVue draws image and labels, this file adds places, clicks and the mouse's arithmetic.
+// The three planes: NiiVue draws image and mask, this file adds places, clicks and the mouse's arithmetic.
 
 const { Niivue, NVImage, SLICE_TYPE } = globalThis.niivue;
 
 export const PLANES = [SLICE_TYPE.AXIAL, SLICE_TYPE.CORONAL, SLICE_TYPE.SAGITTAL];
 const DEPTH_AXIS = { [SLICE_TYPE.AXIAL]: 2, [SLICE_TYPE.CORONAL]: 1, [SLICE_TYPE.SAGITTAL]: 0 }; // of right, anterior, superior
-const SEEN_FROM = 2.5; // slices away from which a click is still drawn, fainter
+const SEEN_FROM = 2; // slices away from which a click is still drawn, fainter
 const ZOOMS = [0.5, 20];
 // Okabe and Ito's colours, which colour-blind people can tell apart. Clicks differ in shape and sign as well.
-export const TARGET_COLOUR = "#56B4E9";
-export const OTHER_COLOURS = ["#CC79A7", "#009E73", "#E69F00", "#0072B2", "#F0E442"];
+const MASK_COLOUR = [0x56, 0xb4, 0xe9];
 const FOREGROUND_COLOUR = "#F0E442";
 const BACKGROUND_COLOUR = "#D55E00";
 
 export class View {
-  // canvas: NiiVue's; sheet: a canvas above it, for the clicks, which takes the mouse
+  // canvas: NiiVue's; sheet: a canvas above it, for cross and clicks, which takes the mouse
   constructor(canvas, sheet) {
     this.canvas = canvas;
     this.sheet = sheet;
@@ -22,11 +21,9 @@ export class View {
     this.viewer = new Niivue({
       interactive: false,
       isRadiologicalConvention: true,
-      crosshairColor: [1, 1, 1, 0.45],
-      crosshairGap: 12,
+      crosshairWidth: 0, // drawn on the sheet, a pixel wide
       backColor: [0, 0, 0, 1],
       fontColor: [0.85, 0.85, 0.85, 1],
-      isNearestInterpolation: true, // voxels as they are
       loadingText: "",
       logLevel: "error",
     });
@@ -39,19 +36,22 @@ export class View {
       draw();
       this.drawMarks();
     };
+    this.viewer.overlayOutlineWidth = 1;
     this.enlarge(this.large);
   }
 
-  // Shows the file, without labels and clicks.
+  // Shows the file, without mask and clicks.
   async show(file) {
-    const image = await NVImage.loadFromFile({ file, name: file.name, limitFrames4D: 1 });
+    const image = await NVImage.loadFromFile({ file, name: file.name });
     this.clear();
-    const labels = image.clone();
-    labels.img = new Uint8Array(image.img.length);
-    Object.assign(labels.hdr, { datatypeCode: 2, numBitsPerVoxel: 8, scl_slope: 1, scl_inter: 0, cal_min: 0, cal_max: 0 });
+    const mask = image.clone();
+    mask.img = new Uint8Array(image.img.length);
+    Object.assign(mask.hdr, { datatypeCode: 2, numBitsPerVoxel: 8, scl_slope: 1, scl_inter: 0 });
+    const [red, green, blue] = MASK_COLOUR.map((channel) => [0, channel]);
+    mask.setColormapLabel({ R: red, G: green, B: blue, A: [0, 255], I: [0, 1], labels: ["", "mask"] });
     this.automaticWindow = [image.cal_min, image.cal_max];
     this.viewer.addVolume(image);
-    this.viewer.addVolume(labels);
+    this.viewer.addVolume(mask);
     this.viewer.scene.pan2Dxyzmm = [0, 0, 0, 1];
     this.viewer.scene.crosshairPos = this.centre([0, 1, 2].map((axis) => image.dimsRAS[axis + 1] >> 1));
   }
@@ -70,48 +70,36 @@ export class View {
     return this.image.hdr.dims.slice(1, 4); // i, j, k
   }
 
-  // names: [{ value, name, colour }]
-  colour(names, opacity) {
-    const labels = this.viewer.volumes[1];
-    const table = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: [""] };
-    for (const { value, name, colour } of names) {
-      const channels = [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16));
-      ["R", "G", "B"].forEach((channel, index) => table[channel].push(channels[index]));
-      table.A.push(255);
-      table.I.push(value);
-      table.labels.push(name);
-    }
-    labels.setColormapLabel(table);
-    this.setOpacity(opacity);
-  }
-
   setOpacity(opacity) {
     this.viewer.setOpacity(1, opacity);
   }
 
-  // Writes labels into the box [[k0, k1], [j0, j1], [i0, i1]], half open, of the file's voxels.
+  // Writes the mask into the box [[k0, k1], [j0, j1], [i0, i1]], half open, of the file's voxels.
   paint(box, bytes) {
-    const labels = this.viewer.volumes[1];
+    const mask = this.viewer.volumes[1];
     const [width, height] = this.shape;
     const [[k0, k1], [j0, j1], [i0, i1]] = box;
     let from = 0;
     for (let k = k0; k < k1; k++) {
       for (let j = j0; j < j1; j++, from += i1 - i0) {
-        labels.img.set(bytes.subarray(from, from + i1 - i0), (k * height + j) * width + i0);
+        mask.img.set(bytes.subarray(from, from + i1 - i0), (k * height + j) * width + i0);
       }
     }
     this.viewer.updateGLVolume();
   }
 
-  label(voxel) {
+  inMask(voxel) {
+    return this.viewer.volumes[1].img[this.index(voxel)] > 0;
+  }
+
+  index([i, j, k]) {
     const [width, height] = this.shape;
-    return this.viewer.volumes[1].img[(voxel[2] * height + voxel[1]) * width + voxel[0]];
+    return (k * height + j) * width + i;
   }
 
   intensity(voxel) {
-    const [width, height] = this.shape;
     const { scl_slope: slope, scl_inter: intercept } = this.image.hdr;
-    return this.image.img[(voxel[2] * height + voxel[1]) * width + voxel[0]] * (slope || 1) + intercept;
+    return this.image.img[this.index(voxel)] * (slope || 1) + intercept;
   }
 
   // One plane large on the left, the others beside it.
@@ -176,21 +164,25 @@ export class View {
     return [this.nearest(this.viewer.scene.crosshairPos)[axis] + 1, this.image.dimsRAS[axis + 1]];
   }
 
+  // What is under the mouse, or else the crosshair, stays where it is.
   zoom(factor, event) {
-    const before = event && this.at(event);
+    const fixed = (event && this.at(event)?.fraction) ?? this.viewer.scene.crosshairPos;
+    const mm = this.viewer.frac2mm(fixed);
     const pan = this.viewer.scene.pan2Dxyzmm;
-    pan[3] = Math.min(Math.max(pan[3] * factor, ZOOMS[0]), ZOOMS[1]);
+    const before = pan[3];
+    pan[3] = Math.min(Math.max(before * factor, ZOOMS[0]), ZOOMS[1]);
+    for (let axis = 0; axis < 3; axis++) pan[axis] += (before - pan[3]) * mm[axis];
     this.viewer.drawScene();
-    if (before) this.pan(before, event); // what is under the mouse stays there
   }
 
-  // Moves what was at a place under the mouse.
+  // Moves what was at a place to the mouse.
   pan(start, event) {
     const [x, y] = this.pixel(event);
     const now = this.viewer.screenXY2TextureFrac(x, y, start.tile, false);
+    if (now[0] === -1) return; // beside the plane
     const [from, to] = [start.fraction, now].map((fraction) => this.viewer.frac2mm(fraction));
     const pan = this.viewer.scene.pan2Dxyzmm;
-    for (let axis = 0; axis < 3; axis++) pan[axis] += to[axis] - from[axis];
+    for (let axis = 0; axis < 3; axis++) pan[axis] += pan[3] * (to[axis] - from[axis]);
     this.viewer.drawScene();
   }
 
@@ -239,20 +231,30 @@ export class View {
 
   drawMarks() {
     const { sheet, canvas } = this;
-    if (sheet.width !== canvas.width || sheet.height !== canvas.height) [sheet.width, sheet.height] = [canvas.width, canvas.height];
+    if (sheet.width !== canvas.width || sheet.height !== canvas.height) {
+      [sheet.width, sheet.height] = [canvas.width, canvas.height];
+    }
     const pen = sheet.getContext("2d");
     pen.clearRect(0, 0, sheet.width, sheet.height);
     if (!this.image) return;
     const scale = canvas.width / canvas.getBoundingClientRect().width;
-    for (const mark of this.marks) {
-      const place = this.fromFile(mark.voxel);
-      for (const tile of this.viewer.screenSlices) {
+    const here = this.nearest(this.viewer.scene.crosshairPos);
+    for (const tile of this.viewer.screenSlices) {
+      const [left, top, width, height] = tile.leftTopWidthHeight;
+      pen.save();
+      pen.beginPath();
+      pen.rect(Math.min(left, left + width), top, Math.abs(width), height);
+      pen.clip();
+      drawCross(pen, this.onScreen(here, tile), scale);
+      for (const mark of this.marks) {
+        const place = this.fromFile(mark.voxel);
         const axis = DEPTH_AXIS[tile.axCorSag];
-        const away = Math.abs(place[axis] - this.nearest(this.viewer.scene.crosshairPos)[axis]);
+        const away = Math.abs(place[axis] - here[axis]);
         if (away > SEEN_FROM) continue;
         pen.globalAlpha = away ? 0.5 / away : 1;
         drawMark(pen, this.onScreen(place, tile), mark, scale);
       }
+      pen.restore();
     }
   }
 
@@ -264,6 +266,19 @@ export class View {
     const y = (up - tile.leftTopMM[1]) / tile.fovMM[1];
     return [left + x * width, top + (1 - y) * height];
   }
+}
+
+// Four lines that leave the middle free.
+function drawCross(pen, [x, y], scale) {
+  const [gap, far] = [14 * scale, 1e5];
+  pen.lineWidth = scale;
+  pen.strokeStyle = "rgba(255, 255, 255, 0.55)";
+  pen.beginPath();
+  for (const [across, down] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+    pen.moveTo(x + across * gap, y + down * gap);
+    pen.lineTo(x + across * far, y + down * far);
+  }
+  pen.stroke();
 }
 
 // A disc with a plus in the structure, a square with a minus outside of it; hollow until the server has answered.
