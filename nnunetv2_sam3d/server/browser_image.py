@@ -72,7 +72,9 @@ def unpacked(upload: Upload, most_bytes: int) -> bytes:
                 if length > most_bytes:
                     raise ImageError(f"{upload.name} has more than {_size(most_bytes)} when it is unpacked: crop it")
     except (OSError, EOFError, zlib.error) as error:
-        raise ImageError(f"{upload.name} cannot be unpacked ({error}): it is cut off or damaged, copy it again") from error
+        raise ImageError(
+            f"{upload.name} cannot be unpacked ({error}): it is cut off or damaged, copy it again"
+        ) from error
     return b"".join(parts)
 
 
@@ -82,8 +84,8 @@ def check_header(name: str, content: bytes, most_bytes: int) -> None:
     try:
         header = (nibabel.Nifti2Header if second else nibabel.Nifti1Header).from_fileobj(io.BytesIO(content[:1024]))
         shape, dtype, start = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
-        if bytes(header["magic"].item())[:2] != b"n+":
-            raise ValueError("its voxels are in another file")
+        if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
+            raise ValueError("it is none, or its voxels are in another file")
     except Exception as error:  # nibabel lets through what NumPy raises, which has no class in common
         raise ImageError(f"{name} is no NIfTI image, or its header is damaged ({error})") from error
     while len(shape) > 3 and shape[-1] == 1:
@@ -147,8 +149,10 @@ class BrowserImage:
             try:
                 voxels, properties = read_image(files, reader)
             except ImageError as error:
-                names = ", ".join(upload.name for upload in uploads)
-                raise ImageError(f"the model's reader cannot read {names}: {error.__cause__ or error}") from error
+                sentence = str(error)
+                for file, upload in zip(files, uploads, strict=True):
+                    sentence = sentence.replace(str(file), upload.name)
+                raise ImageError(sentence) from error
         return cls(uploads[0].name, uploads[0].case, voxels.shape[1:], properties, reader), voxels
 
     @property
@@ -175,7 +179,7 @@ class BrowserImage:
         own = [int(np.argmax(np.abs(turn[:, axis]))) for axis in (2, 1, 0)]
         moved = array.transpose([2 - axis for axis in own])
         backwards = [place for place, axis in enumerate(own) if turn[axis, 2 - place] < 0]
-        return np.flip(moved, backwards)
+        return np.flip(moved, tuple(backwards))
 
     def mask_file(self, labels: np.ndarray) -> tuple[str, bytes]:
         """Name and content of the NIfTI file with a segmentation (z, y, x), as ``predict`` writes it."""
@@ -192,4 +196,3 @@ class BrowserImage:
             provenance = {"model": model, "made_in": "the browser page of nnUNetv2_sam3d serve"}
             write_clicks(file, clicks, self.geometry, space=space, image=self.name, provenance=provenance)
             return self.case + RECORD_SUFFIX, file.read_bytes()
-

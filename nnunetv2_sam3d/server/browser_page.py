@@ -136,13 +136,14 @@ async def _refuse_other_sites(request: Request, call_next: Callable[..., Any]) -
 
 def _add_image(app: FastAPI, service: Service, facts: PageFacts) -> None:
     @app.post("/page/image")
-    async def image(request: Request, name: str, channel: int) -> Response:
+    async def image(request: Request) -> Response:
         """Takes the file of one channel; the last one begins the automatic prediction."""
+        name, channel = request.query_params.get("name", ""), request.query_params.get("channel", "")
         async with service.turn(request) as lease:
             page, most = _page_of(lease), service.served.image_bytes
-            if channel == 0:
+            if channel == "0":
                 page.uploads = []
-            if channel != len(page.uploads) or channel >= len(facts.channels):
+            if channel != str(len(page.uploads)) or len(page.uploads) >= len(facts.channels):
                 raise WireError(f"the channels must come in their order: {', '.join(facts.channels)}")
             kept = sum(len(upload.content) for upload in page.uploads)
             page.uploads.append(Upload.named(name, await body_of(request, most - kept)))
@@ -264,7 +265,8 @@ def _add_downloads(app: FastAPI, service: Service, facts: PageFacts) -> None:
     def route(work: Callable[[InteractiveSession, _Shown], Response]) -> Callable[..., Any]:
         async def answer(request: Request) -> Response:
             async with service.turn(request) as lease:
-                return await service.compute(lease, partial(work, page=_page_of(lease)))
+                page = _page_of(lease)
+                return await service.compute(lease, lambda session: work(session, page))
 
         return answer
 
