@@ -92,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
     import logging
 
     from nnunetv2_sam3d.server.axis_order import AxisOrder
+    from nnunetv2_sam3d.server.browser_page import PageFacts, add_page
     from nnunetv2_sam3d.server.http_app import Served, create_app
     from nnunetv2_sam3d.server.leases import Leases
     from nnunetv2_sam3d.server.listening import bind, serve
@@ -124,6 +125,7 @@ def run(options: argparse.Namespace) -> int:
         )
         leases = Leases(offer.new_session, most=options.sessions, idle_s=options.idle, liveness_s=options.liveness)
         app = create_app(leases, Served.of(offer, key))
+        add_page(app, PageFacts.of(offer))
         _introduce(offer, device)
         _say_where(listener.getsockname()[1], options.host, with_key=bool(key))
         with contextlib.suppress(KeyboardInterrupt):  # how a server ends
@@ -188,4 +190,5 @@ def _say_where(port: int, host: str, *, with_key: bool) -> None:
     say(
         f"3D Slicer: extension NNInteractive 1.0 or newer, Remote, server URL {url}{key}; Initialize, then place points"
     )
+    say(f"a browser: {url}{key}; drop a NIfTI file, then click")
     say(f"napari: plugin napari-nninteractive 2.5 or newer, remote server, URL {url}{key}; Initialize, then add points")

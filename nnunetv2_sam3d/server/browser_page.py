@@ -23,6 +23,7 @@ from nnunetv2_sam3d.server.browser_image import BrowserImage, Upload
 from nnunetv2_sam3d.server.http_app import Service, body_of, json_of
 from nnunetv2_sam3d.server.interactive_session import InteractiveSession, box_of
 from nnunetv2_sam3d.server.leases import Lease
+from nnunetv2_sam3d.server.offer import Offer
 from nnunetv2_sam3d.server.wire_format import WireError
 
 SECURITY = {
@@ -65,6 +66,20 @@ class PageFacts:
     reader: Any
     sentences: Sequence[str] = ()
 
+    @classmethod
+    def of(cls, offer: Offer) -> PageFacts:
+        """Those of an open model."""
+        sentences = []
+        if not offer.takes_clicks:
+            sentences = [
+                "The model was trained without clicks: a click shows the connected structure that it found there."
+            ]
+        elif not offer.background_clicks:
+            sentences = ["The model was trained without background clicks: right clicks are refused."]
+        reader = offer.plans.image_reader_writer_class()
+        name = f"{offer.plans.dataset_name}, {offer.model.name}"
+        return cls(name, offer.target.name, offer.channels or ["image"], reader, sentences)
+
 
 @dataclass
 class _Shown:
@@ -86,7 +101,6 @@ def add_page(app: FastAPI, facts: PageFacts) -> None:
     """Adds the page and its requests to a server of :func:`~nnunetv2_sam3d.server.http_app.create_app`."""
     service: Service = app.state.service
     _add_files(app, service)
-    app.middleware("http")(_refuse_other_sites)
 
     @app.get("/page/model")
     async def model() -> dict[str, Any]:
@@ -123,15 +137,6 @@ def _file(content: bytes, packed: bytes | None, kind: str) -> Callable[..., Any]
         return Response(content, media_type=kind, headers=headers)
 
     return answer
-
-
-async def _refuse_other_sites(request: Request, call_next: Callable[..., Any]) -> Response:
-    """Pages of other sites, open in the same browser, must not use this server; only a link may lead to the page."""
-    site = request.headers.get("sec-fetch-site", "none")
-    if site not in ("same-origin", "none") and request.url.path != "/":
-        return Response(json.dumps({"detail": "this server answers its own page only"}), 403)
-    response: Response = await call_next(request)
-    return response
 
 
 def _add_image(app: FastAPI, service: Service, facts: PageFacts) -> None:

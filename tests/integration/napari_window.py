@@ -66,7 +66,7 @@ def main(url: str, image: str, k: str, j: str, i: str, mask_file: str, picture: 
     settle(1)
     viewer.screenshot(picture, canvas_only=False, flash=False)
     np.save(mask_file, np.asarray(layer("Label Layer").data))
-    print("clicked at", [round(float(value / step), 2) for value, step in zip(viewer.cursor.position, spacing)])
+    print("clicked at", np.round(np.divide(viewer.cursor.position, spacing), 2).tolist())
     plugin._close()
     settle(0.5)
 

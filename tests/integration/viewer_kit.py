@@ -1,4 +1,4 @@
-"""A browser and napari for tests: found, or installed where that is asked for; otherwise the test says what is absent."""
+"""A browser and napari for tests: found, or installed where that is asked for; otherwise a test says what is absent."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def require_napari(folder: Path) -> str:
     if python := os.environ.get(NAPARI):
         return python
     if not os.environ.get(INSTALL):
-        pytest.skip(f"napari is not installed; {INSTALL}=1 installs it into an environment of its own, or {NAPARI} names it")
+        pytest.skip(
+            f"napari is not installed; {INSTALL}=1 installs it into an environment of its own, or {NAPARI} names it"
+        )
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
     _run([python, "-m", "pip", "install", "-q", *NAPARI_PACKAGES])

@@ -60,20 +60,26 @@ function queue(text, task) {
   return work;
 }
 
-// The same for requests about the image. A lease that is over is taken again, with image and clicks.
+// The same for requests about the image.
 function ask(text, request) {
   return queue(text, async () => {
     say("");
-    try {
-      take(await request());
-    } catch (error) {
-      if (error.status !== 410) throw error;
-      server.lost();
-      await sendImage();
-      if (clicks.length) take(await server.clicks(clicks));
-      take(await request());
-    }
+    take(await inSession(request));
   });
+}
+
+// A request; if the session has ended, another one begins with image and clicks, and the request is made again.
+async function inSession(request) {
+  try {
+    return await request();
+  } catch (error) {
+    if (error.status !== 410) throw error;
+    const before = clicks;
+    server.lost();
+    await sendImage();
+    if (before.length) take(await server.clicks(before));
+    return request();
+  }
 }
 
 // ---- image
@@ -139,7 +145,7 @@ async function sendImage() {
 
 // ---- result
 
-// What the server answered: the box of labels that changed, and its clicks.
+// What the server answered: the box of the mask that changed, and its clicks.
 function take(result) {
   if (!result.complete) return;
   clicks = result.clicks;
@@ -173,7 +179,7 @@ function reset() {
 }
 
 function save(path) {
-  if (files.length) queue("Saving", async () => say(`${await server.download(path)} is in your downloads.`, true));
+  if (files.length) queue("Saving", async () => say(`${await inSession(() => server.download(path))} is in your downloads.`, true));
 }
 
 // ---- view

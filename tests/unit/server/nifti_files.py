@@ -64,6 +64,3 @@ class BrightStructures:
 
     def segmentation(self, clicks: Sequence[Click]) -> np.ndarray:
         return self.mask(clicks).astype(np.uint8) * 2
-
-    def doubt(self, image_spacing: Sequence[float], image_shape: Sequence[int]) -> str | None:
-        return None
