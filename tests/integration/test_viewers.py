@@ -7,11 +7,11 @@ import io
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import nibabel
 import numpy as np
@@ -236,17 +236,25 @@ def broken(image: Path, folder: Path) -> Path:
 def test_a_browser_with_a_key_and_a_session_that_ends(trained: Workspace, image: Path, tmp_path: Path) -> None:
     """The page asks for the key. When its session has ended, it begins another one with the same image and clicks."""
     require_browser()
-    options = ("--api-key", "of the test", "--sessions", 1, "--idle", 4)
-    with served(trained, *options) as url, browsing(url, "of the test") as page:
+    key = "of the test"
+
+    def end_session() -> None:
+        headers = {"Authorization": f"Bearer {key}", "X-Lease-Token": leases[-1]}
+        with urlopen(Request(f"{url}/release", b"", headers)) as answer:
+            assert json.loads(answer.read()) == {"released": True}
+
+    leases: list[str] = []
+    with served(trained, "--api-key", key, "--sessions", 1) as url, browsing(url, key) as page:
+        page.page.on("request", lambda request: leases.append(request.headers.get("x-lease-token", "")))
         page.drop(image)
         place = page.large_plane()
         page.page.mouse.click(place["x"] + 0.5 * place["width"], place["y"] + 0.5 * place["height"])
         page.ready()
         clicks = page.clicks
         mask = page.download("#mask", tmp_path).rename(tmp_path / "before.nii.gz")
-        time.sleep(10)
+        end_session()
         assert np.array_equal(voxels(page.download("#mask", tmp_path)), voxels(mask))
-        time.sleep(10)
+        end_session()
         page.page.keyboard.press("Enter")
         page.ready()
         assert page.clicks == [*clicks, ("+", clicks[0][1])]

@@ -34,7 +34,8 @@ def client_of(key: str | None = None, channels: tuple[str, ...] = ("CT",), limit
         pass
 
     Model.channels = len(channels)
-    app = create_app(Leases(lambda: InteractiveSession(Model()), most=2), Served("toy", SHAPE, image_bytes=limit, api_key=key))
+    leases = Leases(lambda: InteractiveSession(Model()), most=2)
+    app = create_app(leases, Served("toy", SHAPE, image_bytes=limit, api_key=key))
     add_page(app, PageFacts("toy", "lesion", channels, SimpleITKIO(), ["A sentence."]))
     return TestClient(app, "http://localhost", raise_server_exceptions=False)
 
