@@ -255,6 +255,7 @@ def test_a_browser_with_a_key_and_a_session_that_ends(trained: Workspace, image:
         end_session()
         assert np.array_equal(voxels(page.download("#mask", tmp_path)), voxels(mask))
         end_session()
+        page.page.focus("#sheet")
         page.page.keyboard.press("Enter")
         page.ready()
         assert page.clicks == [*clicks, ("+", clicks[0][1])]
