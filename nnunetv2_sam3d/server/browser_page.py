@@ -242,17 +242,28 @@ def _answer(session: InteractiveSession, page: _Shown) -> Response:
     own = image.in_file_order(mask)
     box = box_of(own if page.mask is None else own != image.in_file_order(page.mask))
     page.mask = mask.copy()
-    millilitres = float(mask.sum() * np.prod(image.spacing) / 1000)
+    millilitres = float(np.count_nonzero(mask) * np.prod(image.spacing) / 1000)
     head = {
         "complete": True,
         "box": box,
         "clicks": [{"voxel": image.file_voxel(click.zyx), "foreground": click.sign > 0} for click in session.clicks],
         "target_ml": millilitres,
+        "middle": None if session.clicks else _middle(own),
         "sentences": [session.warning] if session.warning else [],
     }
     labels = b"" if box is None else own[tuple(slice(*ends) for ends in box)].astype(np.uint8).tobytes()
     body = gzip.compress(_line(head) + labels, 1)
     return Response(body, media_type="application/octet-stream", headers={"Content-Encoding": "gzip"})
+
+
+def _middle(mask: np.ndarray) -> list[int] | None:
+    """A voxel (i, j, k) in the mask (k, j, i), where it is widest; ``None`` for an empty one."""
+    if not mask.any():
+        return None
+    k = int(np.argmax(np.count_nonzero(mask, axis=(1, 2))))
+    inside = np.argwhere(mask[k])
+    j, i = inside[np.argmin(((inside - inside.mean(0)) ** 2).sum(1))].tolist()
+    return [i, j, k]
 
 
 def _line(content: dict[str, Any]) -> bytes:

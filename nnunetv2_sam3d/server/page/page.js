@@ -20,7 +20,11 @@ let waiting = 0;
 
 // ---- messages
 
+let fading = 0;
+
 function say(sentence, good = false) {
+  clearTimeout(fading);
+  if (good) fading = setTimeout(() => say(""), 5000);
   by("message-text").textContent = sentence;
   by("message").classList.toggle("good", good);
   by("message").hidden = !sentence;
@@ -76,7 +80,7 @@ async function inSession(request) {
     if (error.status !== 410) throw error;
     const before = clicks;
     server.lost();
-    await sendImage();
+    await sendImage(true);
     if (before.length) take(await server.clicks(before));
     return request();
   }
@@ -131,13 +135,16 @@ function close() {
   refresh();
 }
 
-async function sendImage() {
+// again: the page shows the image already
+async function sendImage(again = false) {
   await server.claim();
   for (const [channel, file] of files.entries()) {
     const result = await server.image(file, file.name, channel);
     if (result.complete) {
       view.setOpacity(opacity());
       take(result);
+      if (result.middle && !again) view.goTo(result.middle);
+      describe(null);
       say(result.sentences.join(" "));
     }
   }

@@ -99,6 +99,7 @@ def test_from_the_file_to_the_mask(page: Page, orientation: str) -> None:
     opened = page.open(nifti(volume(), orientation))
     assert np.array_equal(page.mask, automatic)
     assert opened["target_ml"] == pytest.approx(automatic.sum() * 9 / 1000) and opened["clicks"] == []
+    assert opened["middle"] == [6, 2, 0]  # of the larger lesion
 
     assert page.click((LESION, False))["clicks"] == [{"voxel": list(LESION), "foreground": False}]
     assert page.mask[LESION[::-1]] == 0 and page.mask[OTHER[::-1]] == 1
