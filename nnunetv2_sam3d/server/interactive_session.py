@@ -110,7 +110,7 @@ class InteractiveSession:
 
         Args:
             image: (C, k, j, i), of any number type.
-            spacing: mm, along k, j, i.
+            spacing: mm, along k, j, i; negative where the viewer shows an axis backwards, as napari does.
 
         Returns:
             a warning if nobody can tell whether the volume has the axes of the training.
@@ -124,9 +124,9 @@ class InteractiveSession:
             raise ValueError(
                 f"the model takes volumes of {self.model.channels} channels, (C, k, j, i), got {list(image.shape)}"
             )
-        spacing = finite_position(spacing)
-        if min(spacing) <= 0:
-            raise ValueError(f"the spacing is three positive lengths (k, j, i) in mm, got {list(spacing)}")
+        spacing = [abs(length) for length in finite_position(spacing)]
+        if not min(spacing):
+            raise ValueError(f"the spacing is three lengths (k, j, i) in mm, got {spacing}")
         warning = self._check_axes(self.axes.sizes(spacing), self.axes.sizes(image.shape[1:]), self.axes)
         with np.errstate(over="ignore"):  # becomes infinite
             voxels = np.ascontiguousarray(self.axes.to_model(image), dtype=np.float32)

@@ -1,6 +1,6 @@
 """Run by an environment with napari: opens an image in a window, connects to a server, clicks with the mouse.
 
-Arguments: address of the server, image, voxel k, j, i, file for the mask (NumPy), file for a picture of the window.
+Arguments: address of the server, image, voxel k, j, i as napari has them, file for the mask (NumPy), file for a picture of the window.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 
 import napari
-import nibabel
 import numpy as np
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
@@ -35,13 +34,13 @@ def settle(seconds: float) -> None:
 
 
 def main(url: str, image: str, k: str, j: str, i: str, mask_file: str, picture: str) -> None:
-    file = nibabel.load(image)
-    voxels, spacing = np.asarray(file.dataobj).T, file.header.get_zooms()[::-1]
-    place = np.array([int(k), int(j), int(i)])
+    place = (int(k), int(j), int(i))
     viewer = napari.Viewer()
     viewer.window.resize(1366, 768)
-    window = (-160, 240) if voxels.min() < -500 else None  # soft tissue in CT
-    viewer.add_image(voxels, scale=spacing, name="image", contrast_limits=window)
+    viewer.open(image, plugin="napari-nifti")
+    picture_layer = viewer.layers[0]
+    if picture_layer.data.min() < -500:
+        picture_layer.contrast_limits = (-160, 240)  # soft tissue in CT
     _, plugin = viewer.window.add_plugin_dock_widget("napari-nninteractive")
     plugin.server_url_edit.setText(url)
     plugin.on_remote_settings_changed()
@@ -53,8 +52,9 @@ def main(url: str, image: str, k: str, j: str, i: str, mask_file: str, picture: 
     # the point layer, ready for clicks, is there when the server has the image
     wait(lambda: layer("Label Layer") and getattr(viewer.layers.selection.active, "mode", "") == "add", "the server")
     settle(1)
-    viewer.dims.set_point(0, place[0] * spacing[0])
-    viewer.camera.center = tuple(place * spacing)  # the voxel is in the middle of the canvas
+    world = picture_layer.data_to_world(place)
+    viewer.dims.set_point(0, world[0])
+    viewer.camera.center = world  # the voxel is in the middle of the canvas
     viewer.camera.zoom *= 1.6
     settle(1)
     canvas = viewer.window._qt_viewer.canvas.native
@@ -66,7 +66,7 @@ def main(url: str, image: str, k: str, j: str, i: str, mask_file: str, picture: 
     settle(1)
     viewer.screenshot(picture, canvas_only=False, flash=False)
     np.save(mask_file, np.asarray(layer("Label Layer").data))
-    print("clicked at", np.round(np.divide(viewer.cursor.position, spacing), 2).tolist())
+    print("clicked at", np.round(picture_layer.world_to_data(viewer.cursor.position), 2).tolist())
     plugin._close()
     settle(0.5)
 

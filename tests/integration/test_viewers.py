@@ -265,15 +265,18 @@ def test_napari(trained: Workspace, image: Path, tmp_path: Path) -> None:
     """The unmodified plugin in a window: connect, click, and the mask is in its layer."""
     python = require_napari(tmp_path / "napari")
     i, j, k = lesion(trained, image)
+    # napari's reader turns images to superior, anterior, right: k and i of this file run the other way
+    depth, width = nibabel.load(image).shape[2], nibabel.load(image).shape[0]
+    seen = [str(depth - 1 - k), str(j), str(width - 1 - i)]
     mask_file, picture = tmp_path / "mask.npy", tmp_path / "window.png"
-    with served(trained) as url:
+    with served(trained, "--flip", "ki") as url:
         result = subprocess.run(
             ["xvfb-run", "-a", "-s", "-screen 0 1400x900x24", python, Path(__file__).with_name("napari_window.py"), url,
-             image, str(k), str(j), str(i), mask_file, picture],
+             image, *seen, mask_file, picture],
             capture_output=True, text=True, timeout=400,
         )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"clicked at [{k}.0, {j}.0, {i}.0]" in result.stdout
+    assert f"clicked at [{'.0, '.join(seen)}.0]" in result.stdout
     clicks = {
         "format": "nnunetv2_sam3d clicks",
         "version": 1,
@@ -285,5 +288,5 @@ def test_napari(trained: Workspace, image: Path, tmp_path: Path) -> None:
         "nnUNetv2_sam3d", "predict", "-m", trained.model("SAM3DFull"), "-i", image, "-o", tmp_path / "out", "--clicks",
         tmp_path / "clicks.json", "--device", "cpu", "--disable_tta",
     )  # fmt: skip
-    assert np.array_equal(np.load(mask_file).T > 0, voxels(tmp_path / "out" / "case_2.nii.gz") == 2)
+    assert np.array_equal(np.load(mask_file)[::-1, :, ::-1].T > 0, voxels(tmp_path / "out" / "case_2.nii.gz") == 2)
     assert picture.stat().st_size > 50_000

@@ -102,7 +102,7 @@ def test_what_is_refused_changes_nothing(session: InteractiveSession, offer: Off
         (volume[0], SPACING, "1 channels"),
         (np.concatenate([volume, volume]), SPACING, "1 channels"),
         (volume, (3, 1), "three finite numbers"),
-        (volume, (3, 0, 1), "positive lengths"),
+        (volume, (3, 0, 1), "three lengths"),
         (volume, (1, 1, 3), "not in the training's order"),
         (volume, (3e6, 1e6, 1e6), "GB are free"),
         (volume, (3e-6, 1e-6, 1e-6), "thinner than a voxel"),
@@ -113,6 +113,15 @@ def test_what_is_refused_changes_nothing(session: InteractiveSession, offer: Off
             session.set_image(image, spacing)
         with pytest.raises(ValueError, match="there is no image yet"):  # the earlier one is gone, too
             session.add_click((0, 0, 0))
+
+
+def test_an_axis_that_the_viewer_shows_backwards(offer: Offer, volume: np.ndarray) -> None:
+    """napari sends a negative length then; the array is as it is."""
+    session, backwards = offer.new_session(), offer.new_session()
+    session.set_image(volume, SPACING)
+    backwards.set_image(volume, [-length for length in SPACING])
+    assert session.automatic is not None and session.automatic.any()
+    assert np.array_equal(session.automatic, backwards.automatic)
 
 
 def test_images_of_any_type_and_of_one_value(offer: Offer, volume: np.ndarray) -> None:
