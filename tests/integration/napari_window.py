@@ -1,6 +1,7 @@
 """Run by an environment with napari: opens an image in a window, connects to a server, clicks with the mouse.
 
-Arguments: address of the server, image, voxel k, j, i as napari has them, file for the mask (NumPy), file for a picture of the window.
+Arguments: address of the server, image, voxel k, j, i as napari has them, file for the mask (NumPy), file for a picture
+of the window.
 """
 
 from __future__ import annotations
