@@ -155,7 +155,8 @@ def _add_image(app: FastAPI, service: Service, facts: PageFacts) -> None:
             if len(page.uploads) < len(facts.channels):
                 return Response(_line({"complete": False}))
             uploads, page.uploads = page.uploads, []
-            return await service.compute(lease, partial(_open, page=page, uploads=uploads, facts=facts, most=most))
+            work = partial(_open, page=page, uploads=uploads, facts=facts, most=most)
+            return await service.compute(lease, work, request)
 
 
 def _open(session: InteractiveSession, page: _Shown, uploads: list[Upload], facts: PageFacts, most: int) -> Response:

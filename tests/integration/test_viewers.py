@@ -261,6 +261,31 @@ def test_a_browser_with_a_key_and_a_session_that_ends(trained: Workspace, image:
         assert page.clicks == [*clicks, ("+", clicks[0][1])]
 
 
+def test_a_browser_with_a_turned_file(trained: Workspace, tmp_path: Path) -> None:
+    """Axes in another order, two of them backwards: what is clicked on the screen is that voxel of the file."""
+    require_browser()
+    turn = [[2, 1], [0, -1], [1, 1]]  # for each axis of the file: which axis it becomes, and whether it runs on or back
+    image, labels = (
+        nibabel.load(trained.raw / name).as_reoriented(np.array(turn))
+        for name in ("imagesTr/case_1_0000.nii.gz", "labelsTr/case_1.nii.gz")
+    )
+    nibabel.save(image, tmp_path / "case_1_0000.nii.gz")
+    target = np.argwhere(np.asarray(labels.dataobj) == 2).mean(0).round()
+    upwards = int(np.argmax(np.abs(image.affine[2, :3])))  # the file's axis from foot to head
+    with served(trained, "--unchecked-axes") as url, browsing(url) as page:
+        page.drop(tmp_path / "case_1_0000.nii.gz")
+        place = target[upwards]
+        page.scroll_to(int(place + 1 if image.affine[2, upwards] > 0 else image.shape[upwards] - place))
+        page.page.keyboard.press("Space")
+        x, y = page.brightest()
+        page.page.mouse.click(x, y)
+        page.ready()
+        ((sign, voxel),) = page.clicks
+        assert sign == "+" and np.abs(voxel - target).max() <= 2
+        mask = nibabel.load(page.download("#mask", tmp_path))
+        assert mask.shape == image.shape and np.allclose(mask.affine, image.affine, atol=1e-4)
+
+
 def test_napari(trained: Workspace, image: Path, tmp_path: Path) -> None:
     """The unmodified plugin in a window: connect, click, and the mask is in its layer."""
     python = require_napari(tmp_path / "napari")
