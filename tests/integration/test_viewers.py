@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -298,6 +299,7 @@ def test_napari(trained: Workspace, image: Path, tmp_path: Path) -> None:
         result = subprocess.run(
             ["xvfb-run", "-a", "-s", "-screen 0 1400x900x24", python, Path(__file__).with_name("napari_window.py"), url,
              image, *seen, mask_file, picture],
+            env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "settings")},  # the plugin keeps the address
             capture_output=True, text=True, timeout=400,
         )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr

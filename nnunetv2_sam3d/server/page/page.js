@@ -90,8 +90,9 @@ async function inSession(request) {
 
 async function open(chosen) {
   const wanted = [...chosen].sort((one, other) => (one.name < other.name ? -1 : 1));
-  if (!wanted.length || waiting) return;
-  say("");
+  if (!wanted.length) return;
+  say(waiting ? "The server is at work; open the next image when it has answered." : "");
+  if (waiting) return;
   if (wanted.length !== model.channels.length) {
     const each = model.channels.join(", ");
     say(
