@@ -190,5 +190,5 @@ def _say_where(port: int, host: str, *, with_key: bool) -> None:
     say(
         f"3D Slicer: extension NNInteractive 1.0 or newer, Remote, server URL {url}{key}; Initialize, then place points"
     )
-    say(f"a browser: {url}{key}; drop a NIfTI file, then click")
     say(f"napari: plugin napari-nninteractive 2.5 or newer, remote server, URL {url}{key}; Initialize, then add points")
+    say(f"a browser: {url}{key}; drop a NIfTI file, then click")
