@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,12 @@ def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def content_sha256(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a table that goes into a JSON file, without its own entry ``sha256``."""
+    without = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(file: Any) -> str:

@@ -65,6 +65,18 @@ def folds_of(values: Sequence[str] | None) -> list[int | str]:
     return folds
 
 
+def fold_number(text: str) -> int:
+    """An argument of ``--folds`` of the commands that compare folds; ``all`` has no validation cases to compare."""
+    if text.isdecimal() and len(text) < 10:
+        return int(text)
+    if text == "all":
+        raise argparse.ArgumentTypeError(
+            "fold 'all' trains with every case and has none left to validate with, so nothing can be compared. Give "
+            "numbers, or leave --folds out for all folds of the split; train 'all' with nnUNetv2_train"
+        )
+    raise argparse.ArgumentTypeError(f"{text!r} is no fold; folds are numbers from 0")
+
+
 def choose_device(asked: str | None = None) -> str:
     """The device that was asked for, by default ``cuda`` if there is one, else ``cpu``; ValueError if it is absent."""
     import torch

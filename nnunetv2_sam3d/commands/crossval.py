@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, choose_device, default_processes, say
+from nnunetv2_sam3d.commands.common import add_command, choose_device, default_processes, fold_number, say
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES, STUDIES, full_name
 
 
@@ -62,7 +62,12 @@ def add_parser(commands: Any) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "-f", "--folds", nargs="+", type=int, metavar="FOLD", help="default: all of splits_final.json (nnU-Net's five)"
+        "-f",
+        "--folds",
+        nargs="+",
+        type=fold_number,
+        metavar="FOLD",
+        help="default: all of splits_final.json (nnU-Net's five)",
     )
     parser.add_argument(
         "--pretrained-weights",
@@ -147,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
         npz=options.npz,
         accumulate=not options.no_accumulate,
     )
-    checkpoint_bytes = check(crossval, splits, devices, say)
+    checkpoint_bytes = check(crossval, splits, devices, lambda line: say(f"# {line}" if options.dry_run else line))
     if options.study or options.repeats > 1:
         costs = costs_of(crossval, checkpoint_bytes).lines(None if options.slurm else len(devices))
         for line in (*_extent(names, once, options), *costs):

@@ -82,18 +82,15 @@ def run(options: argparse.Namespace) -> int:
     """Writes the plans and says what to do next."""
     from nnunetv2_sam3d.nnunet.folders import dataset_folder
     from nnunetv2_sam3d.nnunet.layout import check_paths
-    from nnunetv2_sam3d.planning.plans import derive_plans
+    from nnunetv2_sam3d.planning.plans import check_sam_checkpoint, derive_plans
     from nnunetv2_sam3d.trainers.names import evaluation_of
     from nnunetv2_sam3d.weights.reading import read_weights
-    from nnunetv2_sam3d.weights.sources import find_sam_checkpoint
 
     check_paths()
-    if options.sam_checkpoint:
-        # a wrong file is found now, not when the training starts
-        read_weights(find_sam_checkpoint(options.variant or "", options.sam_checkpoint) or "")
     target = dataset_folder(options.dataset) / f"{options.name}.json"
     earlier = target.read_text() if target.is_file() else None
     settings, patch_size, batch_size = settings_from(options), options.patch_size, options.batch_size
+    check_sam_checkpoint(settings)
     _check_class_map(settings, target.parent)
     if options.gpu_memory is not None:
         choice = _choice(options, settings)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.commands.common import add_command, check_output_folder, default_processes, say
+from nnunetv2_sam3d.commands.common import add_command, check_output_folder, default_processes, fold_number, say
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES, STUDIES
 
 
@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
         "among them, differences are later minus earlier. A trainer without results of the plans is taken with those "
         "it has; TRAINER__PLANS says which. Repeats are found by themselves",
     )
-    parser.add_argument("-f", "--folds", nargs="+", type=int, help="default: all of splits_final.json")
+    parser.add_argument("-f", "--folds", nargs="+", type=fold_number, help="default: all of splits_final.json")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the report")
     parser.add_argument(
         "--tolerance-mm",

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.evaluation.clicked import SUMMARY, results_of, summarise_clicked
 from nnunetv2_sam3d.evaluation.protocol import MASKS, PLACED, ClickProtocol, clicks_title
-from nnunetv2_sam3d.files import sha256, write_json
+from nnunetv2_sam3d.files import content_sha256, sha256, write_json
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
+from nnunetv2_sam3d.results.measure import told_apart
 from nnunetv2_sam3d.text_table import markdown_table
 
 TABLE = "summary_with_clicks.md"
@@ -70,12 +71,14 @@ def run_protocol(
         "validation_cases": cases,
         "data": fold.configuration.data_identifier,
         "spacing_mm": list(fold.configuration.spacing),
+        "plans_sha256": sha256(fold.model / "plans.json"),
     }
     if (more := _with_more_clicks(output, run)) is not None:
         run, protocol = more, replace(protocol, click_counts=tuple(more["settings"]["click_counts"]))  # type: ignore[type-var]
     _claim(output, run, overwrite)
     files = {case: output / "cases" / f"{case}.json" for case in cases}
-    missing = [case for case in cases if read_json(files[case]) is None]
+    counts = [str(count) for count in run["settings"]["click_counts"]]
+    missing = [case for case in cases if not _is_record(read_json(files[case]), case, counts)]
 
     predictor = protocol.predictor(network, device)
     with tqdm(
@@ -83,7 +86,8 @@ def run_protocol(
         unit="case", file=sys.stdout,
     ) as bar:  # fmt: skip
         for volume in fold.volumes(missing):
-            write_json(files[volume.case], {"case": volume.case, **protocol.evaluate(predictor, volume)})
+            record = {"case": volume.case, **protocol.evaluate(predictor, volume)}
+            write_json(files[volume.case], record | {"sha256": content_sha256(record)})
             bar.update()
     records = [json.loads(files[case].read_text()) for case in cases]
     summary = summarize(run | {"note": NOTE, "provenance": provenance(fold, device)}, records)
@@ -109,6 +113,8 @@ def summarize(run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> d
             for record in evaluated
         },
     }
+    if apart := {record["case"]: record["voxels_apart"] for record in evaluated if record.get("voxels_apart")}:
+        summary["annotations_apart_voxels"] = apart
     source = run["provenance"]
     for entry in summarise_clicked(results_of(summary, source["model"], source["fold"])):
         count, ends = str(entry.clicks), None if math.isnan(entry.low) else [entry.low, entry.high]
@@ -134,6 +140,8 @@ def as_text(summary: Mapping[str, Any], *, per_case: bool = False) -> str:
     if summary["cases_left_out"]:
         left_out = ", ".join(f"{case} ({reason})" for case, reason in summary["cases_left_out"].items())
         lines += ["", f"Left out, counted in no mean: {left_out}."]
+    if apart := summary.get("annotations_apart_voxels"):
+        lines += ["", told_apart(apart)]
     if per_case:
         lines += ["", _case_table(summary), "", NOTE]
     return "\n".join(lines) + "\n"
@@ -169,8 +177,30 @@ def read_json(file: Path) -> Any:
     """The content, or ``None`` if there is none or it is damaged."""
     try:
         return json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def _is_record(content: Any, case: str, counts: Sequence[str]) -> bool:
+    """Whether a case's file holds what a protocol has found; what anything else holds is made again."""
+    if not isinstance(content, Mapping) or content.get("case") != case:
+        return False
+    if content.get("sha256") not in (None, content_sha256(content)):  # earlier versions wrote none
+        return False
+    if "left_out" in content:
+        return isinstance(content["left_out"], str)
+    clicks = content.get("clicks")
+    if not isinstance(clicks, Mapping) or not set(counts) <= set(clicks):
+        return False
+    figures = [entry.get("figures") if isinstance(entry, Mapping) else None for entry in clicks.values()]
+    names = {frozenset(each) if isinstance(each, Mapping) else None for each in figures}
+    values = [value for each in figures if isinstance(each, Mapping) for value in each.values()]
+    return None not in names and len(names) == 1 and all(isinstance(value, int | float) for value in values)
+
+
+def _same(found: Any, run: Mapping[str, Any]) -> bool:
+    """Whether a note is of this run; those of earlier versions do not say the plans."""
+    return isinstance(found, Mapping) and {"plans_sha256": run["plans_sha256"], **found} == run
 
 
 def _with_more_clicks(output: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -178,7 +208,7 @@ def _with_more_clicks(output: Path, run: Mapping[str, Any]) -> dict[str, Any] | 
     found = read_json(output / "run.json")
     try:
         counts = found["settings"]["click_counts"]
-        same = found == {**run, "settings": {**run["settings"], "click_counts": counts}}
+        same = _same(found, {**run, "settings": {**run["settings"], "click_counts": counts}})
         return found if same and set(counts) > set(run["settings"]["click_counts"]) else None
     except (KeyError, TypeError):
         return None
@@ -189,7 +219,7 @@ def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
     note = output / "run.json"
     if output.is_dir() and any(output.iterdir()):
         found = read_json(note)
-        if found == run:
+        if _same(found, run):
             return
         if not isinstance(found, dict) or found.get("protocol") != run["protocol"]:
             raise ValueError(f"{output} holds other files than results of this command; choose another folder (-o)")
@@ -197,7 +227,7 @@ def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
             theirs, ours = found.get("settings") or {}, run["settings"]
             differs = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
             changes = "; ".join(f"{key} {theirs.get(key)} instead of {ours.get(key)}" for key in differs)
-            what = f"other settings ({changes})" if changes else "another checkpoint, data or split"
+            what = f"other settings ({changes})" if changes else "another checkpoint, plans, data or split"
             raise ValueError(
                 f"{output} holds results of {what}. Choose another folder with -o, or replace them with --overwrite."
             )

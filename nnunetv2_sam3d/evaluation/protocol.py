@@ -16,6 +16,7 @@ from nnunetv2_sam3d.clicks.json_format import write_clicks
 from nnunetv2_sam3d.clicks.slicer import write_markups
 from nnunetv2_sam3d.nnunet.labels import Target
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, Volume
+from nnunetv2_sam3d.results.measure import grid_of, read_mask, voxels_apart
 from nnunetv2_sam3d.results.metrics import KITS_TOLERANCES_MM, dice, surface_dices
 
 
@@ -91,6 +92,22 @@ def figures(
     tolerances_mm = surface_tolerances_mm(tolerance_mm)
     surfaces = surface_dices(prediction, target, spacing_mm, list(tolerances_mm.values()))
     return {"Dice": dice(prediction, target), **dict(zip(tolerances_mm, surfaces, strict=True))}
+
+
+def annotation_of(fold: TrainedFold, volume: Volume) -> tuple[np.ndarray, tuple[float, ...], float]:
+    """A case as nnU-Net's validation compares it.
+
+    Returns:
+        labels (z, y, x) on the original grid, their spacing in mm, and how far they lie from the image in the patient,
+        in voxels; nnU-Net warns of the latter and compares voxel by voxel.
+
+    Raises:
+        ValueError: if the annotation is not there, cannot be read, or has another size or other voxels than the image.
+    """
+    reader = fold.plans.plans["image_reader_writer"]
+    mask = read_mask(fold.annotation_file(volume.case), reader)
+    image = grid_of(f"{volume.case}, the image", volume.properties, fold.plans.transpose_forward)
+    return mask.values, mask.spacing_mm, voxels_apart(image, mask)
 
 
 MASKS, PLACED = "masks", "placed"

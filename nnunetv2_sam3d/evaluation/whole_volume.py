@@ -14,7 +14,14 @@ from torch import Tensor
 from nnunetv2_sam3d.clicks.click import Click
 from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
 from nnunetv2_sam3d.clicks.sampling import click_generator, correcting_click, random_target_voxels
-from nnunetv2_sam3d.evaluation.protocol import check_settings, common_settings, figures, keep_clicks, keep_mask
+from nnunetv2_sam3d.evaluation.protocol import (
+    annotation_of,
+    check_settings,
+    common_settings,
+    figures,
+    keep_clicks,
+    keep_mask,
+)
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
@@ -120,7 +127,7 @@ class WholeVolumeProtocol:
             ``{"left_out": reason}``, or for each number of clicks its figures under ``"clicks"``, and all clicks in
             their order under ``"placed"``.
         """
-        annotation, spacing_mm = self.fold.annotation(volume.case)
+        annotation, spacing_mm, apart = annotation_of(self.fold, volume)
         target, original_target = self.target.mask(volume.segmentation), self.target.mask(annotation)
         if not (target.any() and original_target.any()):
             return {"left_out": f"no voxel of {self.target.name} to click on"}
@@ -156,6 +163,7 @@ class WholeVolumeProtocol:
             keep_clicks(self.keep, self.fold, volume, self._in_image(volume, clicks))
         return {
             "target_voxels": int(original_target.sum()),
+            **({"voxels_apart": apart} if apart else {}),
             "clicks": found,
             "placed": [click._asdict() for click in clicks],
         }

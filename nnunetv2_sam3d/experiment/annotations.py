@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_sam3d.clicks.geometry import Geometry
 from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.labels import all_values
 from nnunetv2_sam3d.nnunet.layout import dataset_number
 from nnunetv2_sam3d.results.collect import READER, Dataset, open_dataset
-from nnunetv2_sam3d.results.measure import Mask, read_mask, told_apart, voxels_apart
+from nnunetv2_sam3d.results.measure import grid_of, read_mask, told_apart, voxels_apart
 from nnunetv2_sam3d.results.structures import structures_of
 
 
@@ -59,12 +57,4 @@ def _compare(dataset: Dataset, plans: PlansManager, case: str, properties: Mappi
         raise ValueError(f"{file} does not exist")
     mask = read_mask(file, plans.plans.get("image_reader_writer", READER))
     mask.labels(all_values(dataset.json["labels"]))
-    transposed = properties["shape_before_cropping"]
-    shape = [int(transposed[axis]) for axis in np.argsort(plans.transpose_forward)]
-    spacing_mm = tuple(float(length) for length in properties["spacing"])
-    # a view of one number: the image itself was not kept
-    image = Mask(
-        Path(f"{case}, the image"), np.broadcast_to(np.uint8(0), shape), spacing_mm,
-        Geometry.from_properties(properties, shape),
-    )  # fmt: skip
-    return voxels_apart(image, mask)
+    return voxels_apart(grid_of(f"{case}, the image", properties, plans.transpose_forward), mask)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.folders import model_folders
-from nnunetv2_sam3d.nnunet.images import read_segmentation
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName, dataset_number, fold_folder
 from nnunetv2_sam3d.nnunet.preprocessed import read_case
 
@@ -131,8 +130,8 @@ class TrainedFold:
             image, segmentation, properties = read_case(folder, case)
             yield Volume(case, image, np.asarray(segmentation[0]), list(self.configuration.spacing), properties)
 
-    def annotation(self, case: str) -> tuple[np.ndarray, list[float]]:
-        """A case as nnU-Net's validation compares it: labels (z, y, x) on the original grid, and their spacing in mm.
+    def annotation_file(self, case: str) -> Path:
+        """The annotation that nnU-Net's validation compares a case with.
 
         Raises:
             ValueError: if the file is not there, with the command that makes it.
@@ -141,8 +140,7 @@ class TrainedFold:
         if not file.is_file():
             number = dataset_number(self.plans.dataset_name)
             raise ValueError(f"{file} does not exist. Preprocess the data again: nnUNetv2_preprocess -d {number}")
-        segmentation, properties = read_segmentation(file, self.plans.image_reader_writer_class())
-        return segmentation, [float(length) for length in properties["spacing"]]
+        return file
 
     def original_segmentation(self, logits: Tensor, properties: Mapping[str, Any]) -> np.ndarray:
         """Logits (classes, D, H, W) as nnU-Net exports them: labels (z, y, x) on the grid of the original image."""

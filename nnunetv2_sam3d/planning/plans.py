@@ -18,6 +18,9 @@ from nnunetv2_sam3d.nnunet.folders import channel_names, dataset_folder, read_pl
 from nnunetv2_sam3d.nnunet.labels import click_target
 from nnunetv2_sam3d.nnunet.layout import PLANS_NAME, dataset_number
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
+from nnunetv2_sam3d.weights.reading import read_weights
+from nnunetv2_sam3d.weights.sources import find_sam_checkpoint
+from nnunetv2_sam3d.weights.transfer import check_encoder_fits
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,20 @@ def check_click_targets(folder: Path, settings: Settings) -> None:
     """Raises ValueError if clicks shall be on what the dataset.json of a folder does not have."""
     if settings.click_targets is not None:
         click_target(*_labels(folder), settings.click_targets)
+
+
+def check_sam_checkpoint(settings: Settings) -> None:
+    """Raises ValueError if the file that the settings name as SAM's weights is none, or is of another size.
+
+    The training would notice it, hours later.
+    """
+    if not settings.sam_checkpoint:
+        return
+    path = find_sam_checkpoint(settings.variant, settings.sam_checkpoint)
+    assert path is not None  # a setting that names no file is an error
+    weights = read_weights(path)
+    if weights.config is None:
+        check_encoder_fits(weights, settings.network_config(adapter="original", in_channels=1, num_classes=2))
 
 
 def _labels(folder: Path) -> tuple[dict[str, Any], LabelManager]:

@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from nnunetv2_sam3d.clicks.geometry import Geometry
-from nnunetv2_sam3d.files import append_json_line, json_hash, sha256
+from nnunetv2_sam3d.files import append_json_line, content_sha256, sha256
 from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.images import read_segmentation, reader_called
 from nnunetv2_sam3d.results.collect import Item
@@ -173,6 +173,21 @@ def read_mask(file: Path, reader: str) -> Mask:
     return Mask(file, values, spacing_mm, Geometry.from_properties(properties, values.shape))
 
 
+def grid_of(name: str, properties: Mapping[str, Any], transpose_forward: Sequence[int]) -> Mask:
+    """The grid of an image by what nnU-Net's preprocessing notes of it, without values.
+
+    Args:
+        name: for errors.
+        properties: of the preprocessed case.
+        transpose_forward: of the plans.
+    """
+    transposed = properties["shape_before_cropping"]
+    shape = [int(transposed[axis]) for axis in np.argsort(transpose_forward)]
+    spacing_mm = tuple(float(length) for length in properties["spacing"])
+    empty = np.broadcast_to(np.uint8(0), shape)  # a view of one number
+    return Mask(Path(name), empty, spacing_mm, Geometry.from_properties(properties, shape))
+
+
 def voxels_apart(prediction: Mask, reference: Mask) -> float:
     """How far two masks that are compared voxel by voxel lie from each other in the patient, in voxels at most.
 
@@ -265,7 +280,7 @@ def _key(item: Item, rules: Sequence[Any]) -> str:
 def _entry(key: str, measures: Sequence[Measures], apart: float) -> dict[str, Any]:
     """Content of a line of the store, with the hash by which a later run knows that it is what was written."""
     content = {"key": key, "measures": [asdict(entry) for entry in measures], "voxels_apart": apart}
-    return content | {"sha256": json_hash(content)}
+    return content | {"sha256": content_sha256(content)}
 
 
 def _read_store(store: Path) -> tuple[dict[str, Found], int]:
@@ -278,7 +293,7 @@ def _read_store(store: Path) -> tuple[dict[str, Found], int]:
         for line in filter(str.strip, lines):
             try:
                 content = json.loads(line)
-                if content.pop("sha256") != json_hash(content):
+                if content["sha256"] != content_sha256(content):
                     raise ValueError
                 measures = [Measures(**entry) for entry in content["measures"]]
                 known[content["key"]] = measures, float(content["voxels_apart"])

@@ -90,7 +90,7 @@ def load_into(
     state = dict(weights.state)
     target = network.state_dict()
     if weights.config is None:
-        _check_encoder(weights, network.config)
+        check_encoder_fits(weights, network.config)
     else:
         _check_sizes(weights, weights.config, network.config)
         _match_adapters(state, weights, weights.config, network, adapter_start, loaded)
@@ -155,7 +155,7 @@ def check_same_network(weights: Weights, network: SAM3D) -> None:
         )
 
 
-def _check_encoder(weights: Weights, target: SAM3DConfig) -> None:
+def check_encoder_fits(weights: Weights, target: SAM3DConfig) -> None:
     """Refuses SAM's encoder in another size than the network's, naming the size that it has and the remedy."""
     sizes = encoder_sizes(weights.state)
     different = [

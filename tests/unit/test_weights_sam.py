@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.config import VARIANTS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
+from nnunetv2_sam3d.planning.plans import check_sam_checkpoint
+from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.weights.describe import describe
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import convert, load_model, read_weights
@@ -208,6 +210,8 @@ def test_another_size_is_named(official: dict[str, Tensor], tmp_path: Path) -> N
         r"32 in the file and 768 in the plans; .*Give SAM's file of that size: nnUNetv2_sam3d weights fetch vit_b",
     ):  # fmt: skip
         load_into(network, read_weights(tmp_path / "sam.pth"))
+    with pytest.raises(WeightsError, match="is no published size, the plans ask for vit_b"):  # hours earlier
+        check_sam_checkpoint(Settings(variant="vit_b", sam_checkpoint=str(tmp_path / "sam.pth")))
 
 
 @pytest.mark.parametrize(

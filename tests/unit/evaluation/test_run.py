@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +88,39 @@ def test_second_run_computes_only_what_is_missing(site: Site, network: SAM3D) ->
     assert contents(site.output) == before
 
 
+@pytest.mark.parametrize("damage", [
+    {}, [], 5, {"clicks": {}}, {"clicks": {"1": {}}}, {"clicks": {"1": {"figures": 1}, "3": {}}}, {"left_out": 3},
+    {"case": "case_b"},
+])  # fmt: skip
+def test_a_file_of_a_case_that_is_none_is_made_again(site: Site, network: SAM3D, damage: Any) -> None:
+    run(site, network)
+    before, file = contents(site.output), site.output / "cases" / "case_a.json"
+    content = json.loads(file.read_text())
+    for written in (damage, {**content, **damage} if isinstance(damage, dict) and damage else damage):
+        file.write_text(json.dumps(written))
+        run(site, network)
+        assert contents(site.output) == before
+    content["clicks"]["1"]["figures"]["Dice"] = 0.97  # a figure that does not fit the hash
+    file.write_text(json.dumps(content))
+    run(site, network)
+    assert contents(site.output) == before
+
+
+def test_plans_that_changed_between_two_cases(site: Site, network: SAM3D) -> None:
+    run(site, network)
+    (site.output / "cases" / "case_a.json").unlink()
+    plans = site.model / "plans.json"
+    plans.write_text(json.dumps(json.loads(plans.read_text()) | {"changed": 1}))
+    with pytest.raises(ValueError, match="another checkpoint, plans, data or split"):
+        run(site, network)
+    run(site, network, overwrite=True)
+    note = site.output / "run.json"
+    earlier = json.loads(note.read_text())
+    del earlier["plans_sha256"]  # as versions before wrote it
+    note.write_text(json.dumps(earlier))
+    run(site, network)
+
+
 def test_results_of_other_settings_or_weights_are_kept(site: Site, network: SAM3D) -> None:
     run(site, network)
     before = contents(site.output)
@@ -95,7 +129,7 @@ def test_results_of_other_settings_or_weights_are_kept(site: Site, network: SAM3
     with torch.no_grad():
         network.mask_decoder.seg_layers[0].weight.mul_(2)
     save_network(network, site.fold.checkpoint)
-    with pytest.raises(ValueError, match="another checkpoint, data or split"):
+    with pytest.raises(ValueError, match="another checkpoint, plans, data or split"):
         run(site, network)
     assert contents(site.output) == before
     summary = run(site, network, site.protocol(seed=1), overwrite=True)

@@ -128,6 +128,21 @@ def test_fewer_clicks_than_there_are_cost_nothing(site: Site, network: SAM3D, ou
         run_protocol(site.fold, more, network, torch.device("cpu"), output=output)
 
 
+def test_an_annotation_that_lies_elsewhere_is_told(site: Site, network: SAM3D, output: Path) -> None:
+    """nnU-Net compares it voxel by voxel; one of another size is refused."""
+    file = site.preprocessed / "gt_segmentations" / "case_a.nii.gz"
+    annotation = sitk.ReadImage(str(file))
+    annotation.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    sitk.WriteImage(annotation, str(file))
+    protocol = WholeVolumeProtocol(find_target(LABELS, "tumour"), site.fold, click_counts=(0,))
+    summary = run_protocol(site.fold, protocol, network, torch.device("cpu"), output=output)
+    assert list(summary["annotations_apart_voxels"]) == ["case_a"]
+    assert "1 annotations lie elsewhere in the patient" in (output / "summary_with_clicks.md").read_text()
+    sitk.WriteImage(annotation[1:, :, :], str(file))
+    with pytest.raises(ValueError, match=r"does not lie on the grid of .*case_a\.nii\.gz: its size is"):
+        run_protocol(site.fold, protocol, network, torch.device("cpu"), output=output / "again")
+
+
 def test_masks_and_clicks_can_be_opened_elsewhere(site: Site, output: Path, make_network: Callable[..., SAM3D]) -> None:
     """The masks lie on the original image's grid, and the clicks of the file are those of the record."""
     save_network(make_network(num_classes=3, signed_clicks=True), site.fold.checkpoint)

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -185,6 +187,76 @@ def test_refusals(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     leaking = [{"train": ["case_1", "case_2"], "val": ["case_2"]}]
     (site.preprocessed / "splits_final.json").write_text(json.dumps(leaking))
     assert "case_2 is a training and a validation case of fold 0" in refused(capsys, "Full")
+
+
+def test_damaged_cases_are_named_beforehand(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(capsys, "Full")
+    for case, ending, size in (("1", ".b2nd", 50), ("2", "_seg.b2nd", 0), ("4", ".pkl", 5), ("5", ".b2nd", -1)):
+        file = site.data / f"case_{case}{ending}"
+        file.write_bytes(file.read_bytes()[:size])
+    message = refused(capsys, "Full")
+    assert "4 preprocessed cases are damaged" in message and "nnUNetv2_preprocess -d 991" in message
+    assert all(f"{site.data}/case_{case} (case_{case}.b2nd" in message for case in (1, 2, 4)) and "1 more" in message
+
+
+def test_images_without_numbers_are_named_beforehand(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    data, segmentation, _, properties = nnUNetDatasetBlosc2(str(site.data), ["case_3"]).load_case("case_3")
+    image = np.array(data[:])
+    image[0, 0, 1, 2] = np.nan
+    segmentation = np.array(segmentation[:])
+    for file in site.data.glob("case_3*"):
+        file.unlink()
+    nnUNetDatasetBlosc2.save_case(image, segmentation, properties, str(site.data / "case_3"))
+    assert "case_3.pkl): plane 0 of its image holds voxels that are no finite numbers" in refused(
+        capsys, "Full"
+    ).replace("case_3.b2nd, case_3_seg.b2nd, ", "").replace("case_3.b2nd, case_3.pkl, case_3_seg.b2nd", "case_3.pkl")
+
+
+def _changed(file: Path, change: Callable[[sitk.Image], sitk.Image | None]) -> None:
+    image = sitk.ReadImage(str(file))
+    sitk.WriteImage(change(image) or image, str(file))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda image: image[1:, :, :], "its size is (8, 7, 6), the reference's (7, 7, 6)"),
+    (lambda image: image.SetSpacing((1.0, 1.0, 1.1)), "its spacing is (1, 1, 1), the reference's (1, 1, 1.1)"),
+    (lambda image: image * 3, "holds the label 3"),
+    (lambda image: sitk.Cast(image, sitk.sitkFloat32) * 0.5, "no integer labels"),
+])  # fmt: skip
+def test_what_the_report_would_refuse_is_refused_beforehand(
+    site: Site, change: Any, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = site.preprocessed / "gt_segmentations" / "case_3.nii.gz"
+    _changed(file, change)
+    message = refused(capsys, "Full")
+    assert "1 annotations cannot be used" in message and words in message and str(file) in message
+    file.unlink()
+    assert f"{file} does not exist" in refused(capsys, "Full")
+    description = json.loads((site.preprocessed / "dataset.json").read_text())
+    (site.preprocessed / "dataset.json").write_text(json.dumps(description | {"channel_names": {}}))
+    assert '"channel_names" (older files: "modality")' in refused(capsys, "Full")
+
+
+def test_what_nnunet_accepts_is_told_beforehand(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """An annotation whose origin differs, and the key of ``dataset.json`` that older versions wrote."""
+    description = json.loads((site.preprocessed / "dataset.json").read_text())
+    description["modality"] = description.pop("channel_names")
+    (site.preprocessed / "dataset.json").write_text(json.dumps(description))
+    _changed(site.preprocessed / "gt_segmentations" / "case_3.nii.gz", lambda image: image.SetOrigin((0.0, 0.0, 0.0)))
+    lines = dry_run(capsys, "Full", "--folds", "0")
+    assert (
+        lines[0].startswith("# 1 annotations lie elsewhere in the patient than their images") and "case_3" in lines[0]
+    )
+
+
+def test_the_fold_of_all_cases_has_nothing_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (
+        ["crossval", "-d", "1", "--trainers", "Full"],
+        ["report", "-d", "1", "-o", "x", "--trainers", "Full"],
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, "--folds", "all"])
+        assert "has none left to validate with" in capsys.readouterr().err
 
 
 def test_frozen_random_weights_are_refused_beforehand(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
