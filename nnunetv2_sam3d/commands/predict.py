@@ -76,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
     """Checks all clicks, then predicts one image after the other."""
     from nnunetv2_sam3d.inference.click_predictor import ClickPredictor
     from nnunetv2_sam3d.inference.predict_files import plan_jobs, predict_jobs
+    from nnunetv2_sam3d.messages import some
     from nnunetv2_sam3d.nnunet.images import find_cases
     from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, trained_folds
 
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
     say(f"{len(jobs)} images, {clicked} with clicks; model {model.name}, folds {', '.join(map(str, folds))}")
     if options.clicks and clicked < len(jobs):
         automatic = [job.case.name for job in jobs if not job.clicks]
-        say(f"without clicks: {', '.join(automatic[:5])}{' ...' if automatic[5:] else ''}")
+        say(f"without clicks: {some(automatic, 5)}")
     predicted = predict_jobs(
         predictor,
         jobs,

@@ -27,6 +27,7 @@ from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.images import Case, ImageError, read_header
 
 FILE = "predict_sam3d.jsonl"
+MOST_FAILED = 3  # images whose errors are shown
 
 
 # What differs, in words for the user.
@@ -259,7 +260,8 @@ def predict_jobs(
         predicted += 1
     if failed:
         others = [f"The other {len(jobs) - len(failed)} images are there."] if len(jobs) > len(failed) else []
-        raise type(failed[0])("\n".join([*map(str, failed), *others]))
+        more = [f"and {len(failed) - MOST_FAILED} images more"] if len(failed) > MOST_FAILED else []
+        raise type(failed[0])("\n".join([*map(str, failed[:MOST_FAILED]), *more, *others]))
     return predicted
 
 

@@ -24,6 +24,7 @@ from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.folders import channel_names
 
 _CHUNK = 1 << 20
+LONGEST_HEADER, LONGEST_HEADER_LINE, LONGEST_HEADER_WORD = 4 << 20, 1000, 100
 MOST_COMPRESSION = 1100  # deflate makes 1032 bytes of one at most
 
 
@@ -182,6 +183,8 @@ def _check_size(file: Path) -> None:
 
     Of a file that is cut off, ITK reads the rest as if it were there. And memory is asked for by the header alone.
     """
+    if file.name.endswith(".nrrd"):
+        _check_nrrd_header(file)
     size, promised = file.stat().st_size, _promised_bytes(file)
     if file.name.endswith(".gz"):
         length = 0
@@ -193,6 +196,22 @@ def _check_size(file: Path) -> None:
         most = size if file.name.endswith(".nii") else MOST_COMPRESSION * size
     if promised > most:
         raise ValueError(f"its header promises {promised} bytes of voxels, the file has {most} at most")
+
+
+def _check_nrrd_header(file: Path) -> None:
+    """Raises ValueError for a NRRD header with fields that no writer makes.
+
+    ITK's parser keeps their words in buffers of some hundred letters without looking at their length, and the process
+    ends. Comments and the entries of 3D Slicer (``key:=value``) may be of any length.
+    """
+    with open(file, "rb") as content:
+        for line in content.read(LONGEST_HEADER).splitlines():
+            if not line.strip():
+                return
+            if line.startswith(b"#") or b":=" in line:
+                continue
+            if len(line) > LONGEST_HEADER_LINE or max(map(len, line.split())) > LONGEST_HEADER_WORD:
+                raise ValueError("its header has words or lines longer than those of any image")
 
 
 def _promised_bytes(file: Path) -> int:
@@ -226,6 +245,8 @@ def read_header(case: Case, reader: Any) -> tuple[dict[str, Any], tuple[int, ...
     header = sitk.ImageFileReader()
     header.SetFileName(str(case.files[0]))
     with _damage_named(case.files[:1]):
+        if case.files[0].name.endswith(".nrrd"):
+            _check_nrrd_header(case.files[0])
         header.ReadImageInformation()
     geometry = {"spacing": header.GetSpacing(), "origin": header.GetOrigin(), "direction": header.GetDirection()}
     size = header.GetSize()  # of the file; nnU-Net's array has three axes even for a slice

@@ -15,7 +15,17 @@ _KEYS = ("spacing", "shape_before_cropping", "bbox_used_for_cropping", "shape_af
 
 
 class DamagedCase(ValueError):
-    """A preprocessed case cannot be read; names its files and the reason."""
+    """A preprocessed case cannot be read.
+
+    Args:
+        folder: of the preprocessed data.
+        case: its name.
+        reason: with the name of the file, as far as it is known.
+    """
+
+    def __init__(self, folder: Path, case: str, reason: str) -> None:
+        super().__init__(f"the preprocessed case {folder / case} is damaged: {reason}")
+        self.in_short = f"{case} ({reason})"
 
 
 class PreprocessedCase(NamedTuple):
@@ -49,9 +59,8 @@ def read_case(folder: Path, case: str) -> PreprocessedCase:
                 raise ValueError(f"plane {plane} of its image holds voxels that are no finite numbers")
             np.asarray(segmentation[:, plane])
     except Exception as error:  # the libraries raise almost anything, from RuntimeError to UnpicklingError
-        files = sorted(file.name for file in folder.glob("*") if file.name.split(".")[0] in (case, f"{case}_seg"))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise DamagedCase(f"{folder / case} ({some(files, 4) or 'no file'}): {reason:.300}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].replace(f"{folder}/", "")
+        raise DamagedCase(folder, case, f"{reason:.200}") from error
     return PreprocessedCase(image, segmentation, properties)
 
 
@@ -71,10 +80,10 @@ def check_cases(folder: Path, cases: Sequence[str], command: str) -> dict[str, M
         try:
             found[case] = read_case(folder, case).properties
         except DamagedCase as error:
-            damaged.append(str(error))
+            damaged.append(error.in_short)
     if damaged:
         raise ValueError(
-            f"{len(damaged)} preprocessed cases are damaged, as a full disk or a copy that was cut off leaves them: "
+            f"{len(damaged)} preprocessed cases in {folder} are damaged, as a full disk or a cut-off copy leaves them: "
             f"{some(damaged)}. Delete their files and preprocess the data again:\n  {command}"
         )
     return found

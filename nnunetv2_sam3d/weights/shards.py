@@ -12,6 +12,7 @@ from nnunetv2_sam3d.messages import shown, some
 from nnunetv2_sam3d.weights.errors import WeightsError
 
 SHARD = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<ending>\.[a-z]+)")
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{,199}")
 INDEX_ENDING = ".index.json"
 MAX_INDEX_BYTES = 16 << 20
 
@@ -76,6 +77,6 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise WeightsError(f"{index} is no index of weights ({type(error).__name__}); fetch it again") from error
     if not sound:
         raise WeightsError(f"{index} is no index of weights: its weight_map names no files; fetch it again")
-    if strange := [file for file in names.values() if Path(file).name != file or file in (".", "..")]:
+    if strange := [file for file in names.values() if not FILE_NAME.fullmatch(file)]:
         raise WeightsError(f"{index} names {shown(strange[0])}, which is no file beside it, so it is refused")
     return names

@@ -195,8 +195,9 @@ def test_damaged_cases_are_named_beforehand(site: Site, capsys: pytest.CaptureFi
         file = site.data / f"case_{case}{ending}"
         file.write_bytes(file.read_bytes()[:size])
     message = refused(capsys, "Full")
-    assert "4 preprocessed cases are damaged" in message and "nnUNetv2_preprocess -d 991" in message
-    assert all(f"{site.data}/case_{case} (case_{case}.b2nd" in message for case in (1, 2, 4)) and "1 more" in message
+    assert "4 preprocessed cases in" in message and "nnUNetv2_preprocess -d 991" in message
+    assert f"in {site.data} are damaged" in message and "and 1 more" in message
+    assert all(f"case_{case} (" in message for case in (1, 2, 4)) and "'case_1.b2nd'" in message
 
 
 def test_images_without_numbers_are_named_beforehand(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,9 +208,7 @@ def test_images_without_numbers_are_named_beforehand(site: Site, capsys: pytest.
     for file in site.data.glob("case_3*"):
         file.unlink()
     nnUNetDatasetBlosc2.save_case(image, segmentation, properties, str(site.data / "case_3"))
-    assert "case_3.pkl): plane 0 of its image holds voxels that are no finite numbers" in refused(
-        capsys, "Full"
-    ).replace("case_3.b2nd, case_3_seg.b2nd, ", "").replace("case_3.b2nd, case_3.pkl, case_3_seg.b2nd", "case_3.pkl")
+    assert "case_3 (plane 0 of its image holds voxels that are no finite numbers)" in refused(capsys, "Full")
 
 
 def _changed(file: Path, change: Callable[[sitk.Image], sitk.Image | None]) -> None:
