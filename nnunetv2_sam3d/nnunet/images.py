@@ -24,7 +24,19 @@ from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.folders import channel_names
 
 _CHUNK = 1 << 20
-LONGEST_HEADER, LONGEST_HEADER_LINE, LONGEST_HEADER_WORD = 4 << 20, 1000, 100
+LONGEST_HEADER, MOST_HEADER_LINES, LONGEST_HEADER_LINE, LONGEST_HEADER_WORD = 4 << 20, 10_000, 1000, 100
+MHA_NUMBERS = {
+    b"CenterOfRotation", b"DimSize", b"ElementSize", b"ElementSpacing", b"Offset", b"Orientation", b"Origin", b"Position",
+    b"Rotation", b"TransformMatrix",
+}  # fmt: skip
+# https://teem.sourceforge.net/nrrd/format.html
+NRRD_FIELDS = {
+    b"axis maxs", b"axis mins", b"axismaxs", b"axismins", b"block size", b"blocksize", b"byte skip", b"byteskip",
+    b"centerings", b"centers", b"content", b"data file", b"datafile", b"dimension", b"encoding", b"endian", b"kinds",
+    b"labels", b"line skip", b"lineskip", b"max", b"measurement frame", b"min", b"number", b"old max", b"old min",
+    b"oldmax", b"oldmin", b"sample units", b"sampleunits", b"sizes", b"space", b"space dimension", b"space directions",
+    b"space origin", b"space units", b"spacings", b"thicknesses", b"type", b"units",
+}  # fmt: skip
 MOST_COMPRESSION = 1100  # deflate makes 1032 bytes of one at most
 
 
@@ -183,8 +195,7 @@ def _check_size(file: Path) -> None:
 
     Of a file that is cut off, ITK reads the rest as if it were there. And memory is asked for by the header alone.
     """
-    if file.name.endswith(".nrrd"):
-        _check_nrrd_header(file)
+    _check_header(file)
     size, promised = file.stat().st_size, _promised_bytes(file)
     if file.name.endswith(".gz"):
         length = 0
@@ -199,19 +210,54 @@ def _check_size(file: Path) -> None:
 
 
 def _check_nrrd_header(file: Path) -> None:
-    """Raises ValueError for a NRRD header with fields that no writer makes.
+    """Raises ValueError for a NRRD header that is not of the format's words, before ITK sees it.
 
-    ITK's parser keeps their words in buffers of some hundred letters without looking at their length, and the process
-    ends. Comments and the entries of 3D Slicer (``key:=value``) may be of any length.
+    ITK's parser keeps words in buffers of some hundred letters without looking at their length, and other damage ends
+    the process as well. Comments and the entries of 3D Slicer (``key:=value``) may be of any length.
     """
     with open(file, "rb") as content:
-        for line in content.read(LONGEST_HEADER).splitlines():
-            if not line.strip():
+        magic, *lines = content.read(LONGEST_HEADER).splitlines()[:MOST_HEADER_LINES] or [b""]
+    sound = bool(re.fullmatch(rb"NRRD000[1-6]", magic))
+    for line in lines if sound else ():
+        if not line.strip():
+            break
+        if line.startswith(b"#") or b":=" in line:
+            continue
+        field, _, words = line.partition(b":")
+        sound = (
+            field in NRRD_FIELDS and len(line) < LONGEST_HEADER_LINE and line.isascii() and line.decode().isprintable()
+        )
+        if not sound or max(map(len, words.split()), default=LONGEST_HEADER_WORD) >= LONGEST_HEADER_WORD:
+            sound = False
+            break
+    if not sound:
+        raise ValueError("its header is no whole NRRD header, with the format's fields and words")
+
+
+def _check_mha_header(file: Path) -> None:
+    """The same for MetaImage: a header of a wrong number of axes ends the process."""
+    with open(file, "rb") as content:
+        lines = content.read(LONGEST_HEADER).splitlines()[:MOST_HEADER_LINES]
+    axes = 0
+    for line in lines:
+        key, equals, value = (part.strip() for part in line.partition(b"="))
+        if not equals or (key in MHA_NUMBERS and len(value.split()) > 16):
+            break
+        if key == b"NDims":
+            axes = int(value) if value in (b"2", b"3", b"4") and not axes else -1
+        if key == b"ElementDataFile":
+            if axes > 0:
                 return
-            if line.startswith(b"#") or b":=" in line:
-                continue
-            if len(line) > LONGEST_HEADER_LINE or max(map(len, line.split())) > LONGEST_HEADER_WORD:
-                raise ValueError("its header has words or lines longer than those of any image")
+            break
+    raise ValueError("its header is no whole MetaImage header of two to four axes")
+
+
+def _check_header(file: Path) -> None:
+    """Raises ValueError for headers with which ITK would end the process."""
+    if file.name.endswith(".nrrd"):
+        _check_nrrd_header(file)
+    if file.name.endswith(".mha"):
+        _check_mha_header(file)
 
 
 def _promised_bytes(file: Path) -> int:
@@ -245,8 +291,7 @@ def read_header(case: Case, reader: Any) -> tuple[dict[str, Any], tuple[int, ...
     header = sitk.ImageFileReader()
     header.SetFileName(str(case.files[0]))
     with _damage_named(case.files[:1]):
-        if case.files[0].name.endswith(".nrrd"):
-            _check_nrrd_header(case.files[0])
+        _check_header(case.files[0])
         header.ReadImageInformation()
     geometry = {"spacing": header.GetSpacing(), "origin": header.GetOrigin(), "direction": header.GetDirection()}
     size = header.GetSize()  # of the file; nnU-Net's array has three axes even for a slice

@@ -152,3 +152,36 @@ def read_many(body: Any, case: tuple[str, ...], folders: pytest.TempPathFactory)
         body(*case, data=data, tmp_path_factory=folders)
 
     run()
+
+
+@pytest.mark.parametrize(("ending", "find", "put"), [
+    (".nrrd", b"kinds: domain", b"kinds: " + b"[" * 1000),
+    (".nrrd", b"NRRD000", b"N\xff\xff\xff\xff\xff"),
+    (".nrrd", b"dimension: 3", b"dimension: " + b"9" * 3000),
+    (".mha", b"NDims = 3", b"NDims = 99999999"),
+    (".mha", b"DimSize = 5 4 3", b"DimSize = " + b"5 " * 3000),
+])  # fmt: skip
+def test_headers_with_which_itk_ends_the_process(ending: str, find: bytes, put: bytes, tmp_path: Path) -> None:
+    content = image_bytes(ending, tmp_path)
+    assert find in content
+    (file := tmp_path / f"a{ending}").write_bytes(content.replace(find, put))
+    reader = reader_called("SimpleITKIO")
+    for read in (
+        lambda: read_image([file], reader),
+        lambda: read_segmentation(file, reader),
+        lambda: read_header(Case("a", (file,)), reader),
+    ):
+        with pytest.raises(ValueError, match=rf"{file} cannot be read \(its header is no whole"):
+            read()
+
+
+def test_headers_that_other_programs_write_are_read(tmp_path: Path) -> None:
+    """Long comments and entries of 3D Slicer in NRRD, and of DICOM files in MetaImage."""
+    reader = reader_called("SimpleITKIO")
+    expected = np.arange(60).reshape(3, 4, 5)
+    for ending, find, put in (
+        (".nrrd", b"encoding:", b"# " + b"x" * 5000 + b"\nSegment0_Tags:=" + b"SRT^M-01000^" * 500 + b"\nencoding:"),
+        (".mha", b"DimSize", b"0010|4000 = a comment of more than sixteen words " + b"word " * 200 + b"\nDimSize"),
+    ):
+        (file := tmp_path / f"a{ending}").write_bytes(image_bytes(ending, tmp_path).replace(find, put, 1))
+        assert np.array_equal(read_image([file], reader)[0][0], expected)
