@@ -26,8 +26,8 @@ from nnunetv2_sam3d.nnunet.folders import channel_names
 _CHUNK = 1 << 20
 LONGEST_HEADER, MOST_HEADER_LINES, LONGEST_HEADER_LINE, LONGEST_HEADER_WORD = 4 << 20, 10_000, 1000, 100
 MHA_NUMBERS = {
-    b"CenterOfRotation", b"DimSize", b"ElementSize", b"ElementSpacing", b"Offset", b"Orientation", b"Origin", b"Position",
-    b"Rotation", b"TransformMatrix",
+    b"CenterOfRotation", b"DimSize", b"ElementSize", b"ElementSpacing", b"Offset", b"Orientation", b"Origin",
+    b"Position", b"Rotation", b"TransformMatrix",
 }  # fmt: skip
 # https://teem.sourceforge.net/nrrd/format.html
 NRRD_FIELDS = {
