@@ -24,8 +24,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 def content_sha256(content: Mapping[str, Any]) -> str:
     """SHA-256 of a table that goes into a JSON file, without its own entry ``sha256``."""
-    without = {key: value for key, value in content.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()
+    return json_hash({key: value for key, value in content.items() if key != "sha256"})
 
 
 def _digest(file: Any) -> str:
