@@ -85,7 +85,7 @@ def surface_tolerances_mm(tolerance_mm: float) -> dict[str, float]:
     return {f"NSD {tolerance_mm:g} mm": tolerance_mm, **kits}
 
 
-def figures(
+def metrics(
     prediction: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float
 ) -> dict[str, float]:
     """Dice and the surface Dices of two masks (z, y, x)."""

@@ -13,7 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.clicks.sampling import click_generator, random_target_voxels
-from nnunetv2_sam3d.evaluation.protocol import check_settings, common_settings, figures
+from nnunetv2_sam3d.evaluation.protocol import check_settings, common_settings, metrics
 from nnunetv2_sam3d.nnunet.labels import Target
 from nnunetv2_sam3d.nnunet.trained_fold import Volume
 
@@ -104,7 +104,7 @@ class ReferenceProtocol:
         if self.labels.has_ignore_label:
             prediction &= volume.segmentation != self.labels.ignore_label
         return {
-            "figures": figures(prediction, target, volume.spacing_mm, self.tolerance_mm),
+            "figures": metrics(prediction, target, volume.spacing_mm, self.tolerance_mm),
             "points_zyx": clicks.tolist(),
             "points_outside_crop": int((~inside).sum()),
             "crop_start_zyx": start,

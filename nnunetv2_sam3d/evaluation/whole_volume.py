@@ -18,9 +18,9 @@ from nnunetv2_sam3d.evaluation.protocol import (
     annotation_of,
     check_settings,
     common_settings,
-    figures,
     keep_clicks,
     keep_mask,
+    metrics,
 )
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
@@ -156,7 +156,7 @@ class WholeVolumeProtocol:
                 if labels.has_ignore_label:
                     prediction &= annotation != labels.ignore_label
                 found[str(count)] = {
-                    "figures": figures(prediction, original_target, spacing_mm, self.tolerance_mm),
+                    "figures": metrics(prediction, original_target, spacing_mm, self.tolerance_mm),
                     "predicted_voxels": int(prediction.sum()),
                 }
         if self.keep:

@@ -22,7 +22,7 @@ LOG_KEY = "adapter_paths"  # in nnU-Net's log: a list over epochs of lists over 
 Fuse = Callable[[Tensor, Tensor], Tensor]
 
 
-class PathFigures(NamedTuple):
+class PathMetrics(NamedTuple):
     """What the paths of one adapter say.
 
     Attributes:
@@ -77,12 +77,12 @@ class PathRecord:
             self._slabs.append(of_tokens[:, 0].cpu().double())
 
     @property
-    def figures(self) -> PathFigures:
+    def figures(self) -> PathMetrics:
         """Over everything that was taken in, which is at least one token."""
         gate, squared, local, fused = self.sums.tolist()
         mean = gate / self.count
         share = (local / fused) ** 0.5 if fused else 0.0
-        return PathFigures(mean, max(squared / self.count - mean**2, 0.0) ** 0.5, share)
+        return PathMetrics(mean, max(squared / self.count - mean**2, 0.0) ** 0.5, share)
 
     @property
     def tokens(self) -> int:

@@ -19,7 +19,7 @@ from nnunetv2_sam3d.report.page import Page, render
 from nnunetv2_sam3d.report.provenance import provenance
 from nnunetv2_sam3d.report.request import Request, Results
 from nnunetv2_sam3d.report.study import arms_with_results
-from nnunetv2_sam3d.report.style import look
+from nnunetv2_sam3d.report.style import plot_style
 from nnunetv2_sam3d.report.tables import Table
 from nnunetv2_sam3d.report.training_record import read_training
 from nnunetv2_sam3d.results.collect import (
@@ -126,7 +126,7 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
         unseen_rows,
     )
     with made_anew(output, COMMAND, checked=listed) as folder:
-        with look():
+        with plot_style():
             chapters = sections.all_sections(results, folder / "figures", request.view_cases, tqdm)
         write_text(folder / "cases.csv", cases_csv(rows))
         if unseen_rows:

@@ -21,7 +21,7 @@ from nnunetv2_sam3d.evaluation.clicked import (
 from nnunetv2_sam3d.evaluation.protocol import clicks_file, clicks_title, mask_file
 from nnunetv2_sam3d.report.overlays import draw_overlays, load_view, worst_median_best
 from nnunetv2_sam3d.report.page import Picture, Section
-from nnunetv2_sam3d.report.style import MODEL_LINES, MODEL_MARKERS, colour, look, new_figure, picture, save
+from nnunetv2_sam3d.report.style import MODEL_LINES, MODEL_MARKERS, colour, new_figure, picture, plot_style, save
 from nnunetv2_sam3d.report.tables import Table, csv_text, interval
 from nnunetv2_sam3d.results.collect import Dataset, Item, Model, reader_of
 from nnunetv2_sam3d.results.structures import DEFAULT_TOLERANCE_MM, Structure
@@ -139,7 +139,7 @@ def write_curves(results: ClickedResults, model: str, output: Path) -> None:
     """``figures.csv``, ``curves.svg`` and ``curves.png`` of one model's fold."""
     (output / "figures.csv").write_text(clicks_csv([results]), encoding="utf-8", newline="\n")
     if results.cases:
-        with look():
+        with plot_style():
             save(click_curves(results, summarise_clicked(results), [model]), output, "curves")
 
 

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from nnunetv2_sam3d.evaluation.gate_maps import MapView
 from nnunetv2_sam3d.own_files import made_anew
 from nnunetv2_sam3d.report.overlays import EXCESS_COLOUR, OUTLINE
-from nnunetv2_sam3d.report.style import REFERENCE_COLOUR, look, new_figure, save
+from nnunetv2_sam3d.report.style import REFERENCE_COLOUR, new_figure, plot_style, save
 
 CHANGED_COLOUR = EXCESS_COLOUR
 
@@ -73,7 +73,7 @@ def draw_gate_maps(view: MapView, target: str, title: str) -> Figure:
 
 def write_gate_maps(views: list[MapView], target: str, folder: Path) -> None:
     """``CASE.png`` for each view, in place of what was drawn in that folder before."""
-    with made_anew(folder, "adapters") as new, look():
+    with made_anew(folder, "adapters") as new, plot_style():
         for view in views:
             figure = draw_gate_maps(view, target, f"{view.case}, slice {view.slice_number} of the preprocessed data")
             save(figure, new, view.case, kinds=("png",))

@@ -54,7 +54,7 @@ def short(name: str, width: int = 22) -> str:
     return textwrap.shorten(name, width, placeholder="...") if " " in name else name[:width]
 
 
-def look() -> AbstractContextManager[None]:
+def plot_style() -> AbstractContextManager[None]:
     """Context in which figures are built and saved."""
     return matplotlib.rc_context(SETTINGS)
 

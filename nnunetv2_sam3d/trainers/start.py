@@ -16,7 +16,7 @@ from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import IGNORE, foreground, values_of
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName, fold_folder
 from nnunetv2_sam3d.trainers.recipes import Recipe
-from nnunetv2_sam3d.weights.channels import Outputs
+from nnunetv2_sam3d.weights.channels import OutputChannels
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import read_weights
 from nnunetv2_sam3d.weights.sources import ENVIRONMENT, SAM_FILES, find_sam_checkpoint
@@ -26,12 +26,12 @@ from nnunetv2_sam3d.weights.transfer import load_into
 RANDOM = {"kind": "random"}
 
 
-def outputs_of(labels: Mapping[str, Any], regions: bool) -> Outputs:
+def outputs_of(labels: Mapping[str, Any], regions: bool) -> OutputChannels:
     """Meaning of the channels for a data set's ``labels`` (``dataset.json``), in nnU-Net's order."""
     if regions:
-        return Outputs(tuple(foreground(labels)), True)
+        return OutputChannels(tuple(foreground(labels)), True)
     values = {name: min(values_of(value)) for name, value in labels.items() if name != IGNORE}
-    return Outputs(tuple(sorted(values, key=values.__getitem__)), False)
+    return OutputChannels(tuple(sorted(values, key=values.__getitem__)), False)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Start:
 
     network: SAM3D
     log: Callable[[str], None]
-    outputs: Outputs | None = None
+    outputs: OutputChannels | None = None
     class_map: Mapping[str, int] | None = None
     adapter_start: str = "published"
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from nnunetv2_sam3d.weights.errors import WeightsError
 
 
 @dataclass(frozen=True)
-class Outputs:
+class OutputChannels:
     """Channels of the logits.
 
     Attributes:
@@ -30,7 +30,7 @@ class Outputs:
         return {"names": list(self.names), "regions": self.regions}
 
     @classmethod
-    def from_dict(cls, values: Any) -> Outputs:
+    def from_dict(cls, values: Any) -> OutputChannels:
         """Inverse of :meth:`to_dict`; WeightsError for anything else."""
         if (
             not isinstance(values, Mapping)
@@ -44,7 +44,7 @@ class Outputs:
 
 
 def map_channels(
-    given: Tensor, fresh: Tensor, source: Outputs, target: Outputs, chosen: Mapping[str, int]
+    given: Tensor, fresh: Tensor, source: OutputChannels, target: OutputChannels, chosen: Mapping[str, int]
 ) -> tuple[Tensor, list[str]]:
     """The last convolution for other classes, with the chosen channels of a file.
 

@@ -18,7 +18,7 @@ from nnunetv2_sam3d.network_architecture.adapters import CONVEX_GATE, check_adap
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.adapter_file import is_adapter_file
-from nnunetv2_sam3d.weights.channels import Outputs
+from nnunetv2_sam3d.weights.channels import OutputChannels
 from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint, write_checkpoint
 from nnunetv2_sam3d.weights.class_map import check_class_map
 from nnunetv2_sam3d.weights.errors import WeightsError
@@ -58,7 +58,7 @@ class Weights:
     state: dict[str, Tensor]
     config: SAM3DConfig | None
     metadata: dict[str, Any] = field(default_factory=dict)
-    outputs: Outputs | None = None
+    outputs: OutputChannels | None = None
     stride_known: bool = False
     mirror_axes: tuple[int, ...] = ()
 
@@ -107,7 +107,7 @@ def read_weights(path: str | os.PathLike[str], *, automatic: bool = False) -> We
 def _interpret(path: Path, content: Any, automatic: bool) -> Weights:
     if is_reference_checkpoint(content):
         state, config = convert_reference(content, automatic=automatic)
-        return Weights(path, "3dsam-adapter", state, config, outputs=Outputs((), regions=False))
+        return Weights(path, "3dsam-adapter", state, config, outputs=OutputChannels((), regions=False))
     if (sam := find_sam(content)) is not None:
         state = convert_sam(sam)
         check_encoder(state)
@@ -127,7 +127,7 @@ def _ours(path: Path, content: Mapping[str, Any], automatic: bool) -> Weights:
             f"{', '.join(KINDS.values())}."
         )
     _check_metadata(metadata)
-    outputs = Outputs.from_dict(metadata["outputs"]) if metadata.get("outputs") is not None else None
+    outputs = OutputChannels.from_dict(metadata["outputs"]) if metadata.get("outputs") is not None else None
     state = as_state(content["network_weights"], "'network_weights'")
     if metadata["network"] is None:
         if odd := [key for key in state if not IN_SAM.fullmatch(key)]:

@@ -13,7 +13,7 @@ from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS, Adapter3d, Du
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig, variant_of
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
-from nnunetv2_sam3d.weights.channels import Outputs, map_channels
+from nnunetv2_sam3d.weights.channels import OutputChannels, map_channels
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import Weights
 from nnunetv2_sam3d.weights.sam import IN_SAM
@@ -63,7 +63,7 @@ def load_into(
     network: SAM3D,
     weights: Weights,
     *,
-    outputs: Outputs | None = None,
+    outputs: OutputChannels | None = None,
     class_map: Mapping[str, int] | None = None,
     adapter_start: str = "published",
 ) -> Loaded:
@@ -262,7 +262,7 @@ def _match_classes(
     state: dict[str, Tensor],
     weights: Weights,
     fresh: Tensor,
-    target: Outputs | None,
+    target: OutputChannels | None,
     class_map: Mapping[str, int] | None,
     loaded: Loaded,
 ) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from nnunetv2_sam3d.network_architecture import cpu as parts
 from nnunetv2_sam3d.network_architecture.adapter_paths import (
     PATHS,
-    PathFigures,
+    PathMetrics,
     PathRecord,
     recorded_paths,
     two_path_adapters,
@@ -100,7 +100,7 @@ def test_gradients_are_those_without_recording(make_network: MakeNetwork) -> Non
 
 
 def test_known_gates_and_shares(make_network: MakeNetwork) -> None:
-    def figures(network: SAM3D) -> list[PathFigures]:
+    def figures(network: SAM3D) -> list[PathMetrics]:
         with torch.no_grad(), recorded_paths(network) as records:
             network(image_of())
         return [record.figures for record in records.values()]

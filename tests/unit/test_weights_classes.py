@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.settings import Settings
-from nnunetv2_sam3d.weights.channels import Outputs
+from nnunetv2_sam3d.weights.channels import OutputChannels
 from nnunetv2_sam3d.weights.class_map import parse_class_map
 from nnunetv2_sam3d.weights.describe import describe
 from nnunetv2_sam3d.weights.errors import WeightsError
@@ -21,8 +21,8 @@ from nnunetv2_sam3d.weights.transfer import load_into
 Make = Callable[..., SAM3D]
 IMAGE = torch.randn(1, 1, 16, 20, 12, generator=torch.Generator().manual_seed(3))
 LAST = "mask_decoder.seg_layers.0.weight"
-LABELS = Outputs(("background", "kidney", "tumour", "cyst"), regions=False)
-REGIONS = Outputs(("kidney and masses", "masses", "tumour"), regions=True)
+LABELS = OutputChannels(("background", "kidney", "tumour", "cyst"), regions=False)
+REGIONS = OutputChannels(("kidney and masses", "masses", "tumour"), regions=True)
 
 
 @pytest.fixture
@@ -64,14 +64,14 @@ def test_label_keeps_its_logits(binary: Path, make_network: Make) -> None:
 
 def test_everything_mapped_needs_no_training(binary: Path, make_network: Make) -> None:
     network = make_network(num_classes=1)
-    outputs = Outputs(("tumour",), regions=True)
+    outputs = OutputChannels(("tumour",), regions=True)
     loaded = load_into(network, read_weights(binary), outputs=outputs, class_map={"tumour": 1})
     assert LAST in loaded.names
     torch.testing.assert_close(logits(network)[0].sigmoid(), tumour_probability(binary, make_network))
 
 
 @pytest.mark.parametrize("outputs", [REGIONS, LABELS])
-def test_nothing_is_mapped_unasked(binary: Path, make_network: Make, outputs: Outputs) -> None:
+def test_nothing_is_mapped_unasked(binary: Path, make_network: Make, outputs: OutputChannels) -> None:
     network = make_network(num_classes=len(outputs.names))
     fresh = network.state_dict()[LAST].clone()
     loaded = load_into(network, read_weights(binary), outputs=outputs)
@@ -82,7 +82,7 @@ def test_nothing_is_mapped_unasked(binary: Path, make_network: Make, outputs: Ou
 def test_two_regions_are_not_taken_for_background_and_tumour(binary: Path, make_network: Make) -> None:
     """The shapes would fit, the meaning does not."""
     network = make_network()
-    loaded = load_into(network, read_weights(binary), outputs=Outputs(("masses", "tumour"), regions=True))
+    loaded = load_into(network, read_weights(binary), outputs=OutputChannels(("masses", "tumour"), regions=True))
     assert LAST not in loaded.names
     assert "labels (softmax), this data set has regions (sigmoid)" in loaded.notes[0]
 
@@ -100,7 +100,7 @@ def test_map_in_a_converted_file(binary: Path, make_network: Make, tmp_path: Pat
 def test_a_file_of_the_same_classes_is_not_mapped(binary: Path, make_network: Make) -> None:
     """The plans' map is for the first model; the ones trained from it have the data set's classes."""
     weights = read_weights(binary)
-    weights.outputs = Outputs(("background", "tumour"), regions=False)
+    weights.outputs = OutputChannels(("background", "tumour"), regions=False)
     network = make_network()
     loaded = load_into(network, weights, outputs=weights.outputs, class_map={"nonsense": 7})
     assert loaded.notes == [] and torch.equal(network.state_dict()[LAST], weights.state[LAST])
