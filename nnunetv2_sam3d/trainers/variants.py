@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,9 @@ class EvaluatingTrainer(nnUNetTrainer_SAM3D):
                 f"nnUNetv2_train ... --val computes it anew.",
                 also_print_to_console=True,
             )
+            mean = json.loads(validation_summary(own).read_text("utf-8"))["foreground_mean"]["Dice"]
+            for line in (("Validation complete",), ("Mean Validation Dice: ", mean)):  # as nnU-Net says it
+                self.print_to_log_file(*line, also_print_to_console=True)
         else:
             self.print_to_log_file(f"The validation of {source} is not taken over: {reason}")
         return reason is None

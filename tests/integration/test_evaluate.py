@@ -24,7 +24,8 @@ def test_original_eval_runs_it_after_its_validation(trained: Workspace) -> None:
     # no entry of this data set is called like a tumour
     assert (found["settings"]["target"], found["settings"]["target_labels"]) == ("whole foreground", [1, 2])
     assert found["settings"]["crop_size"] == [16, 24, 16]
-    assert set(path.name for path in (fold / "validation").iterdir()) == {"case_0.nii.gz", "summary.json"}
+    validated = {path.name for path in (fold / "validation").iterdir()}
+    assert validated == {"case_0.nii.gz", "summary.json", "made_from.json"}
     for trainer in ("SAM3DFull", "SAM3DDualPath"):
         assert not (trained.fold(trainer, 0) / FOLDER).exists()
 
