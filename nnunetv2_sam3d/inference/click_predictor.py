@@ -27,7 +27,9 @@ from nnunetv2_sam3d.clicks.click_files import read_clicks
 from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
 from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
 from nnunetv2_sam3d.files import written_whole
+from nnunetv2_sam3d.inference.local_resampling import resampling_of
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
+from nnunetv2_sam3d.inference.slab_export import segmentation_by_slabs
 from nnunetv2_sam3d.inference.turns import ONE_EXPORT
 from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES, WindowPredictor
 from nnunetv2_sam3d.messages import some
@@ -320,6 +322,11 @@ class ClickPredictor:
 
         With ``probabilities`` a pair, the second one (classes, z, y, x).
         """
+        axes = None if probabilities else resampling_of(self.plans, self.configuration, self.spacing, self.grid)
+        if axes is not None:
+            shape = self.properties["shape_before_cropping"]
+            labels = segmentation_by_slabs(logits, axes, self.grid, shape, self.label_manager)
+            return labels.transpose(self.plans.transpose_backward)
         with ONE_EXPORT:
             return convert_predicted_logits_to_segmentation_with_correct_shape(
                 logits,

@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from blobs import Blobs
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from slicer_files import markups
 
@@ -104,3 +105,21 @@ def fiducials(file: Path, blobs: Blobs, numbers: list[int], name: str = "tumour"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(markups([(f"{name}-{n}", blobs.lps[n].tolist()) for n in numbers])))
     return file
+
+
+# spacing of the image and of the grid, labels, order of the axes
+GEOMETRIES: list[tuple[tuple[float, ...], tuple[float, ...], dict[str, Any], tuple[int, ...]]] = [
+    ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), LABELS, (2, 0, 1)),  # nothing is resampled
+    ((1.7, 0.6, 0.8), (1.0, 0.9, 0.7), LABELS, (0, 1, 2)),  # linear along all axes
+    ((5.0, 0.8, 0.8), (3.3, 1.0, 1.1), REGIONS, (0, 1, 2)),  # the nearest slice, linear within slices
+    ((0.5, 0.5, 2.6), (2.0, 0.7, 0.7), LABELS, (2, 0, 1)),
+    ((0.9, 1.1, 1.3), (1.1, 1.3, 0.4), LABELS, (1, 2, 0)),
+    ((11.0, 1.0, 1.0), (1.0, 1.0, 1.0), LABELS, (0, 1, 2)),  # voxels of the image longer than a window
+]
+
+
+def nnunet_export(predictor: Any, logits: Any) -> np.ndarray:
+    """The segmentation of a predictor's image by nnU-Net's own function."""
+    return convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits, predictor.plans, predictor.configuration, predictor.label_manager, predictor.properties
+    )
