@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
 from nnunetv2_sam3d.files import written_whole
 from nnunetv2_sam3d.inference.local_resampling import resampling_of
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
-from nnunetv2_sam3d.inference.slab_export import segmentation_by_slabs
+from nnunetv2_sam3d.inference.slab_export import SLAB_BYTES, segmentation_by_slabs
 from nnunetv2_sam3d.inference.turns import ONE_EXPORT
 from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES, WindowPredictor
+from nnunetv2_sam3d.memory.model import GB, available_bytes
 from nnunetv2_sam3d.messages import some
-from nnunetv2_sam3d.nnunet.images import case_name, read_image
+from nnunetv2_sam3d.nnunet.images import ImageError, case_name, read_image
 from nnunetv2_sam3d.nnunet.labels import click_target, find_target
 from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, trained_folds
@@ -179,6 +181,26 @@ class ClickPredictor:
             if (image == image.flat[0]).all()
             else None
         )
+
+    def check_memory(self) -> None:
+        """Looks whether logits and segmentation of the image fit, before the network runs.
+
+        Raises:
+            ImageError: with what is needed and what there is.
+        """
+        voxels, grid = prod(self.properties["shape_before_cropping"]), prod(self.grid.shape)
+        copies = self.windows.config.num_classes * (1 if len(self.windows.networks) == 1 else 2)
+        logits = 2 * grid * (copies + 1)  # float16; one more for the windows' weights
+        by_slabs = resampling_of(self.plans, self.configuration, self.spacing, self.grid) is not None
+        # whole, all classes are resampled in single precision and one of them in double precision
+        export = 6 * SLAB_BYTES if by_slabs else voxels * (4 * self.windows.config.num_classes + 16)
+        needed, free = logits + export + 2 * voxels, available_bytes()
+        if free is not None and needed > free:
+            raise ImageError(
+                f"the prediction of {self._case}, {list(self.grid.shape)} voxels of the network, takes "
+                f"{needed / GB:.1f} GB beside the image, and {free / GB:.1f} GB are free: close other programs, crop "
+                f"the image, or use a machine with more memory"
+            )
 
     def clicks_from_file(self, file: str | Path) -> list[Click]:
         """The clicks of a file for this image, which came from files itself; of a table, its lines for this case.

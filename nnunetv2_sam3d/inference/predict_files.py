@@ -230,6 +230,7 @@ def predict_jobs(
             say(f"{name}: clicks at voxels (i, j, k) {_listed(job)}")
         try:
             predictor.set_image_files(job.case.files)
+            predictor.check_memory()
             if predictor.image_doubt:
                 say(f"Warning: {predictor.image_doubt}")
             result = predictor.segmentation(predictor.logits(job.clicks), probabilities)

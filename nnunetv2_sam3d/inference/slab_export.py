@@ -41,8 +41,3 @@ def segmentation_by_slabs(
         slab = axes[0].part(start, min(start + step, axes[0].new))
         cropped[slab.start : slab.stop] = labels_of(logits[:, slab.first : slab.last], [slab, *planes], grid, labels)
     return result
-
-
-def export_bytes(logits: Tensor, shape: Sequence[int]) -> int:
-    """What the export takes beside the logits, about."""
-    return 6 * SLAB_BYTES + 2 * int(np.prod(shape))

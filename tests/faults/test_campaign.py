@@ -46,19 +46,11 @@ def tasks(trained: Workspace, tmp_path_factory: pytest.TempPathFactory) -> list[
         options = ["-m", str(model), "-f", "0", "-i", str(images), "-o", str(folder), "--device", "cpu"]
         return ["nnUNetv2_sam3d", "predict", *options, "--continue_prediction"]
 
-    def export(folder: Path) -> list[str]:
-        return [
-            "nnUNetv2_sam3d",
-            "weights",
-            "export-adapter",
-            str(checkpoint),
-            "-o",
-            str(folder / "adapters.safetensors"),
-            "--force",
-        ]
+    def convert(folder: Path) -> list[str]:
+        return ["nnUNetv2_sam3d", "weights", "convert", str(checkpoint), "-o", str(folder / "model.pth"), "--force"]
 
     return [Task("report", report, variables=variables), Task("predict", predict, variables=variables),
-            Task("export", export, lambda folder: folder.mkdir(), variables)]  # fmt: skip
+            Task("convert", convert, lambda folder: folder.mkdir(), variables)]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +66,7 @@ def undisturbed(tasks: list[Task], tmp_path_factory: pytest.TempPathFactory) -> 
     return found
 
 
-@pytest.mark.parametrize("name", ["report", "predict", "export"])
+@pytest.mark.parametrize("name", ["report", "predict", "convert"])
 def test_killed_at_random_moments(name: str, tasks: list[Task], undisturbed: Any, tmp_path: Path) -> None:
     task, (seconds, expected) = next(task for task in tasks if task.name == name), undisturbed[name]
     counts = kills(task, tmp_path, expected, seconds, TRIES, seed=1)
@@ -83,7 +75,7 @@ def test_killed_at_random_moments(name: str, tasks: list[Task], undisturbed: Any
     assert counts["left behind"] <= counts["killed"] and not counts["took more than 10 s to end"]
 
 
-@pytest.mark.parametrize("name", ["report", "predict", "export"])
+@pytest.mark.parametrize("name", ["report", "predict", "convert"])
 def test_twice_at_once(name: str, tasks: list[Task], undisturbed: Any, tmp_path: Path) -> None:
     task = next(task for task in tasks if task.name == name)
     counts = twice_at_once(task, tmp_path, undisturbed[name][1], max(1, TRIES // 3))
@@ -91,7 +83,7 @@ def test_twice_at_once(name: str, tasks: list[Task], undisturbed: Any, tmp_path:
     assert counts["identical"] == counts["tries"] and not counts["tracebacks"] and not counts["left behind"]
 
 
-@pytest.mark.parametrize("name", ["report", "predict", "export"])
+@pytest.mark.parametrize("name", ["report", "predict", "convert"])
 def test_full_disk(name: str, tasks: list[Task], undisturbed: Any, tmp_path: Path) -> None:
     """Files may not grow beyond a few kilobytes, as on a disk that is nearly full; then there is space again."""
     task = next(task for task in tasks if task.name == name)

@@ -14,6 +14,7 @@ from model_kit import GEOMETRIES, REGIONS, SETTINGS, nnunet_export, write_model
 from nnunetv2_sam3d.inference import click_predictor, slab_export
 from nnunetv2_sam3d.inference.click_predictor import ClickPredictor
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
+from nnunetv2_sam3d.nnunet.images import ImageError
 
 SHAPE = (15, 22, 18)
 Make = Callable[..., SAM3D]
@@ -67,3 +68,11 @@ def test_other_ways_of_resampling_are_nnunets(
     np.testing.assert_array_equal(predictor.segmentation(logits), nnunet_export(predictor, logits))
     labels, probabilities = predictor.segmentation(logits, probabilities=True)
     assert probabilities.shape == (3, *labels.shape)
+
+
+def test_what_does_not_fit_is_refused(make_network: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = predictor_of(tmp_path, make_network, *GEOMETRIES[1])
+    predictor.check_memory()
+    monkeypatch.setattr(click_predictor, "available_bytes", lambda: 300_000_000)
+    with pytest.raises(ImageError, match=r"takes 0\.4 GB beside the image, and 0\.3 GB are free: close other programs"):
+        predictor.check_memory()
