@@ -12,6 +12,7 @@ from nnunetv2_sam3d.commands.common import add_command, choose_device, default_p
 
 PATHS = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
 DATASET = 990
+ARMS = ("Full", "OriginalContinued", "DualPath", "OriginalEval")  # of two that could begin, the longer one
 
 
 def add_parser(commands: Any) -> None:
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.experiment.devices import Device
     from nnunetv2_sam3d.experiment.run_comparison import run as run_comparison
     from nnunetv2_sam3d.settings import Settings
-    from nnunetv2_sam3d.trainers.names import ordered
+    from nnunetv2_sam3d.trainers.names import full_name
 
     device = choose_device(options.device)
     # The data are small: a further process takes longer to start than it saves.
@@ -93,7 +94,9 @@ def run(options: argparse.Namespace) -> int:
     run_comparison(
         Comparison(
             dataset=DATASET,
-            trainers=tuple(ordered(["Full", "OriginalContinued", "DualPath", "OriginalEval"])),
+            trainers=tuple(
+                map(full_name, ("Full", "OriginalContinued", "DualPath", "OriginalEval"))
+            ),  # the longest first
             fold=0,
             settings=settings,
             patch_size=(32, 64, 64),

@@ -15,7 +15,7 @@ from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_table
 from nnunetv2_sam3d.nnunet.layout import PLANS_NAME
 from nnunetv2_sam3d.planning.plans import derive_plans, window_patch
 from nnunetv2_sam3d.settings import Settings
-from nnunetv2_sam3d.trainers.names import BASE_PLANS, plans_of
+from nnunetv2_sam3d.trainers.names import BASE_PLANS, plans_of, recipe_of
 
 CASES_A_WORKER = 8  # fewer are faster done than another process is started
 
@@ -83,9 +83,15 @@ class Comparison:
         models = tuple(self.model(trainer) for trainer in trainers)
         return CrossValidation(models, (self.fold,), all_folds, accumulate=False)
 
+    def predicting(self, trainer: str) -> str:
+        """The trainer whose predictions are those of another one: an evaluating trainer's are its start's."""
+        recipe = recipe_of(trainer)
+        starts = recipe.starts_from if recipe and not recipe.groups else ()
+        return next((start for start in starts if start in self.trainers), trainer)
+
     def predicted(self, trainer: str) -> Path:
         """Predictions of the unseen cases."""
-        return self.folder / "imagesTs_predicted" / trainer
+        return self.folder / "imagesTs_predicted" / self.predicting(trainer)
 
     def unseen(self) -> list[str]:
         """Cases of ``imagesTs``."""

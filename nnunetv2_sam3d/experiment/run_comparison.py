@@ -85,7 +85,7 @@ def _trained_and_predicted(
     crossval = comparison.crossval(trainers, len(splits))
     check(crossval, splits, devices, say)
     trainings = {model.trainer: crossval.training(model, comparison.fold) for model in crossval.models}
-    unseen = trainers if comparison.unseen() else ()
+    unseen = [name for name in trainers if comparison.unseen() and comparison.predicting(name) == name]
     return [*crossval.steps(), *(comparison.prediction(trainer, trainings[trainer]) for trainer in unseen)]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nnunetv2_sam3d.report.style import MODEL_MARKERS, colour, new_figure, short
 
@@ -59,6 +60,7 @@ def forest(rows: Sequence[Mapping[str, Sequence[Line]]], title: str, *, zero: bo
             if number == len(rows) - 1:
                 axis.set_xlabel(title, fontsize=8)
             axis.margins(x=0.12)
+            axis.xaxis.set_major_locator(MaxNLocator(4))  # the numbers of small differences are long
             axis.grid(False, axis="y")
             axis.spines["left"].set_visible(False)
             axis.tick_params(axis="y", length=0)

@@ -1,4 +1,4 @@
-"""What only a GPU shows: `python -m pytest -m gpu --run-slow`. No such machine was at hand when these tests were written."""
+"""What only a GPU shows: `python -m pytest -m gpu --run-slow`. Written without one at hand."""
 
 from __future__ import annotations
 
