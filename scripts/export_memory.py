@@ -37,7 +37,7 @@ def main() -> int:
     results = []
     for form in FORMS:
         lines = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--form", form], check=True, capture_output=True, text=True
+            [sys.executable, __file__, *sys.argv[1:], "--form", form], check=True, stdout=subprocess.PIPE, text=True
         )
         peak, before, seconds, digest = lines.stdout.split()[-4:]
         results.append((int(peak), float(seconds), digest))
@@ -65,6 +65,7 @@ def measure(options: argparse.Namespace) -> tuple[int, int, float, str]:
 
     torch.set_num_threads(options.threads)
     configuration = ConfigurationManager({
+        "architecture": {},  # of plans as nnU-Net writes them now; no network is built
         "spacing": list(options.grid_spacing),
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
         "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None},
