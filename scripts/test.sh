@@ -4,5 +4,5 @@ extras='[dev]'
 . "$(dirname "$0")/install.sh"
 "$venv/bin/ruff" check .
 "$venv/bin/mypy"
-# Two at a time, the longest first; "-n 0" runs them one after the other.
-exec "$venv/bin/python" -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@"
+# Two at a time, the longest first; "-n 0" runs them one after the other. A test that hangs fails and shows where.
+exec "$venv/bin/python" -m pytest -n 2 --no-loadscope-reorder --timeout 1200 "$@"

@@ -44,14 +44,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:  # with --dist loadgroup: a file's fixtures are made once, and the trained models of integration/
-        whole = item.path.parent if item.path.parent.name == "integration" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(whole.relative_to(PROJECT))))
     if config.getoption("--run-slow"):
         return
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with --run-slow"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``, one process runs a file's tests, and one those of integration/: fixtures and models are made once.
+
+    Not by --dist loadgroup, whose groups pytest 9.2 loses.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "integration" if "/integration/" in file else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)

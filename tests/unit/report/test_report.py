@@ -15,6 +15,7 @@ from results_tree import Tree, log_of, write_image, write_tree
 
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
+from nnunetv2_sam3d.own_files import LIST
 from nnunetv2_sam3d.report.training_record import read_training
 from nnunetv2_sam3d.results.collect import Model, collect, find_models, open_dataset
 from nnunetv2_sam3d.results.measure import Row, measure_all
@@ -153,7 +154,7 @@ def test_a_start_that_was_trained_again_is_told(tree: Tree, make_network: Callab
 
 def test_files(made: tuple[Tree, Path]) -> None:
     _, output = made
-    assert FILES | {"tables", "figures"} == {path.name for path in output.iterdir()}
+    assert FILES | {"tables", "figures", LIST, f"{LIST}.lock"} == {path.name for path in output.iterdir()}
     for folder, kinds in (("tables", {".md", ".tex"}), ("figures", {".svg", ".png"})):
         names = {path.stem for path in (output / folder).iterdir()}
         assert {path.name for path in (output / folder).iterdir()} == {n + kind for n in names for kind in kinds}
