@@ -10,6 +10,7 @@ group.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -35,13 +36,40 @@ class AskedToEnd(KeyboardInterrupt):
 
 
 def unwind_on_signals() -> None:
-    """Lets the signals that ask a command to end raise :class:`AskedToEnd`; ignored ones (``nohup``) stay ignored."""
+    """Lets the signals that ask a command to end raise :class:`AskedToEnd`; ignored ones (``nohup``) stay ignored.
+
+    In this process alone. A forked one, such as a worker of nnU-Net's pools, ends at them as it would without.
+    """
     if threading.current_thread() is not threading.main_thread():
         return  # Python allows handlers there alone
     for name in ENDING:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _raise)
+            _end_forked_processes(number)
+
+
+@functools.cache  # once a process: such functions cannot be taken back
+def _end_forked_processes(number: int) -> None:
+    """Gives the signal its default back in forked processes.
+
+    Python forgets signals that reach a child before it runs. A pool that ends at once terminates its workers in that
+    moment, and then waits for them forever. So the signal is held back until the child has the default.
+    """
+    before = threading.local()
+
+    def hold() -> None:
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+
+    def let_go() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+
+    def reset() -> None:
+        signal.signal(number, signal.SIG_DFL)
+        let_go()
+
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(before=hold, after_in_parent=let_go, after_in_child=reset)
 
 
 def _raise(number: int, _: FrameType | None) -> None:

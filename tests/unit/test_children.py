@@ -78,3 +78,36 @@ def test_status_of_a_child() -> None:
     child = Child(["sleep", "100"])
     child.close()
     assert child.process.wait(20) == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="no fork")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=str)
+def test_forked_processes_end_even_before_they_run(number: int) -> None:
+    """As nnU-Net's pools end theirs: at once, whether or not they have begun."""
+    program = f"""
+import os, time
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), {int(number)}))  # runs before the package's own
+from nnunetv2_sam3d.children import unwind_on_signals
+unwind_on_signals()
+child = os.fork()
+if not child:
+    time.sleep(60)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert int(result.stdout) == -number, result.stderr
+
+
+def test_pools_of_many_short_lived_workers_end() -> None:
+    program = """
+from multiprocessing import Pool
+from nnunetv2_sam3d.children import unwind_on_signals
+unwind_on_signals()
+for _ in range(60):
+    with Pool(12) as pool:
+        pool.map(abs, [1, 2])
+print("ended")
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    assert result.stdout == "ended\n"
