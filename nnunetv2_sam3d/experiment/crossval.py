@@ -10,7 +10,8 @@ from typing import Any
 
 from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.experiment.steps import Step, is_whole, program
-from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_plans
+from nnunetv2_sam3d.nnunet.descriptions import configuration_of, read_plans
+from nnunetv2_sam3d.nnunet.folders import dataset_folder
 from nnunetv2_sam3d.nnunet.layout import repeat_plans
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.names import check_trainers, full_name, plans_of, trainer_class
@@ -195,8 +196,8 @@ def starts_from(model: Model) -> tuple[str, ...]:
 
 def settings_of(model: Model) -> Settings:
     """A model's settings, from its plans."""
-    plans = read_plans(dataset_folder(model.dataset) / f"{model.plans}.json")
-    return Settings.from_plans(plans["configurations"][model.configuration])
+    file = dataset_folder(model.dataset) / f"{model.plans}.json"
+    return Settings.from_plans(configuration_of(file, read_plans(file), model.configuration).configuration, file)
 
 
 def epochs_of(model: Model) -> int:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_sam3d.json_files import read_table
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
-from nnunetv2_sam3d.nnunet.folders import read_table
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName
 from nnunetv2_sam3d.results.collect import Model
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings

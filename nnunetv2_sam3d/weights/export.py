@@ -15,7 +15,7 @@ import torch
 from nnunetv2_sam3d.files import sha256, write_whole
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig, variant_of
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
-from nnunetv2_sam3d.nnunet.folders import channel_names
+from nnunetv2_sam3d.nnunet.descriptions import channel_names
 from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.weights.adapter_file import (
     AdapterMetadata,
