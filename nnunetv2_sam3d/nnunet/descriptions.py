@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_sam3d.json_files import (
     Form,
     complaint_of,
+    entries,
     is_number,
     is_table,
     is_text,
@@ -92,21 +93,23 @@ DATASET: Mapping[str, Form] = {"labels": table_of(_is_label), "file_ending": is_
 SOME_DATASETS: Mapping[str, Form] = {
     "channel_names": table_of(is_text),
     "modality": table_of(is_text),
+    "dataset": table_of(entries(images=list_of(is_text), label=is_text)),  # where cases lie elsewhere
     "regions_class_order": lambda value: value is None or list_of(is_whole_number)(value),
 }
 
 
-def read_plans(file: Path, *, partly: bool = False) -> dict[str, Any]:
+def read_plans(file: Path, remedy: str = "", *, partly: bool = False) -> dict[str, Any]:
     """The content of a plans file.
 
     Args:
         file: in nnUNet_preprocessed or a model's folder.
+        remedy: by default how such a file comes about.
         partly: whether entries may be absent.
 
     Raises:
         ValueError: if the file is damaged, with the remedy.
     """
-    remedy = _plans_remedy(file)
+    remedy = remedy or _plans_remedy(file)
     plans = read_table(file, remedy, {} if partly else PLANS, {**PLANS, **SOME_PLANS})
     for name, configuration in plans.get("configurations", {}).items():
         if complaint := complaint_of(configuration, {}, {**CONFIGURATION, **SOME_CONFIGURATIONS}):

@@ -291,7 +291,7 @@ def _keep_preprocessed_data(target: Path, plans: dict[str, Any], configuration: 
     """Another spacing or intensity window under the same name must not meet the data of the old one."""
     if not target.is_file():
         return
-    earlier_plans = read_plans(target)
+    earlier_plans = read_plans(target, "Move it away, then run the command again")
     earlier = earlier_plans["configurations"].get(configuration, {})
     chosen = plans["configurations"][configuration]
     folder = target.parent / chosen["data_identifier"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.json_files import read_table
+from nnunetv2_sam3d.json_files import entries, is_number, read_table
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName
@@ -178,12 +178,10 @@ def read_epochs(log: str) -> dict[int, dict[str, float]]:
 def _peak(model: Model, fold: int, repeat: int) -> int | None:
     """From the records that this package's commands leave beside the results."""
     plans = ModelName.of(model.folder_of(repeat)).plans
+    title, remedy = f"train {model.trainer}", f"{UNNEEDED} the peak memory then"
     peaks = [
-        int(
-            read_table(record, f"{UNNEEDED} the peak memory then")
-            .get(f"train {model.trainer}", {})
-            .get("peak_rss_bytes", 0)
-        )
-        for record in model.folder.parent.glob(f"*__{plans}__*fold_{fold}/steps.json")
+        int(steps[title]["peak_rss_bytes"])
+        for file in model.folder.parent.glob(f"*__{plans}__*fold_{fold}/steps.json")
+        if title in (steps := read_table(file, remedy, {}, {title: entries(peak_rss_bytes=is_number)}))
     ]
     return max(peaks, default=0) or None

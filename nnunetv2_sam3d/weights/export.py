@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from nnunetv2_sam3d.files import sha256, write_whole
+from nnunetv2_sam3d.json_files import read_json
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig, variant_of
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.descriptions import channel_names
@@ -241,7 +242,7 @@ def _model_files(target: Path, init_args: Mapping[str, Any], metadata: AdapterMe
     plans = folder / "plans.json"
     if plans.is_file():
         try:
-            same = plans_sha256(json.loads(plans.read_text())) == metadata.plans_sha256
+            same = plans_sha256(read_json(plans)) == metadata.plans_sha256
         except ValueError:
             same = False
         if not same:
