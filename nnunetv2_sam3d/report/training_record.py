@@ -15,10 +15,9 @@ from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName
 from nnunetv2_sam3d.results.collect import Model
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
-from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.describe import buffer_names, parameters
 from nnunetv2_sam3d.weights.lineage import start_of
-from nnunetv2_sam3d.weights.reading import METADATA_KEY
+from nnunetv2_sam3d.weights.reading import METADATA_KEY, read_trained
 from nnunetv2_sam3d.weights.state_dict import PARTS, part_of
 
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?|nan)"
@@ -83,7 +82,7 @@ def read_training(model: Model, fold: int, repeat: int | None = None) -> Trainin
     names = ("train_loss", "val_loss", "pseudo_dice")
     curves = {name: [epochs[number].get(name, math.nan) for number in sorted(epochs)] for name in names}
     checkpoint = folder / FINAL
-    content = read_checkpoint(checkpoint) if checkpoint.is_file() else {}
+    content = read_trained(checkpoint) if checkpoint.is_file() else {}
     trained, total = parameters(content) if content else (None, None)
     metadata = content.get(METADATA_KEY, {})
     start = start_of(checkpoint)

@@ -25,9 +25,9 @@ from nnunetv2_sam3d.weights.adapter_file import (
     tensors_sha256,
     write_adapter,
 )
-from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint, write_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import write_checkpoint
 from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.reading import KINDS, METADATA_KEY, Weights, read_weights
+from nnunetv2_sam3d.weights.reading import EXPORTED, KINDS, METADATA_KEY, Weights, read_trained, read_weights
 from nnunetv2_sam3d.weights.sources import SAM_FILES
 from nnunetv2_sam3d.weights.state_dict import part_of
 from nnunetv2_sam3d.weights.transfer import load_into
@@ -186,7 +186,7 @@ def _base_record(weights: Weights, trained: set[str]) -> dict[str, Any]:
 
 def _entries(path: Path) -> dict[str, Any]:
     """The checkpoint's entries beside weights and the optimizer's moments, as plain JSON."""
-    content = read_checkpoint(path)
+    content = read_trained(path, wanted=EXPORTED)
     entries = {key: value for key, value in content.items() if key != "network_weights"}
     entries["optimizer_state"] = {"state": {}, "param_groups": content["optimizer_state"]["param_groups"]}
     entries[METADATA_KEY] = _without_folders(content[METADATA_KEY])

@@ -227,4 +227,3 @@ def binary_damages(data: bytes) -> Iterator[tuple[str, bytes]]:
     yield from {"empty": b"", "half": data[: len(data) // 2], "text": b"text\n" * 20, "deep": DEEP}.items()
     yield "flip in the header", flipped(data, 1, 0, 64 / len(data), 3)
     yield "flip in the middle", flipped(data, 2, 0.4, 0.6, 3)
-
