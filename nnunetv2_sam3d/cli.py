@@ -23,6 +23,7 @@ from nnunetv2_sam3d.commands import (
     splits,
     weights,
 )
+from nnunetv2_sam3d.nnunet.layout import check_workers
 
 COMMANDS = (
     doctor, plan, splits, weights, experiment, crossval, predict, serve, evaluate, adapters, report, demo, benchmark,
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     unwind_on_signals()
     try:
+        check_workers()
         return options.run(options) or 0
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
         sys.stderr.write(f"nnUNetv2_sam3d {options.command}: {error}\n")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.clicks.presets import PRESETS, ClickTraining, click_training
@@ -227,20 +228,29 @@ class Settings:
         return {key: value for key, value in values.items() if key == "variant" or value != defaults[key]}
 
     @classmethod
-    def from_plans(cls, configuration: Mapping[str, Any]) -> Settings:
+    def from_plans(cls, configuration: Mapping[str, Any], file: Path | None = None) -> Settings:
         """Settings of one configuration of the plans (``ConfigurationManager.configuration``).
+
+        Args:
+            configuration: with all that it inherits.
+            file: of the plans, for errors.
 
         Raises:
             ValueError: for unknown or impossible settings, naming them.
         """
+        try:
+            return cls._from_plans(configuration)
+        except (ValueError, TypeError) as error:  # a comparison of what has no order, for instance
+            where = f"{file}: " if file else ""
+            raise ValueError(f"{where}{error}. Write the settings with: nnUNetv2_sam3d plan") from error
+
+    @classmethod
+    def _from_plans(cls, configuration: Mapping[str, Any]) -> Settings:
         values = dict(configuration.get(PLANS_KEY, {}))
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(
-                f"the plans hold unknown settings {unknown} under {PLANS_KEY!r}; known: {known}. "
-                f"Write them with: nnUNetv2_sam3d plan"
-            )
+            raise ValueError(f"the plans hold unknown settings {unknown} under {PLANS_KEY!r}; known: {known}")
         if isinstance(values.get("token_stride"), list):
             values["token_stride"] = tuple(values["token_stride"])
         return cls(**values)

@@ -18,7 +18,9 @@ import numpy as np
 from nnunetv2_sam3d.benchmark.case import Case
 from nnunetv2_sam3d.children import Child
 from nnunetv2_sam3d.files import write_json
+from nnunetv2_sam3d.json_files import is_number, is_table, list_of, read_table
 from nnunetv2_sam3d.memory.model import available_bytes
+from nnunetv2_sam3d.messages import shown
 
 PARITY = 1e-4  # of float32 logits of our form and the plain one
 RESERVE = 0.95  # part of the available memory that a case may take
@@ -55,6 +57,7 @@ def run(
         ValueError: if the file holds measurements of another machine or other code.
         RuntimeError: if the machine's own speed cannot be measured.
     """
+    earlier = {} if again or json_file is None or not json_file.is_file() else _earlier(json_file)
     scratch = Path(tempfile.mkdtemp(prefix="sam3d_benchmark_"))
     logits = Path(f"{json_file}.logits") if json_file else scratch  # beside the results, so that a later run compares
     try:
@@ -66,7 +69,7 @@ def run(
         rates = environment["products_per_second"]
         say(", ".join([environment.get("gpu", environment["processor"]), f"{environment['threads']} threads"]))
         say("matrix products: " + ", ".join(f"{key} {rate / 1e9:.0f} GFLOP/s" for key, rate in rates.items()))
-        records = {} if again else _kept(json_file, environment, cases)
+        records = _kept(json_file, earlier, environment) if earlier else {}
         if records:
             say(f"{len(records)} records of {json_file} are kept; --again measures them anew")
         logits.mkdir(parents=True, exist_ok=True)
@@ -102,18 +105,26 @@ def parity_failures(records: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _kept(file: Path | None, environment: dict[str, Any], cases: Sequence[Case]) -> dict[Case, dict[str, Any]]:
-    """Finished records of an earlier run."""
-    if file is None or not file.is_file():
-        return {}
-    try:
-        earlier = json.loads(file.read_text())
-        found = {Case.from_dict(record): record for record in earlier["records"] if "failed" not in record}
-        before = earlier["environment"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is no result of this benchmark ({error!r}); give another --json or delete it"
-        ) from error
+def _earlier(file: Path) -> dict[str, Any]:
+    """What an earlier run wrote; ValueError for anything else."""
+    remedy = "Give another --json, or delete it"
+    content = read_table(file, remedy, {"records": list_of(is_table), "environment": is_table})
+    for record in content["records"]:
+        figures = ("seconds", "seconds_spread", "peak_rss_bytes")
+        try:
+            Case.from_dict(record).label()
+            sound = "failed" in record or all(is_number(record[name]) for name in figures)
+        except (ValueError, KeyError, TypeError):
+            sound = False
+        if not sound:
+            raise ValueError(f"{file} holds a record that this benchmark did not write: {shown(record)}. {remedy}")
+    return content
+
+
+def _kept(file: Path | None, earlier: dict[str, Any], environment: dict[str, Any]) -> dict[Case, dict[str, Any]]:
+    """Finished records of an earlier run on the same machine."""
+    found = {Case.from_dict(record): record for record in earlier["records"] if "failed" not in record}
+    before = earlier["environment"]
     differs = [key for key in DECIDING if before.get(key) != environment.get(key)]
     if differs:
         changes = ", ".join(f"{key} {before.get(key)} -> {environment.get(key)}" for key in differs)

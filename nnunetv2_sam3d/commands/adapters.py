@@ -103,7 +103,7 @@ def study_fold(fold: Any, cases: list[str], options: argparse.Namespace) -> None
     target = find_target(fold.dataset_json["labels"], options.target)
     device = torch.device(options.device)
     # as nnU-Net validates and predicts
-    precision = Settings.from_plans(fold.configuration.configuration).precision
+    precision = Settings.from_plans(fold.configuration.configuration, fold.plans_file).precision
     network = network_from(read_weights(fold.checkpoint), precision).prepare(fold.configuration.patch_size)
     study = AdapterStudy(fold, network.to(device).eval(), device, target)
     result = study.run(cases)

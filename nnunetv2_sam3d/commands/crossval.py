@@ -190,6 +190,13 @@ def _extent(names: Sequence[str], models: Sequence[Any], options: argparse.Names
     return lines
 
 
+def _template(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--template {file} is no text in UTF-8; give #SBATCH lines and commands") from error
+
+
 def _slurm(crossval: Any, names: list[str], options: argparse.Namespace) -> int:
     """Writes the scripts, and submits them."""
     from nnunetv2_sam3d.experiment.slurm_jobs import plan_jobs, submit, write_scripts
@@ -203,7 +210,7 @@ def _slurm(crossval: Any, names: list[str], options: argparse.Namespace) -> int:
         device=(options.devices or ["cuda"])[0].partition(":")[0],
         num_gpus=options.num_gpus,
         sbatch=options.sbatch,
-        template=options.template.read_text() if options.template else "",
+        template=_template(options.template) if options.template else "",
         max_tasks=options.max_tasks,
         environment=os.environ,
     )

@@ -134,7 +134,7 @@ def evaluate_fold(fold: Any, options: argparse.Namespace) -> None:
         network = network_from(weights)  # float32 on every machine
     else:
         # as nnU-Net validates and predicts
-        precision = Settings.from_plans(fold.configuration.configuration).precision
+        precision = Settings.from_plans(fold.configuration.configuration, fold.plans_file).precision
         network = network_from(weights, precision).prepare(fold.configuration.patch_size)
         protocol = WholeVolumeProtocol(
             target,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
     check_paths()
     target = dataset_folder(options.dataset) / f"{options.name}.json"
-    earlier = target.read_text() if target.is_file() else None
+    earlier = target.read_bytes() if target.is_file() else None
     settings, patch_size, batch_size = settings_from(options), options.patch_size, options.batch_size
     check_sam_checkpoint(settings)
     _check_class_map(settings, target.parent)
@@ -109,9 +108,9 @@ def run(options: argparse.Namespace) -> int:
         protocol=options.protocol,
     )
     say(f"wrote {plan.file}")
-    if earlier is not None and earlier != target.read_text():
+    if earlier is not None and earlier != target.read_bytes():
         backup = target.with_suffix(".json.bak")
-        backup.write_text(earlier)
+        backup.write_bytes(earlier)
         say(f"  in place of other plans of that name, now {backup.name}; what was not given is at its default")
     for key, value in plan.summary.items():
         say(f"  {key}: {value}")
@@ -141,9 +140,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_class_map(settings: Settings, folder: Path) -> None:
     """Raises ValueError if a class is mapped that the data set does not have."""
+    from nnunetv2_sam3d.nnunet.descriptions import read_dataset
+
     file = folder / "dataset.json"
     if settings.map_class and file.is_file():
-        labels = json.loads(file.read_text())["labels"]
+        labels = read_dataset(file)["labels"]
         if unknown := sorted(set(settings.map_class) - set(labels)):
             raise ValueError(f"--map-class names {unknown}, {file} has the labels {sorted(labels)}")
 

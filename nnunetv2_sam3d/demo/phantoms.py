@@ -6,7 +6,6 @@ organs, bowel and muscle in the same HU range as the tumours, so that thresholds
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from nnunetv2_sam3d.demo.anatomy import (
     tube,
 )
 from nnunetv2_sam3d.files import write_json, written_whole
+from nnunetv2_sam3d.json_files import read_table
 
 VERSION = 2
 FILE_ENDING = ".nii.gz"
@@ -324,7 +324,7 @@ def _check_folder(folder: Path, configuration: dict) -> None:
     found: object = None
     for file in (folder / "phantoms.json", folder / "dataset.json"):
         if found is None and file.exists():
-            found = json.loads(file.read_text(encoding="utf-8")).get("phantoms")
+            found = read_table(file, "Delete the folder, or choose another dataset_id or name").get("phantoms")
     if found != configuration:
         raise ValueError(
             f"{folder} holds another data set (phantoms: {found}, wanted: {configuration}); "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import sys
@@ -20,6 +19,7 @@ from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.evaluation.clicked import SUMMARY, results_of, summarise_clicked
 from nnunetv2_sam3d.evaluation.protocol import MASKS, PLACED, ClickProtocol, clicks_title
 from nnunetv2_sam3d.files import content_sha256, sha256, write_json
+from nnunetv2_sam3d.json_files import read_json
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
 from nnunetv2_sam3d.results.measure import told_apart
 from nnunetv2_sam3d.text_table import markdown_table
@@ -78,7 +78,7 @@ def run_protocol(
     _claim(output, run, overwrite)
     files = {case: output / "cases" / f"{case}.json" for case in cases}
     counts = [str(count) for count in run["settings"]["click_counts"]]
-    missing = [case for case in cases if not _is_record(read_json(files[case]), case, counts)]
+    missing = [case for case in cases if not _is_record(_found(files[case]), case, counts)]
 
     predictor = protocol.predictor(network, device)
     with tqdm(
@@ -89,7 +89,7 @@ def run_protocol(
             record = {"case": volume.case, **protocol.evaluate(predictor, volume)}
             write_json(files[volume.case], record | {"sha256": content_sha256(record)})
             bar.update()
-    records = [json.loads(files[case].read_text()) for case in cases]
+    records = [read_json(files[case]) for case in cases]
     summary = summarize(run | {"note": NOTE, "provenance": provenance(fold, device)}, records)
     write_json(output / SUMMARY, summary)
     (output / TABLE).write_text(as_text(summary, per_case=True))
@@ -173,11 +173,11 @@ def provenance(fold: TrainedFold, device: torch.device) -> dict[str, Any]:
     }
 
 
-def read_json(file: Path) -> Any:
+def _found(file: Path) -> Any:
     """The content, or ``None`` if there is none or it is damaged."""
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
+        return read_json(file)
+    except (OSError, ValueError):
         return None
 
 
@@ -205,7 +205,7 @@ def _same(found: Any, run: Mapping[str, Any]) -> bool:
 
 def _with_more_clicks(output: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     """The run of the folder if it is this one with further numbers of clicks: it has all that is asked."""
-    found = read_json(output / "run.json")
+    found = _found(output / "run.json")
     try:
         counts = found["settings"]["click_counts"]
         same = _same(found, {**run, "settings": {**run["settings"], "click_counts": counts}})
@@ -218,11 +218,14 @@ def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
     """Notes in the folder what its results are of; refuses a folder of other results."""
     note = output / "run.json"
     if output.is_dir() and any(output.iterdir()):
-        found = read_json(note)
+        found = _found(note)
         if _same(found, run):
             return
         if not isinstance(found, dict) or found.get("protocol") != run["protocol"]:
-            raise ValueError(f"{output} holds other files than results of this command; choose another folder (-o)")
+            raise ValueError(
+                f"{output} holds files, and {note} does not say that this command made them: it is absent, damaged or "
+                f"of another command. Choose another folder with -o, or move them"
+            )
         if not overwrite:
             theirs, ours = found.get("settings") or {}, run["settings"]
             differs = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]

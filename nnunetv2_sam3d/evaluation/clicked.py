@@ -13,7 +13,7 @@ import pandas as pd
 from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.files import sha256
-from nnunetv2_sam3d.nnunet.folders import read_json
+from nnunetv2_sam3d.json_files import read_json
 from nnunetv2_sam3d.results.collect import Dataset, Model
 from nnunetv2_sam3d.results.hierarchical import estimate
 

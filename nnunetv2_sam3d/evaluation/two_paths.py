@@ -28,7 +28,7 @@ from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import Target
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, Volume
 from nnunetv2_sam3d.text_table import markdown_table
-from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
+from nnunetv2_sam3d.weights.reading import read_trained
 
 FILE, FOLDER = "adapters.json", "adapters"  # in the fold's folder
 FORMAT = 1
@@ -123,7 +123,7 @@ class AdapterStudy:
 
 def logged_epochs(fold: TrainedFold) -> dict[str, Any] | None:
     """The first and the last epoch of the training's log of the paths, or ``None`` if it has none."""
-    epochs = read_checkpoint(fold.checkpoint).get("logging", {}).get(LOG_KEY, [])
+    epochs = read_trained(fold.checkpoint).get("logging", {}).get(LOG_KEY, [])
     numbers = [number for number, blocks in enumerate(epochs) if blocks]
     if not numbers:
         return None

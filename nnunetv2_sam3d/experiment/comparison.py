@@ -11,7 +11,8 @@ from pathlib import Path
 from nnunetv2_sam3d.experiment.crossval import CrossValidation
 from nnunetv2_sam3d.experiment.models import CONFIGURATION, Model
 from nnunetv2_sam3d.experiment.steps import Step, program
-from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_table
+from nnunetv2_sam3d.nnunet.descriptions import read_dataset
+from nnunetv2_sam3d.nnunet.folders import dataset_folder
 from nnunetv2_sam3d.nnunet.layout import PLANS_NAME
 from nnunetv2_sam3d.planning.plans import derive_plans, window_patch
 from nnunetv2_sam3d.settings import Settings
@@ -61,7 +62,7 @@ class Comparison:
     @property
     def ending(self) -> str:
         """``file_ending`` of the raw data set."""
-        return str(read_table(self.raw / "dataset.json", "Copy it from where the data set came from")["file_ending"])
+        return str(read_dataset(self.raw / "dataset.json", "Copy it from where the data set came from")["file_ending"])
 
     @property
     def folder(self) -> Path:

@@ -10,7 +10,9 @@ from typing import Any
 
 from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.experiment.steps import Step, is_whole, program
-from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_plans
+from nnunetv2_sam3d.json_files import entries, is_table, is_text, list_of, read_json
+from nnunetv2_sam3d.nnunet.descriptions import configuration_of, read_plans
+from nnunetv2_sam3d.nnunet.folders import dataset_folder
 from nnunetv2_sam3d.nnunet.layout import repeat_plans
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.names import check_trainers, full_name, plans_of, trainer_class
@@ -173,14 +175,14 @@ def _repeat(model: Model) -> str:
 
 
 def _figures(*summaries: Path) -> list[str]:
-    """Cases and their figures in summaries of nnU-Net's, as text, in which NaN equals NaN."""
+    """Cases and their figures in summaries of nnU-Net's, as text, in which NaN equals NaN; nothing of damaged ones."""
     cases = [case for file in summaries for case in _cases(file)]
     return sorted(json.dumps([Path(case["prediction_file"]).name, case["metrics"]], sort_keys=True) for case in cases)
 
 
 def _cases(summary: Path) -> list[dict[str, Any]]:
-    content = json.loads(summary.read_text()) if is_whole(summary) else {}
-    return content.get("metric_per_case", [])
+    found = read_json(summary).get("metric_per_case") if is_whole(summary) else []
+    return found if list_of(entries(prediction_file=is_text, metrics=is_table))(found) else []
 
 
 def is_sam3d(model: Model) -> bool:
@@ -195,8 +197,8 @@ def starts_from(model: Model) -> tuple[str, ...]:
 
 def settings_of(model: Model) -> Settings:
     """A model's settings, from its plans."""
-    plans = read_plans(dataset_folder(model.dataset) / f"{model.plans}.json")
-    return Settings.from_plans(plans["configurations"][model.configuration])
+    file = dataset_folder(model.dataset) / f"{model.plans}.json"
+    return Settings.from_plans(configuration_of(file, read_plans(file), model.configuration).configuration, file)
 
 
 def epochs_of(model: Model) -> int:

@@ -25,7 +25,8 @@ from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.experiment.steps import is_whole
 from nnunetv2_sam3d.files import write_whole
 from nnunetv2_sam3d.messages import some
-from nnunetv2_sam3d.nnunet.folders import dataset_folder, plans_in, read_plans
+from nnunetv2_sam3d.nnunet.descriptions import configuration_of, plans_in, read_dataset, read_plans
+from nnunetv2_sam3d.nnunet.folders import dataset_folder
 from nnunetv2_sam3d.nnunet.layout import CHECKPOINTS, dataset_number, repeat_of
 from nnunetv2_sam3d.nnunet.preprocessed import check_cases
 from nnunetv2_sam3d.nnunet.splits import read_folds
@@ -161,8 +162,7 @@ def _plans(model: Model) -> dict[str, Any]:
             f"(-p, or TRAINER__PLANS), or make it:\n  {_planning(model)}"
         )
     plans = read_plans(file)
-    if model.configuration not in plans["configurations"]:
-        raise ValueError(f"{file} has no configuration {model.configuration!r}, only {sorted(plans['configurations'])}")
+    configuration_of(file, plans, model.configuration)
     return plans
 
 
@@ -297,7 +297,7 @@ def _check_weights(run: CrossValidation, model: Model, folds: list[int]) -> floa
     cls = trainer_class(model.trainer)
     plans = PlansManager(_plans(model))
     configuration = plans.get_configuration(model.configuration)
-    dataset = json.loads((dataset_folder(model.dataset) / "dataset.json").read_text())
+    dataset = read_dataset(dataset_folder(model.dataset) / "dataset.json")
     network: nn.Module = cls.build_network_architecture(  # type: ignore[attr-defined]
         plans,
         configuration,

@@ -10,7 +10,8 @@ from typing import Any
 
 from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.files import write_whole
-from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_plans
+from nnunetv2_sam3d.nnunet.descriptions import read_plans
+from nnunetv2_sam3d.nnunet.folders import dataset_folder
 from nnunetv2_sam3d.nnunet.layout import CHECKPOINTS, repeat_of, repeat_plans
 from nnunetv2_sam3d.settings import PLANS_KEY
 

@@ -19,8 +19,8 @@ from nnunetv2_sam3d.report.build import write_report
 from nnunetv2_sam3d.report.request import Request
 from nnunetv2_sam3d.report.study import controls
 from nnunetv2_sam3d.trainers.names import BUDGET_PLANS, SHORT_NAMES, TIME_BUDGET, check_trainers, short_name
-from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.describe import training_seconds
+from nnunetv2_sam3d.weights.reading import read_trained
 
 
 def run(
@@ -61,7 +61,7 @@ def run(
     run_in_turn(_trained_and_predicted(comparison, first, devices, say))
     if TIME_BUDGET in comparison.trainers:
         models = [comparison.model(trainer) for trainer in first]
-        spent = sum(training_seconds(read_checkpoint(model.fold_folder(comparison.fold) / FINAL)) for model in models)
+        spent = sum(training_seconds(read_trained(model.fold_folder(comparison.fold) / FINAL)) for model in models)
         say(f"{TIME_BUDGET} gets the {spent:.0f} s that the other trainings took together")
         limited = replace(comparison.settings, max_seconds=round(spent))
         derive_plans(comparison.dataset, name=BUDGET_PLANS, configuration=CONFIGURATION, settings=limited)

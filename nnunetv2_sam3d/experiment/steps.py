@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from nnunetv2_sam3d.files import write_json
+from nnunetv2_sam3d.json_files import entries, is_number, is_table, read_json, read_table, table_of
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,15 @@ def is_whole(file: Path, *, thoroughly: bool = False) -> bool:
     """Whether a result exists and was written to its end, for the kinds whose end can be told.
 
     Args:
-        file: ``.json`` is parsed; of a ``.pth``, which is a zip file, the directory at its end is looked for.
+        file: ``.json`` has to hold a table; of a ``.pth``, which is a zip file, the directory at its end is looked for.
         thoroughly: whether the check sums of a ``.pth`` are computed as well.
     """
     if not file.exists():
         return False
     if file.suffix == ".json":
         try:
-            json.loads(file.read_text())
-        except (ValueError, RecursionError):
+            return is_table(read_json(file))
+        except ValueError:
             return False
     if file.suffix == ".pth":
         with open(file, "rb") as content:  # a file that may not be read is another matter than a damaged one
@@ -121,13 +121,25 @@ class Record:
 
     @property
     def steps(self) -> dict[str, dict[str, float]]:
-        """``seconds`` and ``peak_rss_bytes`` by title."""
-        return json.loads(self.file.read_text()) if self.file.is_file() else {}
+        """``seconds`` and ``peak_rss_bytes`` by title.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        remedy = "Delete it; the times and memory of finished steps are not known then"
+        steps = read_table(self.file, remedy) if self.file.is_file() else {}
+        if not table_of(entries(seconds=is_number, peak_rss_bytes=is_number))(steps):
+            raise ValueError(f"{self.file} is damaged: it is no table of steps with seconds and memory. {remedy}")
+        return steps
 
     def add(self, title: str, seconds: float, peak_rss_bytes: int) -> None:
         """Adds a (part of a) step; a resumed step's seconds add up. Jobs of a cluster may add at the same time."""
         with FileLock(f"{self.file}.lock"):
-            steps = self.steps
+            try:
+                steps = self.steps
+            except ValueError:  # hours of work have just ended well: figures of earlier ones are worth less
+                self.file.replace(self.file.with_suffix(".damaged"))
+                steps = {}
             earlier = steps.get(title, {"seconds": 0.0, "peak_rss_bytes": 0})
             steps[title] = {
                 "seconds": round(earlier["seconds"] + seconds, 1),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_sam3d.network_architecture.config import variant_of
-from nnunetv2_sam3d.nnunet.folders import read_plans
+from nnunetv2_sam3d.nnunet.descriptions import configuration_of, read_plans
 from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.names import STUDIES, study_arms
 from nnunetv2_sam3d.weights.sources import SAM_FILES, find_sam_checkpoint
@@ -27,10 +27,8 @@ def arms_of(studies: Sequence[str], plans: Path, configuration: str) -> list[str
         raise ValueError(f"there is no study {unknown[0]!r}; choose from {', '.join(STUDIES)}")
     if not plans.is_file():
         raise ValueError(f"{plans} does not exist; make it: nnUNetv2_sam3d plan -d {plans.parent.name} -o {plans.stem}")
-    configurations = read_plans(plans)["configurations"]
-    if configuration not in configurations:
-        raise ValueError(f"{plans} has no configuration {configuration!r}, only {sorted(configurations)}")
-    return study_arms(list(studies), start_of_studies(Settings.from_plans(configurations[configuration])))
+    chosen = configuration_of(plans, read_plans(plans), configuration).configuration
+    return study_arms(list(studies), start_of_studies(Settings.from_plans(chosen, plans)))
 
 
 def start_of_studies(settings: Settings) -> str:

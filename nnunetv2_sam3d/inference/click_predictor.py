@@ -84,7 +84,7 @@ class ClickPredictor:
         fold, *others = [TrainedFold(model, n, checkpoint) for n in folds or trained_folds(model, checkpoint) or [0]]
         self.dataset_json = fold.dataset_json
         self.plans, self.configuration, self.label_manager = fold.plans, fold.configuration, fold.labels
-        self._settings = settings = Settings.from_plans(self.configuration.configuration)
+        self._settings = settings = Settings.from_plans(self.configuration.configuration, fold.plans_file)
         weights = [read_weights(each.checkpoint) for each in (fold, *others)]
         networks = [network_from(each, settings.precision).prepare(self.configuration.patch_size) for each in weights]
         if networks[0].config.num_classes != self.label_manager.num_segmentation_heads:

@@ -76,7 +76,7 @@ class Records:
             try:
                 content = json.loads(line)
                 self._cases[content.pop("case")] = content
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue  # cut off; its case is predicted again
 
     def difference(self, case: str, made_with: dict[str, Any]) -> str | None:
@@ -86,6 +86,11 @@ class Records:
             return "nothing says what made it"
         words = [_WORDS[key] for key in made_with if before.get(key) != made_with[key]]
         return f"different {', '.join(words)}" if words else None
+
+    def changed(self, case: str, file: Path) -> bool:
+        """Whether the segmentation is not what was written; earlier versions noted no hash of it."""
+        written = self._cases.get(case, {}).get("sha256")
+        return written is not None and written != sha256(file)
 
     def begin(self, case: str) -> None:
         """The files of the case are about to be written: nobody knows what they are until :meth:`done`."""
@@ -223,6 +228,8 @@ def predict_jobs(
         made_with = with_clicks(settings, job.clicks, only)
         if keep_existing and (output / (name + ending)).is_file():
             difference = records.difference(name, made_with)
+            if difference is None and records.changed(name, output / (name + ending)):
+                difference = f"{output / (name + ending)} is not what was written"
             if difference is None and _all_there(job, output, probabilities):
                 continue
             say(f"{name} is predicted again: {difference or 'some of its files are absent'}")
@@ -257,7 +264,7 @@ def predict_jobs(
             save_pickle(predictor.properties, str(output / f"{name}.pkl"))
         predictor.write(segmentation, output / (name + ending))
         _write_record(job, output, predictor.checkpoints, made_with)
-        records.done(name, made_with)
+        records.done(name, made_with | {"sha256": sha256(output / (name + ending))})
         predicted += 1
     if failed:
         others = [f"The other {len(jobs) - len(failed)} images are there."] if len(jobs) > len(failed) else []

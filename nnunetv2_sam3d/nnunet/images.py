@@ -21,7 +21,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_sam3d.messages import some
-from nnunetv2_sam3d.nnunet.folders import channel_names
+from nnunetv2_sam3d.nnunet.descriptions import channel_names
 
 _CHUNK = 1 << 20
 LONGEST_HEADER, MOST_HEADER_LINES, LONGEST_HEADER_LINE, LONGEST_HEADER_WORD = 4 << 20, 10_000, 1000, 100

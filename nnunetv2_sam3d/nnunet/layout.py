@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+WORKERS = ("nnUNet_n_proc_DA", "nnUNet_def_n_proc")  # variables
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")  # variables
 PLANS_NAME = "nnUNetSAM3DPlans"  # of the SAM3D trainers by default
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # as --c looks for them
@@ -104,6 +105,13 @@ def fold_folder(model: Path, fold: int | str) -> Path:
 def validation_summary(fold: Path) -> Path:
     """What the validation of a fold leaves last."""
     return fold / "validation" / "summary.json"
+
+
+def check_workers() -> None:
+    """Raises ValueError for numbers of workers that are none; nnU-Net reads them when it is imported."""
+    for name in WORKERS:
+        if not (value := os.environ.get(name, "0")).strip().isdecimal():
+            raise ValueError(f"the variable {name} is {value!r:.60}; give a whole number of processes, or unset it")
 
 
 def check_paths() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunetv2_sam3d.messages import some
@@ -24,7 +25,10 @@ class DamagedCase(ValueError):
     """
 
     def __init__(self, folder: Path, case: str, reason: str) -> None:
-        super().__init__(f"the preprocessed case {folder / case} is damaged: {reason}")
+        super().__init__(
+            f"the preprocessed case {folder / case} is damaged: {reason}. Delete its files and preprocess the data "
+            f"again: nnUNetv2_preprocess"
+        )
         self.in_short = f"{case} ({reason})"
 
 
@@ -49,6 +53,7 @@ def read_case(folder: Path, case: str) -> PreprocessedCase:
         DamagedCase: if a file is absent, cut off, damaged, or does not fit the others.
     """
     try:
+        _check_properties(folder / f"{case}.pkl")
         image, segmentation, _, properties = infer_dataset_class(str(folder))(str(folder), [case]).load_case(case)  # type: ignore[abstract]
         if not isinstance(properties, Mapping) or any(key not in properties for key in _KEYS):
             raise ValueError(f"{case}.pkl is no table with {', '.join(_KEYS)}")
@@ -62,6 +67,16 @@ def read_case(folder: Path, case: str) -> PreprocessedCase:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].replace(f"{folder}/", "")
         raise DamagedCase(folder, case, f"{reason:.200}") from error
     return PreprocessedCase(image, segmentation, properties)
+
+
+def _check_properties(file: Path) -> None:
+    """Raises ValueError for notes that are no pickle; nnU-Net reads them last, and its error names no file."""
+    try:
+        load_pickle(str(file))
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{file.name} is cut off or damaged ({error})") from error
 
 
 def check_cases(folder: Path, cases: Sequence[str], command: str) -> dict[str, Mapping[str, Any]]:

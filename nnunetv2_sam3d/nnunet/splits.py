@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -16,7 +15,9 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_sam3d.files import write_json
+from nnunetv2_sam3d.json_files import read_json
 from nnunetv2_sam3d.messages import some
+from nnunetv2_sam3d.nnunet.descriptions import read_dataset
 from nnunetv2_sam3d.pickles import load_plain
 
 SPLITS_FILE = "splits_final.json"
@@ -62,11 +63,11 @@ def read_folds(file: Path) -> list[dict[str, list[str]]]:
         ValueError: if it is none, or a fold has a case twice, above all one that is trained and validated with.
     """
     try:
-        folds = json.loads(file.read_text(encoding="utf-8"))
+        folds = read_json(file)
         cases = [fold[part] for fold in folds for part in ("train", "val")]
         sound = bool(cases) and all(isinstance(names, list) and names for names in cases)
         sound = sound and all(isinstance(name, str) for names in cases for name in names)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         sound = False
     if not sound:
         raise ValueError(
@@ -256,7 +257,8 @@ def case_names(dataset: str) -> list[str]:
     folder = Path(str(nnUNet_raw.require())) / dataset
     if not (folder / "dataset.json").is_file():
         raise ValueError(f"{folder / 'dataset.json'} does not exist; the names of the data set's cases are taken there")
-    return sorted(get_filenames_of_train_images_and_targets(str(folder)))
+    content = read_dataset(folder / "dataset.json", "Copy it from where the data set came from")
+    return sorted(get_filenames_of_train_images_and_targets(str(folder), content))
 
 
 def _by_name(cases: Sequence[str]) -> Any:
@@ -303,6 +305,6 @@ def _number(name: str) -> int | None:
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        return read_json(file)
+    except ValueError:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunetv2_sam3d.messages import some
+from nnunetv2_sam3d.nnunet.descriptions import MODEL_PLANS, configuration_of, read_dataset, read_plans
 from nnunetv2_sam3d.nnunet.folders import model_folders
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName, dataset_number, fold_folder
 from nnunetv2_sam3d.nnunet.preprocessed import read_case
+from nnunetv2_sam3d.nnunet.splits import read_folds
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,22 @@ class TrainedFold:
 
     @property
     def dataset_json(self) -> dict[str, Any]:
-        return json.loads((self.model / "dataset.json").read_text())
+        return read_dataset(
+            self.model / "dataset.json", "Copy it from nnUNet_preprocessed, or from another copy of the model"
+        )
+
+    @property
+    def plans_file(self) -> Path:
+        return self.model / MODEL_PLANS
 
     @property
     def plans(self) -> PlansManager:
-        return PlansManager(str(self.model / "plans.json"))
+        return PlansManager(read_plans(self.plans_file))
 
     @property
     def configuration(self) -> ConfigurationManager:
-        return self.plans.get_configuration(ModelName.of(self.model).configuration)
+        name = ModelName.of(self.model).configuration
+        return configuration_of(self.plans_file, read_plans(self.plans_file), name, for_prediction=True)
 
     @property
     def labels(self) -> LabelManager:
@@ -107,7 +115,7 @@ class TrainedFold:
         file = self.preprocessed / "splits_final.json"
         if not file.is_file():
             raise ValueError(f"{file} does not exist; without it, nobody knows the validation cases of a fold")
-        splits = json.loads(file.read_text())
+        splits = read_folds(file)
         if not isinstance(self.fold, int) or not self.fold < len(splits):
             raise ValueError(f"{file} has {len(splits)} folds, and fold {self.fold} is none of them")
         return sorted(splits[self.fold]["val"])

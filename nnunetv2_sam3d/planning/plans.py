@@ -8,13 +8,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
 from nnunetv2_sam3d.network_architecture.windows import WINDOW
-from nnunetv2_sam3d.nnunet.folders import channel_names, dataset_folder, read_plans
+from nnunetv2_sam3d.nnunet.descriptions import channel_names, configuration_of, read_dataset, read_plans
+from nnunetv2_sam3d.nnunet.folders import dataset_folder
 from nnunetv2_sam3d.nnunet.labels import click_target
 from nnunetv2_sam3d.nnunet.layout import PLANS_NAME, dataset_number
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
@@ -90,7 +90,7 @@ class BaseSizes:
 def base_sizes(dataset: str | int, base: str, configuration: str, protocol: str | None = None) -> BaseSizes:
     """Reads the sizes of a data set and a three-dimensional configuration of its plans."""
     folder, _, full = _read_base(dataset, base, configuration)
-    content = load_json(str(folder / "dataset.json"))
+    content = read_dataset(folder / "dataset.json")
     _, labels = _labels(folder)
     return BaseSizes(
         PROTOCOLS[protocol].patch_size if protocol else tuple(full["patch_size"]),
@@ -122,7 +122,7 @@ def check_sam_checkpoint(settings: Settings) -> None:
 
 def _labels(folder: Path) -> tuple[dict[str, Any], LabelManager]:
     """``labels`` of a data set's dataset.json, and what nnU-Net makes of them."""
-    content = load_json(str(folder / "dataset.json"))
+    content = read_dataset(folder / "dataset.json")
     return content["labels"], LabelManager(content["labels"], content.get("regions_class_order"))
 
 
@@ -136,9 +136,7 @@ def _read_base(dataset: str | int, base: str, configuration: str) -> tuple[Path,
             f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}"
         )
     plans = read_plans(source)
-    if configuration not in plans["configurations"]:
-        raise ValueError(f"{source} has no configuration {configuration!r}, only {sorted(plans['configurations'])}")
-    full = PlansManager(plans).get_configuration(configuration).configuration
+    full = configuration_of(source, plans, configuration).configuration
     if len(full["patch_size"]) != 3:
         raise NotImplementedError(f"{configuration} is two-dimensional, the SAM3D trainers are not")
     return folder, plans, full
@@ -239,8 +237,8 @@ def window_patch(
     Returns:
         patch size (D, H, W) in voxels, and batch size.
     """
-    plans = read_plans(dataset_folder(dataset) / f"{base}.json")
-    guide = PlansManager(plans).get_configuration(configuration)
+    file = dataset_folder(dataset) / f"{base}.json"
+    guide = configuration_of(file, read_plans(file), configuration)
     strides = as_token_stride(settings.token_stride)
     windows = [max(1, round(size / (WINDOW * stride))) for size, stride in zip(guide.patch_size, strides, strict=True)]
     while prod(windows) * WINDOW**3 > max_tokens:
@@ -293,7 +291,7 @@ def _keep_preprocessed_data(target: Path, plans: dict[str, Any], configuration: 
     """Another spacing or intensity window under the same name must not meet the data of the old one."""
     if not target.is_file():
         return
-    earlier_plans = load_json(str(target))
+    earlier_plans = read_plans(target, "Move it away, then run the command again")
     earlier = earlier_plans["configurations"].get(configuration, {})
     chosen = plans["configurations"][configuration]
     folder = target.parent / chosen["data_identifier"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from nnunetv2_sam3d.evaluation.clicked import (
     summarise_clicked,
 )
 from nnunetv2_sam3d.evaluation.protocol import clicks_file, clicks_title, mask_file
+from nnunetv2_sam3d.json_files import entries, is_number, list_of, read_table
 from nnunetv2_sam3d.report.overlays import draw_overlays, load_view, worst_median_best
 from nnunetv2_sam3d.report.page import Picture, Section
 from nnunetv2_sam3d.report.style import MODEL_LINES, MODEL_MARKERS, colour, new_figure, picture, plot_style, save
@@ -190,7 +190,9 @@ def click_pictures(
                 for n, file in masks.items()
             ]
             points = [click.position for click in read_clicks(clicks_file(folders[case], case)).clicks]
-            placed = json.loads((folders[case] / "cases" / f"{case}.json").read_text())["placed"]
+            record = folders[case] / "cases" / f"{case}.json"
+            remedy = "The command that wrote it makes it anew: nnUNetv2_sam3d evaluate"
+            placed = read_table(record, remedy, {"placed": list_of(entries(sign=is_number))})["placed"]
             signs = {clicks_title(n): [click["sign"] for click in placed[:n]] for n in masks}
             label = f"{model.name}, {title} case with {clicks_title(fewest)}: {case}"
             dice = {clicks_title(n): value for n, value in found.items()}

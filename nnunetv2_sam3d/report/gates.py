@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from nnunetv2_sam3d.files import sha256
+from nnunetv2_sam3d.json_files import read_table
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
-from nnunetv2_sam3d.nnunet.folders import read_table
 from nnunetv2_sam3d.report.page import Picture
 from nnunetv2_sam3d.report.tables import Table, interval
 from nnunetv2_sam3d.report.training_record import Training

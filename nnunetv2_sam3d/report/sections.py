@@ -10,7 +10,7 @@ from typing import Any
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults
-from nnunetv2_sam3d.nnunet.folders import channel_names
+from nnunetv2_sam3d.nnunet.descriptions import channel_names
 from nnunetv2_sam3d.report import click_sections as clicks
 from nnunetv2_sam3d.report import contents, plots
 from nnunetv2_sam3d.report.answer import answer, answer_figure, caption

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_sam3d.json_files import entries, is_number, read_table
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
-from nnunetv2_sam3d.nnunet.folders import read_table
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName
 from nnunetv2_sam3d.results.collect import Model
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
-from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
 from nnunetv2_sam3d.weights.describe import buffer_names, parameters
 from nnunetv2_sam3d.weights.lineage import start_of
-from nnunetv2_sam3d.weights.reading import METADATA_KEY
+from nnunetv2_sam3d.weights.reading import METADATA_KEY, read_trained
 from nnunetv2_sam3d.weights.state_dict import PARTS, part_of
 
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?|nan)"
@@ -83,7 +82,7 @@ def read_training(model: Model, fold: int, repeat: int | None = None) -> Trainin
     names = ("train_loss", "val_loss", "pseudo_dice")
     curves = {name: [epochs[number].get(name, math.nan) for number in sorted(epochs)] for name in names}
     checkpoint = folder / FINAL
-    content = read_checkpoint(checkpoint) if checkpoint.is_file() else {}
+    content = read_trained(checkpoint) if checkpoint.is_file() else {}
     trained, total = parameters(content) if content else (None, None)
     metadata = content.get(METADATA_KEY, {})
     start = start_of(checkpoint)
@@ -178,12 +177,10 @@ def read_epochs(log: str) -> dict[int, dict[str, float]]:
 def _peak(model: Model, fold: int, repeat: int) -> int | None:
     """From the records that this package's commands leave beside the results."""
     plans = ModelName.of(model.folder_of(repeat)).plans
+    title, remedy = f"train {model.trainer}", f"{UNNEEDED} the peak memory then"
     peaks = [
-        int(
-            read_table(record, f"{UNNEEDED} the peak memory then")
-            .get(f"train {model.trainer}", {})
-            .get("peak_rss_bytes", 0)
-        )
-        for record in model.folder.parent.glob(f"*__{plans}__*fold_{fold}/steps.json")
+        int(steps[title]["peak_rss_bytes"])
+        for file in model.folder.parent.glob(f"*__{plans}__*fold_{fold}/steps.json")
+        if title in (steps := read_table(file, remedy, {}, {title: entries(peak_rss_bytes=is_number)}))
     ]
     return max(peaks, default=0) or None

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.messages import some
-from nnunetv2_sam3d.nnunet.folders import channel_names, model_folders, read_table
+from nnunetv2_sam3d.nnunet.descriptions import read_dataset, read_plans
+from nnunetv2_sam3d.nnunet.folders import model_folders
 from nnunetv2_sam3d.nnunet.layout import FINAL, PLANS_NAME, ModelName, repeat_of
 from nnunetv2_sam3d.nnunet.splits import read_folds
 from nnunetv2_sam3d.nnunet.validation import is_outdated, taken_over_from
@@ -113,13 +114,7 @@ def open_dataset(folder: Path) -> Dataset:
     for name, remedy in remedies.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist; it is made by {remedy}")
-    description = read_table(folder / "dataset.json", "Copy it from the raw data set")
-    if lacking := [key for key in ("labels", "file_ending") if key not in description]:
-        raise ValueError(f"{folder / 'dataset.json'} has no {lacking[0]!r}; copy it from the raw data set")
-    try:
-        channel_names(description)
-    except ValueError as error:
-        raise ValueError(f"{folder / 'dataset.json'}: {error}; copy it from the raw data set") from error
+    description = read_dataset(folder / "dataset.json")
     return Dataset(
         folder.name,
         folder,
@@ -220,7 +215,7 @@ def _plans_without_repeat(file: Path) -> dict[str, Any] | None:
     """What the plans of all repeats have in common; nothing where the file is absent."""
     if not file.is_file():
         return None
-    plans = read_table(file, "Copy it from nnUNet_preprocessed")
+    plans = read_plans(file, partly=True)
     plans.pop("plans_name", None)
     for configuration in plans.get("configurations", {}).values():
         configuration.get("sam3d", {}).pop("repeat", None)

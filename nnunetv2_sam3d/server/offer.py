@@ -102,7 +102,7 @@ class Offer:
         self.takes_clicks = self.background_clicks = False
         settings = None
         if isinstance(self._predictor, ClickPredictor):
-            settings = Settings.from_plans(self.configuration.configuration)
+            settings = Settings.from_plans(self.configuration.configuration, first.plans_file)
             config = self._predictor.windows.config
             self.takes_clicks = config.prompt_encoder and settings.click_preset() is not None
             self.background_clicks = self.takes_clicks and config.signed_clicks

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from nnunetv2_sam3d.files import sha256, write_whole
+from nnunetv2_sam3d.json_files import read_json
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig, variant_of
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
-from nnunetv2_sam3d.nnunet.folders import channel_names
+from nnunetv2_sam3d.nnunet.descriptions import channel_names
 from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.weights.adapter_file import (
     AdapterMetadata,
@@ -24,9 +25,9 @@ from nnunetv2_sam3d.weights.adapter_file import (
     tensors_sha256,
     write_adapter,
 )
-from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint, write_checkpoint
+from nnunetv2_sam3d.weights.checkpoint_file import write_checkpoint
 from nnunetv2_sam3d.weights.errors import WeightsError
-from nnunetv2_sam3d.weights.reading import KINDS, METADATA_KEY, Weights, read_weights
+from nnunetv2_sam3d.weights.reading import EXPORTED, KINDS, METADATA_KEY, Weights, read_trained, read_weights
 from nnunetv2_sam3d.weights.sources import SAM_FILES
 from nnunetv2_sam3d.weights.state_dict import part_of
 from nnunetv2_sam3d.weights.transfer import load_into
@@ -185,7 +186,7 @@ def _base_record(weights: Weights, trained: set[str]) -> dict[str, Any]:
 
 def _entries(path: Path) -> dict[str, Any]:
     """The checkpoint's entries beside weights and the optimizer's moments, as plain JSON."""
-    content = read_checkpoint(path)
+    content = read_trained(path, wanted=EXPORTED)
     entries = {key: value for key, value in content.items() if key != "network_weights"}
     entries["optimizer_state"] = {"state": {}, "param_groups": content["optimizer_state"]["param_groups"]}
     entries[METADATA_KEY] = _without_folders(content[METADATA_KEY])
@@ -241,7 +242,7 @@ def _model_files(target: Path, init_args: Mapping[str, Any], metadata: AdapterMe
     plans = folder / "plans.json"
     if plans.is_file():
         try:
-            same = plans_sha256(json.loads(plans.read_text())) == metadata.plans_sha256
+            same = plans_sha256(read_json(plans)) == metadata.plans_sha256
         except ValueError:
             same = False
         if not same:

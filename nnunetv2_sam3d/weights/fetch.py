@@ -43,7 +43,7 @@ def fetch(name: str, *, source: str | os.PathLike[str] | None = None, log: Log =
     there = cached(name)
     if there is not None:
         digest, noted = sha256(there), _note(there)
-        if digest == (noted.read_text().split()[0] if noted.is_file() else NAMED[name].sha256):
+        if digest == (_first_word(noted) if noted.is_file() else NAMED[name].sha256):
             log(f"{there} is there and whole (SHA-256 {digest})")
             return there
         log(f"{there} has changed since it was fetched; it is fetched again")
@@ -66,6 +66,10 @@ def fetch(name: str, *, source: str | os.PathLike[str] | None = None, log: Log =
 def _note(file: Path) -> Path:
     """Holds a fetched file's SHA-256 in the form of ``sha256sum``."""
     return file.with_name(file.name + ".sha256")
+
+
+def _first_word(file: Path) -> str:
+    return (file.read_text("utf-8", errors="replace").split() or [""])[0]
 
 
 def _transferred(name: str, folder: Path, log: Log) -> Path:

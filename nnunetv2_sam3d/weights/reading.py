@@ -9,10 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nnunetv2_sam3d.files import sha256
+from nnunetv2_sam3d.json_files import Form, complaint_of, entries, is_table, is_text, list_of, table_of
 from nnunetv2_sam3d.messages import shown
 from nnunetv2_sam3d.network_architecture.adapters import CONVEX_GATE, check_adapter, has_convex_gate
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
@@ -102,6 +104,61 @@ def read_weights(path: str | os.PathLike[str], *, automatic: bool = False) -> We
             f"{bad[0]!r}. A training that diverged wrote it; use an earlier checkpoint."
         )
     return weights
+
+
+def read_trained(path: str | os.PathLike[str], *, wanted: Mapping[str, Form] | None = None) -> dict[str, Any]:
+    """The content of a checkpoint that a training wrote, nnU-Net's own trainers included, after a look at its entries.
+
+    Args:
+        path: of nnU-Net's ``checkpoint_final.pth`` or the like.
+        wanted: entries that it must have beside its weights, such as :data:`EXPORTED`.
+
+    Raises:
+        WeightsError: as :func:`read_weights`, and if an entry is not what trainings write.
+    """
+    path = Path(path)
+    content = read_checkpoint(path)
+    complaint = complaint_of(content, {"network_weights": table_of(_is_tensor), **(wanted or {})}, TRAINED)
+    if not complaint and METADATA_KEY in content:
+        try:
+            weights = _interpret(path, content, automatic=False)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
+        trained = weights.metadata.get("trained")
+        if trained is None or not set(trained) <= set(content["network_weights"]):
+            complaint = "it does not say which of its weights were trained"
+    if complaint:
+        raise WeightsError(f"{path} is damaged, or no checkpoint of a training: {complaint}. Use another copy of it")
+    return content
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float | np.number)
+
+
+_PATHS = list_of(list_of(entries(gate_mean=_is_figure, gate_sd=_is_figure, local_share=_is_figure)))
+_LOGGING = {
+    "train_losses": list_of(_is_figure),
+    "epoch_start_timestamps": list_of(_is_figure),
+    "epoch_end_timestamps": list_of(_is_figure),
+    "adapter_paths": _PATHS,
+}
+_DESCRIBED = entries(plans=entries(configurations=table_of(is_table)), configuration=is_text)
+# entries of checkpoints that are looked at, as far as they are there
+TRAINED: Mapping[str, Form] = {
+    "logging": lambda value: not complaint_of(value, {}, _LOGGING),
+    "init_args": lambda value: is_table(value) and ("plans" not in value or _DESCRIBED(value)),
+}
+# what an adapter file is made of
+EXPORTED: Mapping[str, Form] = {
+    "trainer_name": is_text,
+    "optimizer_state": entries(param_groups=list_of(is_table)),
+    "init_args": lambda value: _DESCRIBED(value) and entries(dataset_json=entries(labels=is_table))(value),
+}
 
 
 def _interpret(path: Path, content: Any, automatic: bool) -> Weights:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from safetensors.torch import save
 
-from nnunetv2_sam3d.nnunet.folders import read_plans, read_table
+from nnunetv2_sam3d.nnunet.descriptions import read_dataset, read_plans
 from nnunetv2_sam3d.nnunet.images import Case, read_header, read_image, read_segmentation, reader_called
 from nnunetv2_sam3d.nnunet.preprocessed import read_case
 from nnunetv2_sam3d.nnunet.splits import read_folds
@@ -84,7 +84,7 @@ PLANS = {"plans_name": "x", "configurations": {"3d_fullres": {"spacing": [1.0, 1
 TABLES: dict[str, tuple[Any, Reader]] = {
     "splits_final.json": (SPLITS, read_folds),
     "plans.json": (PLANS, read_plans),
-    "dataset.json": (PLANS, lambda file: read_table(file, "Copy it")),
+    "dataset.json": (PLANS, read_dataset),
     "model.safetensors.index.json": ({"weight_map": {"a": "model-00001-of-00002.safetensors"}}, read_weights),
 }
 

@@ -89,8 +89,9 @@ def write_fold(root: Path, network: SAM3D) -> Site:
     full = {
         "data_identifier": site.data.name, "patch_size": PATCH, "spacing": SPACING_MM, "batch_size": 1,
         "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False],
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": RESAMPLING,
+        "preprocessor_name": "DefaultPreprocessor",
+        **{f"resampling_fn_{what}": "resample_data_or_seg_to_shape" for what in ("data", "seg", "probabilities")},
+        **{f"resampling_fn_{what}_kwargs": RESAMPLING for what in ("data", "seg", "probabilities")},
         "architecture": {"network_class_name": "unused", "arch_kwargs": {}, "_kw_requires_import": []},
     }  # fmt: skip
     plans = {

@@ -47,6 +47,7 @@ class Site:
         } | configuration  # fmt: skip
         plans = {
             "dataset_name": NAME, "plans_name": name, "label_manager": "LabelManager", "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
             "image_reader_writer": "SimpleITKIO",
             "configurations": {"3d_fullres": full},
         }  # fmt: skip
