@@ -36,7 +36,7 @@ folds of 6 cases, 3 repeats; with 2 repeats):
     means of folds alone                                           58.8 to 95.1 %    53.1 to 95.8 %
     t over cases of one repeat                                     32.7 to 95.2 %    32.3 to 95.4 %
 
-tests/unit/evaluation/test_hierarchical.py repeats a part of it.
+tests/unit/results/test_hierarchical.py repeats a part of it.
 
 **One repeat** has ``V = V_fold``: training noise is in it as far as folds tell, what all folds of a repeat share is
 not. **One fold** has no variance between folds. Cases take the folds' place; without repeats training noise is left

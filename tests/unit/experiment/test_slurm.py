@@ -1,6 +1,6 @@
 """The text of Slurm's scripts, compared with golden files; tests/integration runs such scripts on a real Slurm.
 
-`UPDATE_GOLDEN=1 pytest tests/unit/test_slurm.py` writes the files anew.
+`UPDATE_GOLDEN=1 pytest tests/unit/experiment/test_slurm.py` writes the files anew.
 """
 
 from __future__ import annotations
