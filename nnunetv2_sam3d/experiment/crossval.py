@@ -173,7 +173,7 @@ def _repeat(model: Model) -> str:
 
 
 def _figures(*summaries: Path) -> list[str]:
-    """Cases and their figures in summaries of nnU-Net's, as text, in which NaN equals NaN."""
+    """Cases and their metrics in summaries of nnU-Net's, as text, in which NaN equals NaN."""
     cases = [case for file in summaries for case in _cases(file)]
     return sorted(json.dumps([Path(case["prediction_file"]).name, case["metrics"]], sort_keys=True) for case in cases)
 
