@@ -104,6 +104,14 @@ def write_json(path: str | os.PathLike[str], content: Any, indent: int = 1) -> N
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
+def json_or_none(path: str | os.PathLike[str]) -> Any:
+    """Content of a JSON file that is made anew where it is absent or damaged; ``None`` then."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def append_json_line(path: str | os.PathLike[str], content: Any) -> None:
     """Adds one line to a file of JSON lines, in one piece, after ending a line that a kill or a full disk cut off."""
     line = json.dumps(content).encode() + b"\n"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.evaluation.clicked import SUMMARY, results_of, summarise_clicked
 from nnunetv2_sam3d.evaluation.protocol import MASKS, PLACED, ClickProtocol, clicks_title
-from nnunetv2_sam3d.files import content_sha256, sha256, write_json
+from nnunetv2_sam3d.files import content_sha256, json_or_none, sha256, write_json
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
 from nnunetv2_sam3d.results.measure import told_apart
 from nnunetv2_sam3d.text_table import markdown_table
@@ -78,7 +78,7 @@ def run_protocol(
     _claim(output, run, overwrite)
     files = {case: output / "cases" / f"{case}.json" for case in cases}
     counts = [str(count) for count in run["settings"]["click_counts"]]
-    missing = [case for case in cases if not _is_record(read_json(files[case]), case, counts)]
+    missing = [case for case in cases if not _is_record(json_or_none(files[case]), case, counts)]
 
     predictor = protocol.predictor(network, device)
     with tqdm(
@@ -173,14 +173,6 @@ def provenance(fold: TrainedFold, device: torch.device) -> dict[str, Any]:
     }
 
 
-def read_json(file: Path) -> Any:
-    """The content, or ``None`` if there is none or it is damaged."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def _is_record(content: Any, case: str, counts: Sequence[str]) -> bool:
     """Whether a case's file holds what a protocol has found; what anything else holds is made again."""
     if not isinstance(content, Mapping) or content.get("case") != case:
@@ -210,7 +202,7 @@ def _same(found: Any, run: Mapping[str, Any]) -> bool:
 
 def _with_more_clicks(output: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     """The run of the folder if it is this one with further numbers of clicks: it has all that is asked."""
-    found = read_json(output / "run.json")
+    found = json_or_none(output / "run.json")
     try:
         counts = found["settings"]["click_counts"]
         same = _same(found, {**run, "settings": {**run["settings"], "click_counts": counts}})
@@ -223,7 +215,7 @@ def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
     """Notes in the folder what its results are of; refuses a folder of other results."""
     note = output / "run.json"
     if output.is_dir() and any(output.iterdir()):
-        found = read_json(note)
+        found = json_or_none(note)
         if _same(found, run):
             return
         if not isinstance(found, dict) or found.get("protocol") != run["protocol"]:

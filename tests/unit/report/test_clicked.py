@@ -116,7 +116,7 @@ def test_curves_of_all_models_start_at_automatic(tree: Tree, tmp_path: Path) -> 
     table = (tmp_path / "out" / "tables" / "with_clicks_whole_volume_1.md").read_text()
     table = [re.sub(" +", " ", line) for line in table.splitlines()]
     assert "the whole volume, signed clicks" in table[0]
-    assert table[2] == "| figure | model | folds | cases | automatic | 1 click | 3 clicks | 5 clicks |"
+    assert table[2] == "| metric | model | folds | cases | automatic | 1 click | 3 clicks | 5 clicks |"
     assert table[5].startswith(r"| Dice | DualPath | 0 1 2 3 4 | 9 | 0.550 \[")
     with open(tmp_path / "out" / "clicks.csv", newline="") as file:
         modes = {(row["protocol"], row["mode"], row["clicks"]) for row in csv.DictReader(file)}
