@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_sam3d.benchmark.case import Case
+from nnunetv2_sam3d.benchmark.case import BenchmarkCase
 from nnunetv2_sam3d.benchmark.run import run
 from nnunetv2_sam3d.memory.count import Counted
 from nnunetv2_sam3d.memory.model import Coefficients
@@ -46,7 +46,7 @@ def error(fitted: Coefficients, counted: Counted, measured: float) -> float:
     return 100 * (predicted / measured - 1)
 
 
-def tensors_of(case: Case) -> Counted:
+def tensors_of(case: BenchmarkCase) -> Counted:
     """Tensors of a case."""
     return counted_bytes(case.config(), case.recipe, case.patch_size, case.batch_size, case.precision)
 
@@ -54,7 +54,7 @@ def tensors_of(case: Case) -> Counted:
 def main(file: Path) -> None:
     """Measures, fits, prints."""
     cases = [
-        Case("step", "ours", variant, patch, depth, precision, recipe, checkpointing)
+        BenchmarkCase("step", "ours", variant, patch, depth, precision, recipe, checkpointing)
         for precision in PRECISIONS
         for variant, depth, patch, recipe, checkpointing in SIZES
     ]
@@ -62,7 +62,7 @@ def main(file: Path) -> None:
     records: list[dict[str, Any]] = run(cases, json_file=file, repeats=1, say=say)["records"]
     for precision in PRECISIONS:
         found = [record for record in records if record["precision"] == precision and "failed" not in record]
-        counts = [tensors_of(Case.from_dict(record)) for record in found]
+        counts = [tensors_of(BenchmarkCase.from_dict(record)) for record in found]
         peaks = [record["peak_rss_bytes"] for record in found]
         together = fit(counts, peaks)
         print(
@@ -72,7 +72,7 @@ def main(file: Path) -> None:
         for index, (record, tensors, peak) in enumerate(zip(found, counts, peaks, strict=True)):
             others = fit(counts[:index] + counts[index + 1 :], peaks[:index] + peaks[index + 1 :])
             print(
-                f"  {Case.from_dict(record).label()}: tensors {tensors.peak / 1e9:.3f} GB, "
+                f"  {BenchmarkCase.from_dict(record).label()}: tensors {tensors.peak / 1e9:.3f} GB, "
                 f"measured {peak / 1e9:.3f} GB, predicted {error(together, tensors, peak):+.1f} %, "
                 f"from the others {error(others, tensors, peak):+.1f} %"
             )

@@ -66,6 +66,14 @@ def read_json(file: Path) -> Any:
     raise ValueError(f"{file} is damaged: {reason}")
 
 
+def json_or_none(file: Path) -> Any:
+    """Content of a JSON file that is made anew where it is absent or damaged; ``None`` then."""
+    try:
+        return read_json(file)
+    except (OSError, ValueError):
+        return None
+
+
 def read_table(
     file: Path, remedy: str, forms: Mapping[str, Form] | None = None, optional: Mapping[str, Form] | None = None
 ) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from nnunetv2_sam3d.files import write_json
+from nnunetv2_sam3d.json_files import json_or_none
 from nnunetv2_sam3d.messages import some
 
 LIST = ".nnUNetv2_sam3d.json"  # for each command, the files of the folder that it made
@@ -74,12 +74,12 @@ def made_anew(folder: Path, command: str, *, checked: bool = True) -> Iterator[P
 
 def _made(folder: Path) -> Mapping[str, list[str]]:
     """Files by command; those outside of the folder are no command's."""
+    content = json_or_none(folder / LIST)
     try:
-        content = json.loads((folder / LIST).read_text("utf-8"))
         return {
             str(command): [name for name in map(str, names) if _lies_inside(name)] for command, names in content.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (TypeError, AttributeError):
         return {}
 
 

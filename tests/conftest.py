@@ -74,6 +74,14 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_sam_checkpoint", raising=False)
 
 
+@pytest.fixture
+def nnunet_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with nnU-Net's three folders raw, preprocessed and results, of which none exists yet."""
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder beside the project with the golden numbers and development data, which is not committed."""

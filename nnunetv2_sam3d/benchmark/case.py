@@ -18,7 +18,7 @@ CLICKS = 10  # of a forward pass; training and nnU-Net's inference use none
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """One record of the benchmark before it is measured.
 
     Attributes:
@@ -69,7 +69,7 @@ class Case:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Case:
+    def from_dict(cls, values: dict[str, Any]) -> BenchmarkCase:
         """From a record; what was measured is left out."""
         known: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
         for name in ("patch_size", "volume"):
@@ -98,7 +98,7 @@ def cases(
     batch_size: int = 1,
     device: str = "cpu",
     volume: tuple[int, int, int] | None = None,
-) -> list[Case]:
+) -> list[BenchmarkCase]:
     """Every combination that makes sense.
 
     Only a training step of our form has checkpointing; the recipes Full and Original have the same forward pass, which
@@ -107,7 +107,7 @@ def cases(
     Raises:
         ValueError: for sizes that cannot work, before anything is measured.
     """
-    found: dict[Case, None] = {}
+    found: dict[BenchmarkCase, None] = {}
     for variant, patch in product(variants, patch_sizes):
         for depth in depths or (VARIANTS[variant].depth,):
             if depth > VARIANTS[variant].depth:
@@ -131,9 +131,9 @@ def _of_network(
     precisions: Sequence[str],
     recipes: Sequence[str],
     checkpointing: Sequence[bool],
-) -> Iterator[Case]:
+) -> Iterator[BenchmarkCase]:
     for kind, precision, recipe, form, recompute in product(what, precisions, recipes, forms, checkpointing):
         if kind != "step":
             recipe = "Original" if recipe == "Full" else recipe
             recompute = False
-        yield Case(kind, form, variant, patch, depth, precision, recipe, recompute and form == "ours")
+        yield BenchmarkCase(kind, form, variant, patch, depth, precision, recipe, recompute and form == "ours")

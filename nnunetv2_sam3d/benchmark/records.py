@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_sam3d.benchmark.case import Case
+from nnunetv2_sam3d.benchmark.case import BenchmarkCase
 
 Record = dict[str, Any]
 GB = 1e9
@@ -18,7 +18,7 @@ def table(records: Sequence[Record]) -> str:
     head = ["", "seconds", "spread", "x floor", "peak GB", "faster than plain", "memory of plain", "max. difference"]
     rows = [head, ["---"] * len(head)]
     for record in records:
-        name = Case.from_dict(record).label()
+        name = BenchmarkCase.from_dict(record).label()
         if "failed" in record:
             rows.append([name, f"failed: {record['failed']}", *[""] * (len(head) - 2)])
             continue
@@ -45,7 +45,7 @@ def notes(records: Sequence[Record]) -> list[str]:
     for record in records:
         if "failed" in record:
             continue
-        name = Case.from_dict(record).label()
+        name = BenchmarkCase.from_dict(record).label()
         if "trained_parameters" in record:
             share = 100 * record["trained_parameters"] / record["parameters"]
             lines.append(
@@ -77,7 +77,7 @@ def per_block(records: Sequence[Record]) -> list[dict[str, Any]]:
             blocks = high["depth"] - low["depth"]
             found.append(
                 {
-                    "label": Case.from_dict(high).label(),
+                    "label": BenchmarkCase.from_dict(high).label(),
                     "depths": [low["depth"], high["depth"]],
                     "bytes": (memory(high) - memory(low)) / blocks,
                     "seconds": (high["seconds"] - low["seconds"]) / blocks,
@@ -114,7 +114,7 @@ def plot(records: Sequence[Record], file: Path) -> None:
         left.vlines(record["floor_seconds"], row - 0.4, row + 0.4, colors="black")
     left.set_xscale("log")
     left.set_xlabel("seconds (line: the floor)")
-    left.set_yticks(list(rows), [Case.from_dict(record).label() for record in done], fontsize=8)
+    left.set_yticks(list(rows), [BenchmarkCase.from_dict(record).label() for record in done], fontsize=8)
     left.invert_yaxis()
     right.barh(rows, [memory(record) / GB for record in done], color=colours)
     right.set_xlabel("peak memory [GB] (red: plain form)")
@@ -125,5 +125,7 @@ def plot(records: Sequence[Record], file: Path) -> None:
 
 def _counterpart(records: Sequence[Record], record: Record, **changes: Any) -> Record | None:
     """The finished record of the same case with some values changed."""
-    wanted = Case.from_dict(record | changes)
-    return next((other for other in records if "failed" not in other and Case.from_dict(other) == wanted), None)
+    wanted = BenchmarkCase.from_dict(record | changes)
+    return next(
+        (other for other in records if "failed" not in other and BenchmarkCase.from_dict(other) == wanted), None
+    )

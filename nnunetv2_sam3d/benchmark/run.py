@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_sam3d.benchmark.case import Case
+from nnunetv2_sam3d.benchmark.case import BenchmarkCase
 from nnunetv2_sam3d.children import Child
 from nnunetv2_sam3d.files import write_json
 from nnunetv2_sam3d.json_files import is_number, is_table, list_of, read_table
@@ -28,7 +28,7 @@ DECIDING = ("device", "gpu", "processor", "threads", "torch", "nnunetv2_sam3d", 
 
 
 def run(
-    cases: Sequence[Case],
+    cases: Sequence[BenchmarkCase],
     *,
     json_file: Path | None = None,
     repeats: int = 5,
@@ -98,7 +98,7 @@ def run(
 def parity_failures(records: Sequence[dict[str, Any]]) -> list[str]:
     """Sentences about float32 logits of ours that differ from the plain form's."""
     return [
-        f"{Case.from_dict(record).label()}: logits differ by {record['max_difference']:.1e} from "
+        f"{BenchmarkCase.from_dict(record).label()}: logits differ by {record['max_difference']:.1e} from "
         f"{record['compared_with']}, more than {PARITY:.0e}"
         for record in records
         if record["precision"] == "float32" and record.get("max_difference", 0.0) > PARITY
@@ -112,7 +112,7 @@ def _earlier(file: Path) -> dict[str, Any]:
     for record in content["records"]:
         figures = ("seconds", "seconds_spread", "peak_rss_bytes")
         try:
-            Case.from_dict(record).label()
+            BenchmarkCase.from_dict(record).label()
             sound = "failed" in record or all(is_number(record[name]) for name in figures)
         except (ValueError, KeyError, TypeError):
             sound = False
@@ -121,9 +121,11 @@ def _earlier(file: Path) -> dict[str, Any]:
     return content
 
 
-def _kept(file: Path | None, earlier: dict[str, Any], environment: dict[str, Any]) -> dict[Case, dict[str, Any]]:
+def _kept(
+    file: Path | None, earlier: dict[str, Any], environment: dict[str, Any]
+) -> dict[BenchmarkCase, dict[str, Any]]:
     """Finished records of an earlier run on the same machine."""
-    found = {Case.from_dict(record): record for record in earlier["records"] if "failed" not in record}
+    found = {BenchmarkCase.from_dict(record): record for record in earlier["records"] if "failed" not in record}
     before = earlier["environment"]
     differs = [key for key in DECIDING if before.get(key) != environment.get(key)]
     if differs:
@@ -162,19 +164,19 @@ def _process(job: dict[str, Any], scratch: Path, threads: int | None, timeout_s:
     return {"failed": f"the process ended with status {status}: {last}"}
 
 
-def _logits_of(case: Case, folder: Path) -> Path:
+def _logits_of(case: BenchmarkCase, folder: Path) -> Path:
     """Where the logits of a forward pass are kept until all are measured."""
     return folder / f"{case.label().replace(' ', '_')}.npy"
 
 
-def _compare(records: dict[Case, dict[str, Any]], folder: Path) -> None:
+def _compare(records: dict[BenchmarkCase, dict[str, Any]], folder: Path) -> None:
     """Adds to every forward record how far its logits are from the plain form's in float32, or else from ours."""
     for case, record in records.items():
         if case.what != "forward" or "failed" in record or record.get("compared_with") == "plain float32":
             continue
         for form in ("plain", "ours"):
             values = case.to_dict() | {"form": form, "precision": "float32"}
-            reference = Case.from_dict(values)
+            reference = BenchmarkCase.from_dict(values)
             files = _logits_of(case, folder), _logits_of(reference, folder)
             if reference != case and reference in records and all(file.is_file() for file in files):
                 logits, expected = (np.load(file) for file in files)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.benchmark import machine
-from nnunetv2_sam3d.benchmark.case import Case
+from nnunetv2_sam3d.benchmark.case import BenchmarkCase
 from nnunetv2_sam3d.benchmark.plain import PlainSAM3D
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
@@ -27,7 +27,7 @@ MIRRORING_AXES = (0, 1, 2)
 class InPrecision(nn.Module):
     """A network under autocast, for nnU-Net's predictor as well, which brings its own on GPUs."""
 
-    def __init__(self, network: nn.Module, case: Case) -> None:
+    def __init__(self, network: nn.Module, case: BenchmarkCase) -> None:
         super().__init__()
         self.network = network
         self.device_type = case.device
@@ -38,7 +38,7 @@ class InPrecision(nn.Module):
             return self.network(image, points).float()
 
 
-def build(case: Case) -> nn.Module:
+def build(case: BenchmarkCase) -> nn.Module:
     """The case's network."""
     return SAM3D(case.config()) if case.form == "ours" else PlainSAM3D(case.config())
 
@@ -58,7 +58,7 @@ def fill(network: nn.Module) -> None:
                 value.copy_(noise * (value.shape[0] / value.numel()) ** 0.5)
 
 
-def measure(case: Case, repeats: int, time_limit_s: float, logits_file: str | None) -> dict[str, Any]:
+def measure(case: BenchmarkCase, repeats: int, time_limit_s: float, logits_file: str | None) -> dict[str, Any]:
     """Time, memory and sizes of one case.
 
     Args:
@@ -122,7 +122,7 @@ def timed(work: Callable[[], Any], device: str, repeats: int, time_limit_s: floa
 Prepared = tuple[Callable[[], Any], Callable[[], dict[str, Any]]]
 
 
-def prepare_forward(case: Case, network: nn.Module, image: Tensor, points: Tensor) -> Prepared:
+def prepare_forward(case: BenchmarkCase, network: nn.Module, image: Tensor, points: Tensor) -> Prepared:
     """Network with points, no gradients."""
     network = InPrecision(network, case).eval()
 
@@ -133,7 +133,7 @@ def prepare_forward(case: Case, network: nn.Module, image: Tensor, points: Tenso
     return work, dict
 
 
-def prepare_step(case: Case, network: nn.Module, image: Tensor, points: Tensor) -> Prepared:
+def prepare_step(case: BenchmarkCase, network: nn.Module, image: Tensor, points: Tensor) -> Prepared:
     """What the trainer does with a batch, and the sizes that belong to training."""
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
@@ -176,7 +176,7 @@ def prepare_step(case: Case, network: nn.Module, image: Tensor, points: Tensor) 
     return work, describe
 
 
-def prepare_predict(case: Case, network: nn.Module, image: Tensor, points: Tensor) -> Prepared:
+def prepare_predict(case: BenchmarkCase, network: nn.Module, image: Tensor, points: Tensor) -> Prepared:
     """nnU-Net's sliding window with all mirrorings, and a single pass of the network beside it."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -226,7 +226,7 @@ def prepare_predict(case: Case, network: nn.Module, image: Tensor, points: Tenso
     return work, describe
 
 
-def recipe_and_groups(case: Case, network: nn.Module) -> tuple[Any, list[list[nn.Parameter]]]:
+def recipe_and_groups(case: BenchmarkCase, network: nn.Module) -> tuple[Any, list[list[nn.Parameter]]]:
     """Freezes the network by the case's recipe."""
     from nnunetv2_sam3d.trainers import recipes
 
@@ -234,7 +234,7 @@ def recipe_and_groups(case: Case, network: nn.Module) -> tuple[Any, list[list[nn
     return recipe, recipes.apply_freezing(network, recipe)
 
 
-def count_operations(case: Case) -> int:
+def count_operations(case: BenchmarkCase) -> int:
     """Floating point operations of matrix products and convolutions of one pass or step, recomputation not counted.
 
     Counted by torch on tensors without content, which costs neither time nor memory.
@@ -286,7 +286,7 @@ def main(job_file: str) -> None:
         machine.limit_memory(job["memory_limit"])
     try:
         if "case" in job:
-            case = Case.from_dict(job["case"])
+            case = BenchmarkCase.from_dict(job["case"])
             result = measure(case, job["repeats"], job["time_limit_s"], job["logits_file"])
         else:
             rates = {precision: machine.product_rate(job["device"], precision) for precision in job["precisions"]}

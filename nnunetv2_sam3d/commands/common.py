@@ -44,6 +44,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_prediction_options(parser: argparse.ArgumentParser) -> None:
+    """Those of :func:`add_model_options` with the folder as ``-m``, and how the model predicts."""
+    parser.add_argument(
+        "-m", "--model", type=Path,
+        help="folder of a trained model, TRAINER__PLANS__CONFIGURATION (or name it by -d, -tr, -p, -c)",
+    )  # fmt: skip
+    add_model_options(parser)
+    parser.add_argument(
+        "--disable_tta", action="store_true", help="no mirroring: up to eight times faster, less accurate"
+    )
+
+
 def find_model_of(options: argparse.Namespace) -> Path:
     """nnU-Net's folder of the model that the options of :func:`add_model_options` name."""
     from nnunetv2_sam3d.nnunet.trained_fold import find_model

@@ -199,11 +199,11 @@ def _template(file: Path) -> str:
 
 def _slurm(crossval: Any, names: list[str], options: argparse.Namespace) -> int:
     """Writes the scripts, and submits them."""
-    from nnunetv2_sam3d.experiment.slurm_jobs import plan_jobs, submit, write_scripts
+    from nnunetv2_sam3d.experiment.slurm_jobs import plan_slurm_jobs, submit, write_scripts
     from nnunetv2_sam3d.experiment.steps import program
 
     shared = ["-d", crossval.dataset, "-p", options.plans, "-c", options.configuration]
-    jobs = plan_jobs(
+    jobs = plan_slurm_jobs(
         crossval,
         names,
         (program("nnUNetv2_sam3d"), "crossval", *shared, *(["--npz"] if options.npz else [])),

@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunetv2_sam3d.commands.common import (
     add_command,
-    add_model_options,
+    add_prediction_options,
     check_output_folder,
     choose_device,
     find_model_of,
@@ -39,11 +39,7 @@ def add_parser(commands: Any) -> None:
         "file is enough",
     )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the segmentations")
-    parser.add_argument(
-        "-m", "--model", type=Path,
-        help="folder of a trained model, TRAINER__PLANS__CONFIGURATION (or name it by -d, -tr, -p, -c)",
-    )  # fmt: skip
-    add_model_options(parser)
+    add_prediction_options(parser)
     parser.add_argument(
         "--clicks", type=Path, metavar="FILE_OR_FOLDER",
         help="clicks of one image, a table of many, or a folder of files named after the images: 3D Slicer's .mrk.json"
@@ -53,9 +49,6 @@ def add_parser(commands: Any) -> None:
         "--only-clicked",
         action="store_true",
         help="keep only the structures that were clicked on, in images with clicks",
-    )
-    parser.add_argument(
-        "--disable_tta", action="store_true", help="no mirroring: up to eight times faster, less accurate"
     )
     parser.add_argument(
         "-step_size", "--step-size", type=float, default=0.5, metavar="S",

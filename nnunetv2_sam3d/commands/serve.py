@@ -6,12 +6,11 @@ import argparse
 import contextlib
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_sam3d.commands.common import (
     add_command,
-    add_model_options,
+    add_prediction_options,
     choose_device,
     find_model_of,
     folds_of,
@@ -40,20 +39,13 @@ def add_parser(commands: Any) -> None:
         nnUNetv2_sam3d serve -m MODEL --host 0.0.0.0 --api-key KEY --sessions 5
         """,
     )
-    parser.add_argument(
-        "-m", "--model", type=Path,
-        help="folder of a trained model, TRAINER__PLANS__CONFIGURATION (or name it by -d, -tr, -p, -c)",
-    )  # fmt: skip
-    add_model_options(parser)
+    add_prediction_options(parser)
     parser.add_argument(
         "--target", metavar="NAME",
         help="label or region of dataset.json that clicks are on and the mask shows (default: what the training's "
         "clicks were on)",
     )  # fmt: skip
     parser.add_argument("--only-clicked", action="store_true", help="show only the structures that were clicked on")
-    parser.add_argument(
-        "--disable_tta", action="store_true", help="no mirroring: up to eight times faster, less accurate"
-    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=PORT, help="default: %(default)s; 0 takes a free one")
     parser.add_argument(

@@ -19,16 +19,16 @@ from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.evaluation.clicked import SUMMARY, results_of, summarise_clicked
 from nnunetv2_sam3d.evaluation.protocol import MASKS, PLACED, ClickProtocol, clicks_title
 from nnunetv2_sam3d.files import content_sha256, sha256, write_json
-from nnunetv2_sam3d.json_files import read_json
+from nnunetv2_sam3d.json_files import json_or_none, read_json
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
 from nnunetv2_sam3d.results.measure import told_apart
 from nnunetv2_sam3d.text_table import markdown_table
 
 TABLE = "summary_with_clicks.md"
-DRAWN = ("figures.csv", "curves.svg", "curves.png")  # what the command makes of the summary
+DRAWN = ("metrics.csv", "curves.svg", "curves.png")  # what the command makes of the summary
 NOTE = (
     "What was reached with clicks was reached with clicks placed on the ground truth. It may not stand in one column "
-    "with figures of automatic segmentation, such as those in nnU-Net's validation/summary.json."
+    "with metrics of automatic segmentation, such as those in nnU-Net's validation/summary.json."
 )
 
 
@@ -60,7 +60,7 @@ def run_protocol(
     if getattr(network, "prompt_encoder", None) is None:
         raise ValueError(
             f"{fold.checkpoint} has no prompt encoder (the reference's automatic variant) and takes no clicks; the "
-            f"protocol {protocol.name} needs some. nnU-Net's validation has the figures of automatic models."
+            f"protocol {protocol.name} needs some. nnU-Net's validation has the metrics of automatic models."
         )
     cases = fold.validation_cases()
     output = output or fold.folder / protocol.folder
@@ -78,7 +78,7 @@ def run_protocol(
     _claim(output, run, overwrite)
     files = {case: output / "cases" / f"{case}.json" for case in cases}
     counts = [str(count) for count in run["settings"]["click_counts"]]
-    missing = [case for case in cases if not _is_record(_found(files[case]), case, counts)]
+    missing = [case for case in cases if not _is_record(json_or_none(files[case]), case, counts)]
 
     predictor = protocol.predictor(network, device)
     with tqdm(
@@ -97,7 +97,7 @@ def run_protocol(
 
 
 def summarize(run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A run with the figures of its cases, their means by number of clicks, and 95 % intervals.
+    """A run with the metrics of its cases, their means by number of clicks, and 95 % intervals.
 
     Cases that were left out are in no mean, and named; of a single case there is no interval (``None``).
     """
@@ -109,7 +109,7 @@ def summarize(run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> d
         "mean": {},
         "interval_95": {},
         "per_case": {
-            record["case"]: {count: entry["figures"] for count, entry in record["clicks"].items()}
+            record["case"]: {count: _metrics_of(entry) for count, entry in record["clicks"].items()}
             for record in evaluated
         },
     }
@@ -118,8 +118,8 @@ def summarize(run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> d
     source = run["provenance"]
     for entry in summarise_clicked(results_of(summary, source["model"], source["fold"])):
         count, ends = str(entry.clicks), None if math.isnan(entry.low) else [entry.low, entry.high]
-        summary["mean"].setdefault(count, {})[entry.figure] = entry.mean
-        summary["interval_95"].setdefault(count, {})[entry.figure] = ends
+        summary["mean"].setdefault(count, {})[entry.metric] = entry.mean
+        summary["interval_95"].setdefault(count, {})[entry.metric] = ends
     return summary
 
 
@@ -158,7 +158,7 @@ def describe(settings: Mapping[str, Any]) -> str:
 
 
 def provenance(fold: TrainedFold, device: torch.device) -> dict[str, Any]:
-    """What computed the figures."""
+    """What computed the metrics: model, device, versions."""
     return {
         "model": fold.model.name,
         "dataset": fold.plans.dataset_name,
@@ -173,14 +173,6 @@ def provenance(fold: TrainedFold, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _found(file: Path) -> Any:
-    """The content, or ``None`` if there is none or it is damaged."""
-    try:
-        return read_json(file)
-    except (OSError, ValueError):
-        return None
-
-
 def _is_record(content: Any, case: str, counts: Sequence[str]) -> bool:
     """Whether a case's file holds what a protocol has found; what anything else holds is made again."""
     if not isinstance(content, Mapping) or content.get("case") != case:
@@ -192,10 +184,15 @@ def _is_record(content: Any, case: str, counts: Sequence[str]) -> bool:
     clicks = content.get("clicks")
     if not isinstance(clicks, Mapping) or not set(counts) <= set(clicks):
         return False
-    figures = [entry.get("figures") if isinstance(entry, Mapping) else None for entry in clicks.values()]
-    names = {frozenset(each) if isinstance(each, Mapping) else None for each in figures}
-    values = [value for each in figures if isinstance(each, Mapping) for value in each.values()]
+    metrics = [_metrics_of(entry) for entry in clicks.values()]
+    names = {frozenset(each) if isinstance(each, Mapping) else None for each in metrics}
+    values = [value for each in metrics if isinstance(each, Mapping) for value in each.values()]
     return None not in names and len(names) == 1 and all(isinstance(value, int | float) for value in values)
+
+
+def _metrics_of(entry: Any) -> Any:
+    """The metrics of a case with one number of clicks; versions up to 0.2.0 called them figures."""
+    return entry.get("metrics", entry.get("figures")) if isinstance(entry, Mapping) else None
 
 
 def _same(found: Any, run: Mapping[str, Any]) -> bool:
@@ -205,7 +202,7 @@ def _same(found: Any, run: Mapping[str, Any]) -> bool:
 
 def _with_more_clicks(output: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     """The run of the folder if it is this one with further numbers of clicks: it has all that is asked."""
-    found = _found(output / "run.json")
+    found = json_or_none(output / "run.json")
     try:
         counts = found["settings"]["click_counts"]
         same = _same(found, {**run, "settings": {**run["settings"], "click_counts": counts}})
@@ -218,7 +215,7 @@ def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
     """Notes in the folder what its results are of; refuses a folder of other results."""
     note = output / "run.json"
     if output.is_dir() and any(output.iterdir()):
-        found = _found(note)
+        found = json_or_none(note)
         if _same(found, run):
             return
         if not isinstance(found, dict) or found.get("protocol") != run["protocol"]:
@@ -236,7 +233,7 @@ def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
             )
         for name in ("cases", MASKS, PLACED):
             shutil.rmtree(output / name, ignore_errors=True)
-        for name in (SUMMARY, TABLE, *DRAWN):
+        for name in (SUMMARY, TABLE, *DRAWN, "figures.csv"):  # metrics.csv up to version 0.2.0
             (output / name).unlink(missing_ok=True)
     write_json(note, run)
 
@@ -250,7 +247,7 @@ def _mean_table(summary: Mapping[str, Any]) -> str:
         ends = [interval[count][name] for count in mean]
         texts = [f" [{end[0]:.3f}, {end[1]:.3f}]" if end else "" for end in ends]
         rows.append([name, *(f"{mean[count][name]:.3f}{text}" for count, text in zip(mean, texts, strict=True))])
-    return markdown_table(["figure", *(clicks_title(int(count)) for count in mean)], rows)
+    return markdown_table(["metric", *(clicks_title(int(count)) for count in mean)], rows)
 
 
 def _case_table(summary: Mapping[str, Any]) -> str:
@@ -259,4 +256,4 @@ def _case_table(summary: Mapping[str, Any]) -> str:
         for case, by_count in summary["per_case"].items()
         for name in next(iter(by_count.values()))
     ]
-    return markdown_table(["case", "figure", *(clicks_title(int(count)) for count in summary["mean"])], rows)
+    return markdown_table(["case", "metric", *(clicks_title(int(count)) for count in summary["mean"])], rows)

@@ -1,4 +1,4 @@
-"""Figures that were reached with clicks, as the test protocols leave them beside nnU-Net's automatic ones."""
+"""Metrics that were reached with clicks, as the test protocols leave them beside nnU-Net's automatic ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.json_files import read_json
-from nnunetv2_sam3d.results.collect import Dataset, Model
+from nnunetv2_sam3d.results.collect import Dataset, RepeatedModel
 from nnunetv2_sam3d.results.hierarchical import estimate
 
 SUMMARY = "summary_with_clicks.json"
@@ -30,14 +30,14 @@ class ClickedCase:
         fold: whose validation case it is.
         case: nnU-Net's identifier.
         clicks: how many.
-        figures: by name, such as ``Dice`` and ``NSD 5 mm``.
+        metrics: by name, such as ``Dice`` and ``NSD 5 mm``.
     """
 
     model: str
     fold: int
     case: str
     clicks: int
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class ClickedResults:
 
     Attributes:
         protocol: its name.
-        settings: everything that the figures depend on beside model, data and number of clicks.
+        settings: everything that the metrics depend on beside model, data and number of clicks.
         cases: in the order of models, folds, cases and numbers of clicks.
-        left_out: by case, why it is in no figure.
+        left_out: by case, why it is in no mean.
     """
 
     protocol: str
@@ -58,18 +58,18 @@ class ClickedResults:
 
     @property
     def shown(self) -> tuple[str, str]:
-        """Names of the figures that tables and plots show: Dice, and surface Dice at the chosen tolerance."""
+        """Names of the metrics that tables and plots show: Dice, and surface Dice at the chosen tolerance."""
         return "Dice", next(iter(self.settings["tolerances_mm"]))
 
 
 @dataclass(frozen=True)
 class ClickedSummary:
-    """One figure of one model with one number of clicks.
+    """One metric of one model with one number of clicks.
 
     Attributes:
         model: name.
         clicks: how many.
-        figure: name.
+        metric: name.
         mean: over the cases.
         low: lower end of the 95 % interval of the mean, over folds and cases.
         high: upper end.
@@ -79,7 +79,7 @@ class ClickedSummary:
 
     model: str
     clicks: int
-    figure: str
+    metric: str
     mean: float
     low: float
     high: float
@@ -87,7 +87,7 @@ class ClickedSummary:
     folds: tuple[int, ...]
 
 
-def collect_clicked(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> list[ClickedResults]:
+def collect_clicked(dataset: Dataset, models: Sequence[RepeatedModel], folds: Sequence[int]) -> list[ClickedResults]:
     """What the protocols have finished, from their own folders in the folds; unfinished runs have no summary yet.
 
     Results of other settings (target, seed, crop, tolerance) are not put together.
@@ -114,7 +114,7 @@ def collect_clicked(dataset: Dataset, models: Sequence[Model], folds: Sequence[i
     return list(found.values())
 
 
-def click_folder(model: Model, fold: int, results: ClickedResults) -> Path:
+def click_folder(model: RepeatedModel, fold: int, results: ClickedResults) -> Path:
     """Where the whole-volume protocol has left such results of a fold."""
     only = results.settings.get("only_clicked")
     name = WholeVolumeProtocol.only_clicked_folder if only else WholeVolumeProtocol.folder
@@ -124,37 +124,37 @@ def click_folder(model: Model, fold: int, results: ClickedResults) -> Path:
 def results_of(summary: Mapping[str, Any], model: str, fold: int) -> ClickedResults:
     """The content of a summary, which is of one model and fold; its means are not looked at."""
     cases = [
-        ClickedCase(model, fold, case, int(count), figures)
+        ClickedCase(model, fold, case, int(count), metrics)
         for case, counts in summary["per_case"].items()
-        for count, figures in counts.items()
+        for count, metrics in counts.items()
     ]
     settings = {key: value for key, value in summary["settings"].items() if key != "click_counts"}
     return ClickedResults(summary["protocol"], settings, cases, dict(summary["cases_left_out"]))
 
 
 def clicks_frame(clicked: Sequence[ClickedResults]) -> pd.DataFrame:
-    """The lines of ``clicks.csv``: one for each figure of each case with each number of clicks, model and protocol."""
-    columns = ["protocol", "target", "seed", "model", "fold", "case", "mode", "clicks", "figure", "value"]
+    """The lines of ``clicks.csv``: one for each metric of each case with each number of clicks, model and protocol."""
+    columns = ["protocol", "target", "seed", "model", "fold", "case", "mode", "clicks", "metric", "value"]
     lines = [
         (results.protocol, results.settings["target"], results.settings["seed"], entry.model, entry.fold, entry.case,
-         "clicked" if entry.clicks else "automatic", entry.clicks, *figure)
+         "clicked" if entry.clicks else "automatic", entry.clicks, *metric)
         for results in clicked
         for entry in results.cases
-        for figure in entry.figures.items()
+        for metric in entry.metrics.items()
     ]  # fmt: skip
     return pd.DataFrame(lines, columns=columns)
 
 
 def summarise_clicked(results: ClickedResults) -> list[ClickedSummary]:
-    """Means over the cases with intervals; in the order of models, numbers of clicks and figures."""
+    """Means over the cases with intervals; in the order of models, numbers of clicks and metrics."""
     summaries = []
     for model, own in clicks_frame([results]).groupby("model", sort=False):
-        by_clicks = own.sort_values("clicks", kind="stable").groupby(["clicks", "figure"], sort=False)
-        for (clicks, figure), cases in by_clicks:
+        by_clicks = own.sort_values("clicks", kind="stable").groupby(["clicks", "metric"], sort=False)
+        for (clicks, metric), cases in by_clicks:
             found = estimate(cases["value"].to_numpy()[None], cases["fold"].to_numpy())
             low, high = map(float, found.interval())
             folds = tuple(sorted(set(cases["fold"])))
-            summary = ClickedSummary(model, int(clicks), figure, float(found.mean), low, high, len(cases), folds)
+            summary = ClickedSummary(model, int(clicks), metric, float(found.mean), low, high, len(cases), folds)
             summaries.append(summary)
     return summaries
 

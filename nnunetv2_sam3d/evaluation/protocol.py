@@ -1,4 +1,4 @@
-"""What all test protocols with clicks share: their form, checks of their settings, and the figures."""
+"""What all test protocols with clicks share: their form, checks of their settings, and the metrics."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class ClickProtocol(Protocol):
     """of its results, in the fold's"""
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the figures depend on beside the model and the data."""
+        """Everything that the metrics depend on beside the model and the data."""
 
     def predictor(self, network: Any, device: torch.device) -> Any:
         """What ``evaluate`` asks for predictions."""
 
     def evaluate(self, predictor: Any, volume: Volume) -> dict[str, Any]:
-        """One case: ``{"left_out": reason}``, or for each number of clicks its figures under ``"clicks"``."""
+        """One case: ``{"left_out": reason}``, or for each number of clicks its metrics under ``"clicks"``."""
 
 
 def clicks_title(count: int) -> str:
@@ -80,7 +80,7 @@ def common_settings(target: Target, click_counts: Sequence[int], tolerance_mm: f
 
 
 def surface_tolerances_mm(tolerance_mm: float) -> dict[str, float]:
-    """Names of the surface figures and their tolerances: the chosen one, then KiTS's."""
+    """Names of the surface metrics and their tolerances: the chosen one, then KiTS's."""
     kits = {f"NSD {mm:.2f} mm (KiTS, {region})": mm for region, mm in KITS_TOLERANCES_MM.items()}
     return {f"NSD {tolerance_mm:g} mm": tolerance_mm, **kits}
 

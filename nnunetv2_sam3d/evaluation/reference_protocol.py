@@ -61,7 +61,7 @@ class ReferenceProtocol:
             raise ValueError(f"the crop must be three positive voxel counts (D H W), got {list(self.crop_size)}")
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the figures depend on beside the model and the data."""
+        """Everything that the metrics depend on beside the model and the data."""
         common = common_settings(self.target, self.click_counts, self.tolerance_mm, self.seed)
         return common | {"crop_size": list(self.crop_size)}
 
@@ -82,7 +82,7 @@ class ReferenceProtocol:
             volume: the case.
 
         Returns:
-            ``{"left_out": reason}``, or for each number of clicks its figures, clicks and crop under ``"clicks"``.
+            ``{"left_out": reason}``, or for each number of clicks its metrics, clicks and crop under ``"clicks"``.
         """
         target = self.target.mask(volume.segmentation)
         if not target.any():
@@ -104,7 +104,7 @@ class ReferenceProtocol:
         if self.labels.has_ignore_label:
             prediction &= volume.segmentation != self.labels.ignore_label
         return {
-            "figures": metrics(prediction, target, volume.spacing_mm, self.tolerance_mm),
+            "metrics": metrics(prediction, target, volume.spacing_mm, self.tolerance_mm),
             "points_zyx": clicks.tolist(),
             "points_outside_crop": int((~inside).sum()),
             "crop_start_zyx": start,

@@ -82,7 +82,7 @@ class AdapterStudy:
             "format": FORMAT,
             "checkpoint_sha256": sha256(self.fold.checkpoint),
             "adapter": self.network.config.adapter,
-            "blocks": [{"block": index, **record.figures._asdict()} for index, record in self._records.items()],
+            "blocks": [{"block": index, **record.metrics._asdict()} for index, record in self._records.items()],
             "cases": list(cases),
             "changed": _shares(self._changed, self._foreground) | {"of": "foreground"},
             "changed_voxels": _shares(self._changed, dict.fromkeys(PATHS, self._voxels)) | {"of": "all"},
@@ -165,7 +165,7 @@ def as_text(result: Mapping[str, Any]) -> str:
         ),
     ]
     if not logged:
-        lines += ["", "The training's log has no figures of the paths: it was made before they were noted."]
+        lines += ["", "The training's log has no metrics of the paths: it was made before they were noted."]
     if any(entry[zone] for entry in result["zones"] for zone in ZONES):
         header = ["block", *(f"{kind}, {zone}" for kind in ("gate", "local share") for zone in ZONES)]
         rows = []
@@ -183,10 +183,10 @@ def _cases(result: Mapping[str, Any]) -> str:
     return f"{count} case{'' if count == 1 else 's'}"
 
 
-def _cells(figures: Mapping[str, float] | None) -> tuple[str, str]:
-    if figures is None:
+def _cells(metrics: Mapping[str, float] | None) -> tuple[str, str]:
+    if metrics is None:
         return "-", "-"
-    return f"{figures['gate_mean']:.3f} ({figures['gate_sd']:.3f})", f"{figures['local_share']:.3f}"
+    return f"{metrics['gate_mean']:.3f} ({metrics['gate_sd']:.3f})", f"{metrics['local_share']:.3f}"
 
 
 def _percent(share: float | None) -> str:
@@ -199,5 +199,5 @@ def _shares(parts: Mapping[str, int], wholes: Mapping[str, int]) -> dict[str, An
 
 
 def _described(record: PathRecord) -> dict[str, float] | None:
-    """The figures of a zone, ``None`` without tokens."""
-    return record.figures._asdict() | {"tokens": record.tokens} if record.count else None
+    """The metrics of a zone, ``None`` without tokens."""
+    return record.metrics._asdict() | {"tokens": record.tokens} if record.count else None

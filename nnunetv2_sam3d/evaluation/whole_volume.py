@@ -61,7 +61,7 @@ class PlacedClick(NamedTuple):
 class WholeVolumeProtocol:
     """Dice and surface Dice against the number of clicks, for whole volumes on the grid of the original images.
 
-    No click is nnU-Net's automatic sliding window, with the figures of its validation. The first click is the middle of
+    No click is nnU-Net's automatic sliding window, with the metrics of its validation. The first click is the middle of
     the target: the voxel of its largest connected part that lies deepest. Each later one is the middle of the largest
     connected error of the prediction with all clicks before, on the preprocessed grid; voxels that were clicked on
     before no longer count as errors, so that no click is repeated in vain. Networks with signed clicks are told missed
@@ -104,7 +104,7 @@ class WholeVolumeProtocol:
         check_settings(self.target, self.fold.labels, self.click_counts, 0, self.tolerance_mm, self.seed)
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the figures depend on beside the model and the data."""
+        """Everything that the metrics depend on beside the model and the data."""
         counts = sorted(self.click_counts)
         settings = common_settings(self.target, counts, self.tolerance_mm, self.seed)
         settings["signed_clicks"] = self.signed_clicks
@@ -124,7 +124,7 @@ class WholeVolumeProtocol:
             volume: the preprocessed case.
 
         Returns:
-            ``{"left_out": reason}``, or for each number of clicks its figures under ``"clicks"``, and all clicks in
+            ``{"left_out": reason}``, or for each number of clicks its metrics under ``"clicks"``, and all clicks in
             their order under ``"placed"``.
         """
         annotation, spacing_mm, apart = annotation_of(self.fold, volume)
@@ -156,7 +156,7 @@ class WholeVolumeProtocol:
                 if labels.has_ignore_label:
                     prediction &= annotation != labels.ignore_label
                 found[str(count)] = {
-                    "figures": metrics(prediction, original_target, spacing_mm, self.tolerance_mm),
+                    "metrics": metrics(prediction, original_target, spacing_mm, self.tolerance_mm),
                     "predicted_voxels": int(prediction.sum()),
                 }
         if self.keep:

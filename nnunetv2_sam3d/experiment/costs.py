@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunetv2_sam3d.experiment.crossval import CrossValidation
 from nnunetv2_sam3d.experiment.models import Model
-from nnunetv2_sam3d.experiment.steps import Record
+from nnunetv2_sam3d.experiment.steps import StepCosts
 from nnunetv2_sam3d.nnunet.layout import CHECKPOINTS, ModelName, repeat_of, validation_summary
 from nnunetv2_sam3d.trainers.names import short_name
 
@@ -94,7 +94,7 @@ def training_seconds(fold: Path) -> float:
         fold: nnU-Net's folder of the fold.
     """
     name = ModelName.of(fold.parent)
-    record = Record(fold.parents[1] / f"crossval__{name.plans}__{name.configuration}__{fold.name}")
+    record = StepCosts(fold.parents[1] / f"crossval__{name.plans}__{name.configuration}__{fold.name}")
     recorded = record.steps.get(f"train {name.trainer}", {}).get("seconds", 0.0)
     logs = [log.read_text(encoding="utf-8", errors="replace") for log in fold.glob("training_log_*.txt")]
     # crossval may have run the validation of a training that was run without it

@@ -175,7 +175,7 @@ def _repeat(model: Model) -> str:
 
 
 def _figures(*summaries: Path) -> list[str]:
-    """Cases and their figures in summaries of nnU-Net's, as text, in which NaN equals NaN; nothing of damaged ones."""
+    """Cases and their metrics in summaries of nnU-Net's, as text, in which NaN equals NaN; nothing of damaged ones."""
     cases = [case for file in summaries for case in _cases(file)]
     return sorted(json.dumps([Path(case["prediction_file"]).name, case["metrics"]], sort_keys=True) for case in cases)
 

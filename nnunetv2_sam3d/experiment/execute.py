@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from nnunetv2_sam3d.children import Child
 from nnunetv2_sam3d.experiment.devices import Device, share_of_cores
 from nnunetv2_sam3d.experiment.progress import Progress
-from nnunetv2_sam3d.experiment.steps import Record, Step
+from nnunetv2_sam3d.experiment.steps import Step, StepCosts
 
 POLL_S = 0.5
 PATIENCE_S = 8.0  # that a command has to end in when it is asked to
@@ -158,7 +158,7 @@ class _Running:
             self.status = self.child.process.returncode = os.waitstatus_to_exitcode(status)
             kilobyte = 1 if sys.platform == "darwin" else 1024
             seconds = time.monotonic() - self.began
-            Record(self.step.folder).add(self.step.title, seconds, usage.ru_maxrss * kilobyte)
+            StepCosts(self.step.folder).add(self.step.title, seconds, usage.ru_maxrss * kilobyte)
             self.child.close()
             self.lock.release()
         return self.status

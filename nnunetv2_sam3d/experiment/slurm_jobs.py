@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_sam3d.experiment.slurm_scripts import Job, parse_options, script, script_name, submission
+from nnunetv2_sam3d.experiment.slurm_scripts import SlurmJob, parse_options, script, script_name, submission
 from nnunetv2_sam3d.own_files import made_anew
 
 if TYPE_CHECKING:  # scripts are made without what trains
@@ -27,7 +27,7 @@ KEPT = (
 GPU_OPTIONS = {"gres", "gpus", "gpus-per-node", "gpus-per-task"}
 
 
-def plan_jobs(
+def plan_slurm_jobs(
     crossval: CrossValidation,
     names: Sequence[str],
     command: tuple[str, ...],
@@ -38,7 +38,7 @@ def plan_jobs(
     template: str = "",
     max_tasks: int = 0,
     environment: Mapping[str, str],
-) -> list[Job]:
+) -> list[SlurmJob]:
     """One array for each model with missing folds, in dependency order, and a last job that accumulates.
 
     Args:
@@ -59,7 +59,7 @@ def plan_jobs(
         options = {"cpus-per-task": "8", **options}
     logs = str(crossval.folder(crossval.models[0], "all_folds") / "slurm" / "logs")
     kept = {name: environment[name] for name in KEPT if environment.get(name)}
-    make_job = partial(Job, logs=logs, environment=kept)
+    make_job = partial(SlurmJob, logs=logs, environment=kept)
     names_of = {model: f"{model.trainer}__{model.plans}" for model in crossval.models}
     names_of |= dict(zip(crossval.models, names, strict=False))
     missing = {
@@ -119,7 +119,7 @@ def _asks_for_gpus(template: str) -> bool:
     return any(f"--{name}" in line for line in lines for name in GPU_OPTIONS)
 
 
-def write_scripts(jobs: Sequence[Job], folder: Path) -> Path:
+def write_scripts(jobs: Sequence[SlurmJob], folder: Path) -> Path:
     """Writes the scripts of jobs, and the one that submits them.
 
     Returns:
@@ -134,7 +134,7 @@ def write_scripts(jobs: Sequence[Job], folder: Path) -> Path:
     return folder / "submit.sh"
 
 
-def submit(jobs: Sequence[Job], file: Path) -> str:
+def submit(jobs: Sequence[SlurmJob], file: Path) -> str:
     """Submits written scripts; returns the jobs' numbers and names.
 
     Raises:

@@ -13,7 +13,7 @@ OURS = {"array", "job-name", "output", "open-mode", "requeue", "signal", "depend
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """An array of folds, or one job that follows the arrays.
 
     Attributes:
@@ -56,7 +56,7 @@ def parse_options(options: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
-def script(job: Job) -> str:
+def script(job: SlurmJob) -> str:
     """The sbatch script of a job."""
     template = job.template.splitlines()
     of_the_user = [line for line in template if line.startswith("#SBATCH")]
@@ -99,7 +99,7 @@ def script(job: Job) -> str:
     return "\n".join(lines) + "\n"
 
 
-def submission(jobs: Sequence[Job], folder: str) -> str:
+def submission(jobs: Sequence[SlurmJob], folder: str) -> str:
     """A script that submits the jobs, each after those that it waits for; all of them or none.
 
     A fold's task begins when the same fold of the array before has succeeded (``aftercorr``), a single job when all
@@ -127,7 +127,7 @@ def submission(jobs: Sequence[Job], folder: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def script_name(job: Job) -> str:
+def script_name(job: SlurmJob) -> str:
     """File name of a job's script."""
     return f"{job.name}.sbatch"
 

@@ -109,7 +109,7 @@ def is_whole(file: Path, *, thoroughly: bool = False) -> bool:
     return True
 
 
-class Record:
+class StepCosts:
     """Seconds and peak memory of the steps of a folder, on disk, so that interrupted runs keep the figures.
 
     Args:

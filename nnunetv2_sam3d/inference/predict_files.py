@@ -58,7 +58,7 @@ def with_clicks(settings: dict[str, Any], clicks: Sequence[Click], only: bool) -
     return settings | {"clicks": listed, "only_clicked": only and bool(clicks)}
 
 
-class Records:
+class PredictionRecords:
     """A line for each segmentation that was written into a folder, in ``predict_sam3d.jsonl``.
 
     Lines are only added, the last one of a case counts: a process that is killed, or another one that writes into the
@@ -107,7 +107,7 @@ class Records:
 
 
 @dataclass(frozen=True)
-class Job:
+class PredictionJob:
     """An image and its clicks.
 
     Attributes:
@@ -127,7 +127,7 @@ class Job:
 
 def plan_jobs(
     cases: Sequence[Case], clicks: Path | None, reader: Any, labels: Mapping[str, Any], output: Path | None = None
-) -> list[Job]:
+) -> list[PredictionJob]:
     """Reads all clicks and holds them against the images' headers, before anything is computed.
 
     Args:
@@ -145,7 +145,7 @@ def plan_jobs(
     jobs = []
     for case in cases:
         if case.name not in files:
-            jobs.append(Job(case))
+            jobs.append(PredictionJob(case))
             continue
         file, (properties, shape) = files[case.name], read_header(case, reader)
         if output is not None and not file.of_prediction and _same(file.file, _record(case, output)):
@@ -155,13 +155,13 @@ def plan_jobs(
             )
         placed = clicks_for_case(file, case.name, properties, shape, labels)
         geometry = Geometry.from_properties(properties, shape)
-        jobs.append(Job(case, tuple(placed), file.file, geometry, file.passed_over))
+        jobs.append(PredictionJob(case, tuple(placed), file.file, geometry, file.passed_over))
     return jobs
 
 
 def predict_jobs(
     predictor: ClickPredictor,
-    jobs: Sequence[Job],
+    jobs: Sequence[PredictionJob],
     output: Path,
     *,
     only: bool = False,
@@ -209,7 +209,7 @@ def predict_jobs(
     for file, count in {job.click_file: job.passed_over for job in jobs if job.passed_over}.items():
         say(f"Warning: {file}: {count} of its points have no position, as they were deleted or never placed; there "
             f"are no clicks of them")  # fmt: skip
-    records = Records(output)
+    records = PredictionRecords(output)
     names = [job.case.name for job in jobs if job.case.name not in records]
     if foreign := [file for name in names if (file := output / (name + ending)).exists()]:
         raise ValueError(
@@ -273,7 +273,7 @@ def predict_jobs(
     return predicted
 
 
-def _other_case(job: Job) -> str | None:
+def _other_case(job: PredictionJob) -> str | None:
     """The case that the file of clicks is named after, if that is another one: a file of one image may have any name.
 
     It is where there is such an image, or the names differ in their numbers alone.
@@ -294,7 +294,7 @@ def _record(case: Case, output: Path) -> Path:
     return output / (case.name + RECORD_SUFFIX)
 
 
-def _write_record(job: Job, output: Path, checkpoints: Sequence[Path], made_with: Mapping[str, Any]) -> None:
+def _write_record(job: PredictionJob, output: Path, checkpoints: Sequence[Path], made_with: Mapping[str, Any]) -> None:
     if job.click_file is None or job.geometry is None:
         return
     # the clicks themselves are in the file
@@ -311,7 +311,7 @@ def _write_record(job: Job, output: Path, checkpoints: Sequence[Path], made_with
     )
 
 
-def _voxels(job: Job) -> list[list[int]]:
+def _voxels(job: PredictionJob) -> list[list[int]]:
     """The voxels of the file that the clicks are in, as viewers count them."""
     assert job.geometry is not None  # every job with clicks has it
     places = np.reshape([click.zyx for click in job.clicks], (-1, 3))
@@ -319,7 +319,7 @@ def _voxels(job: Job) -> list[list[int]]:
     return np.rint(job.geometry.from_zyx(inside, "ijk")).astype(int).tolist()
 
 
-def _listed(job: Job, most: int = 10) -> str:
+def _listed(job: PredictionJob, most: int = 10) -> str:
     """For sentences: place, label and sign of the clicks."""
     listed = [
         f"{tuple(voxel)} {'not ' if click.sign == BACKGROUND else ''}{click.label or 'no label'}"
@@ -328,7 +328,7 @@ def _listed(job: Job, most: int = 10) -> str:
     return ", ".join(listed) + (f" and {len(job.clicks) - most} more" if len(job.clicks) > most else "")
 
 
-def _all_there(job: Job, output: Path, probabilities: bool) -> bool:
+def _all_there(job: PredictionJob, output: Path, probabilities: bool) -> bool:
     """Whether what is written beside the segmentation is there as well."""
     suffixes = (".npz", ".pkl") if probabilities else ()
     files = [output / f"{job.case.name}{suffix}" for suffix in suffixes]

@@ -77,7 +77,7 @@ class PathRecord:
             self._slabs.append(of_tokens[:, 0].cpu().double())
 
     @property
-    def figures(self) -> PathMetrics:
+    def metrics(self) -> PathMetrics:
         """Over everything that was taken in, which is at least one token."""
         gate, squared, local, fused = self.sums.tolist()
         mean = gate / self.count
@@ -92,7 +92,7 @@ class PathRecord:
     @property
     def token_sums(self) -> Tensor:
         """Of one sample that has passed once, token by token: (4, D, H, W), see ``sums``."""
-        return torch.cat(self._slabs, 1)  # on processors the adapters take one slab along D after the other
+        return torch.cat(self._slabs, 1)  # on CPUs the adapters take one slab along D after the other
 
     def gate_map(self) -> Tensor:
         """Mean of the gate over the channels of each token, (D, H, W)."""
@@ -125,7 +125,7 @@ def recorded_paths(
     Args:
         network: without wrappers of DDP or torch.compile.
         records: to go on with; new ones by default.
-        keep_tokens: keep the figures of every token, too, for a batch of one that passes once.
+        keep_tokens: keep the metrics of every token, too, for a batch of one that passes once.
 
     Yields:
         records by the number of the block; none for adapters without two paths.

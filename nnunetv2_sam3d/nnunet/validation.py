@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.files import sha256, write_json
+from nnunetv2_sam3d.json_files import json_or_none
 from nnunetv2_sam3d.nnunet.layout import FINAL, validation_summary
 
 NOTE = "made_from.json"
@@ -96,8 +97,5 @@ def _is(file: Path, digest: str) -> bool:
 
 def _note(fold: Path) -> dict[str, Any]:
     """What the note says; nothing if it is absent or damaged."""
-    try:
-        content = json.loads(validation_summary(fold).with_name(NOTE).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
+    content = json_or_none(validation_summary(fold).with_name(NOTE))
     return content if isinstance(content, dict) else {}

@@ -9,13 +9,15 @@ import pandas as pd
 from nnunetv2_sam3d.report.study import question_of
 from nnunetv2_sam3d.report.tables import Table, duration, number
 from nnunetv2_sam3d.report.training_record import Training
-from nnunetv2_sam3d.results.collect import Model
+from nnunetv2_sam3d.results.collect import RepeatedModel
 from nnunetv2_sam3d.results.statistics import DICE, METRICS, Summary
 from nnunetv2_sam3d.results.structures import Structure
 from nnunetv2_sam3d.trainers.names import short_name
 
 
-def arms_table(models: Sequence[Model], trainings: Sequence[Training], wanted_controls: Mapping[str, str]) -> Table:
+def arms_table(
+    models: Sequence[RepeatedModel], trainings: Sequence[Training], wanted_controls: Mapping[str, str]
+) -> Table:
     """What every arm starts from, trains and costs, beside its declared control.
 
     Args:

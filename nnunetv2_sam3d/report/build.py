@@ -23,7 +23,7 @@ from nnunetv2_sam3d.report.style import plot_style
 from nnunetv2_sam3d.report.tables import Table
 from nnunetv2_sam3d.report.training_record import read_training
 from nnunetv2_sam3d.results.collect import (
-    Model,
+    RepeatedModel,
     check_splits,
     collect,
     collect_unseen,
@@ -142,7 +142,7 @@ def write_report(request: Request, output: Path, say: Callable[[str], None]) -> 
     return output / PAGE
 
 
-def wanted_controls(models: Sequence[Model], request: Request) -> dict[str, str]:
+def wanted_controls(models: Sequence[RepeatedModel], request: Request) -> dict[str, str]:
     """Declared controls of the models that have one, by short names, whether or not they are reported."""
     shorts = {full: short for short, full in request.names.items()}
     declared = {model.name: request.controls[model.trainer] for model in models if model.trainer in request.controls}

@@ -1,4 +1,4 @@
-"""Results with clicks: their chapters, tables, curves and CSV; automatic figures have a column or mark of their own."""
+"""Results with clicks: their chapters, tables, curves and CSV; automatic metrics have a column or mark of their own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nnunetv2_sam3d.report.overlays import draw_overlays, load_view, worst_media
 from nnunetv2_sam3d.report.page import Picture, Section
 from nnunetv2_sam3d.report.style import MODEL_LINES, MODEL_MARKERS, colour, new_figure, picture, plot_style, save
 from nnunetv2_sam3d.report.tables import Table, csv_text, interval
-from nnunetv2_sam3d.results.collect import Dataset, Item, Model, reader_of
+from nnunetv2_sam3d.results.collect import Dataset, Item, RepeatedModel, reader_of
 from nnunetv2_sam3d.results.structures import DEFAULT_TOLERANCE_MM, Structure
 
 
@@ -74,23 +74,23 @@ def clicked_table(results: ClickedResults, summaries: Sequence[ClickedSummary], 
     """Dice and surface Dice by model; every number of clicks has a column of its own, and so has automatic."""
     counts = sorted({entry.clicks for entry in summaries})
     lines = []
-    for figure in results.shown:
+    for metric in results.shown:
         for model in dict.fromkeys(entry.model for entry in summaries):
-            found = {entry.clicks: entry for entry in summaries if (entry.model, entry.figure) == (model, figure)}
+            found = {entry.clicks: entry for entry in summaries if (entry.model, entry.metric) == (model, metric)}
             first = next(iter(found.values()))
             cells = [interval(e.mean, e.low, e.high) if (e := found.get(count)) else "-" for count in counts]
-            lines.append([figure, model, " ".join(map(str, first.folds)), str(first.cases), *cells])
-    columns = ["figure", "model", "folds", "cases", *map(clicks_title, counts)]
+            lines.append([metric, model, " ".join(map(str, first.folds)), str(first.cases), *cells])
+    columns = ["metric", "model", "folds", "cases", *map(clicks_title, counts)]
     caption = (
         f"Results with clicks placed on the ground truth, {results.protocol} protocol: "
         f"{results.settings['target']}, {describe(results.settings)}, seed {results.settings['seed']}; mean over the "
         f"cases with 95 % interval over folds and cases."
     )
-    return Table(name, caption, pd.DataFrame(lines, columns=columns), ("figure", "model", "folds"))
+    return Table(name, caption, pd.DataFrame(lines, columns=columns), ("metric", "model", "folds"))
 
 
 def click_curves(results: ClickedResults, summaries: Sequence[ClickedSummary], models: Sequence[str]) -> Figure:
-    """Figures against the number of clicks, all models in one panel a figure; of one model, the cases as thin lines.
+    """Metrics against the number of clicks, all models in one panel a metric; of one model, the cases as thin lines.
 
     Args:
         results: of one protocol.
@@ -102,11 +102,11 @@ def click_curves(results: ClickedResults, summaries: Sequence[ClickedSummary], m
     counts = sorted({entry.clicks for entry in summaries})
     for axis, name in zip(figure.subplots(1, 2, sharey=True), results.shown, strict=True):
         for case in sorted({entry.case for entry in results.cases}) if len(present) == 1 else ():
-            course = sorted((entry.clicks, entry.figures[name]) for entry in results.cases if entry.case == case)
+            course = sorted((entry.clicks, entry.metrics[name]) for entry in results.cases if entry.case == case)
             axis.plot(*zip(*course, strict=True), color="#999999", linewidth=0.6, alpha=0.7, zorder=1)
         for rank, model in enumerate(present):
             place = models.index(model)
-            line = [entry for entry in summaries if (entry.model, entry.figure) == (model, name)]
+            line = [entry for entry in summaries if (entry.model, entry.metric) == (model, name)]
             # beside each other, as intervals on one place could not be told apart
             x = [entry.clicks + 0.12 * (rank - (len(present) - 1) / 2) for entry in line]
             mean = [entry.mean for entry in line]
@@ -131,13 +131,13 @@ def click_curves(results: ClickedResults, summaries: Sequence[ClickedSummary], m
 
 
 def clicks_csv(clicked: Sequence[ClickedResults]) -> str:
-    """One line for each figure of each case with each number of clicks, model and protocol."""
+    """One line for each metric of each case with each number of clicks, model and protocol."""
     return csv_text(clicks_frame(clicked))
 
 
 def write_curves(results: ClickedResults, model: str, output: Path) -> None:
-    """``figures.csv``, ``curves.svg`` and ``curves.png`` of one model's fold."""
-    (output / "figures.csv").write_text(clicks_csv([results]), encoding="utf-8", newline="\n")
+    """``metrics.csv``, ``curves.svg`` and ``curves.png`` of one model's fold."""
+    (output / "metrics.csv").write_text(clicks_csv([results]), encoding="utf-8", newline="\n")
     if results.cases:
         with plot_style():
             save(click_curves(results, summarise_clicked(results), [model]), output, "curves")
@@ -148,7 +148,7 @@ MOST_CLICKS = 5  # in a picture
 
 def click_pictures(
     results: ClickedResults,
-    models: Sequence[Model],
+    models: Sequence[RepeatedModel],
     dataset: Dataset,
     images: Mapping[str, Path],
     labels: Sequence[int],
@@ -178,12 +178,12 @@ def click_pictures(
         reader = reader_of(model.folder)
         folders = {e.case: click_folder(model, e.fold, results) for e in own}
         scores = {
-            e.case: e.figures["Dice"]
+            e.case: e.metrics["Dice"]
             for e in own
             if e.clicks == fewest and clicks_file(folders[e.case], e.case).is_file()
         }
         for title, case in worst_median_best(scores).items():
-            found = {e.clicks: e.figures["Dice"] for e in own if e.case == case and e.clicks <= MOST_CLICKS}
+            found = {e.clicks: e.metrics["Dice"] for e in own if e.case == case and e.clicks <= MOST_CLICKS}
             masks = {n: mask_file(folders[case], n, case, dataset.ending) for n in sorted(found)}
             items = [
                 Item(clicks_title(n), 0, case, file, dataset.reference(case), reader=reader)

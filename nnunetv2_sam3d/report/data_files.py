@@ -1,4 +1,4 @@
-"""``cases.csv`` and ``summary.json``: the figures for other programs."""
+"""``cases.csv`` and ``summary.json``: the metrics for other programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nnunetv2_sam3d.results.measure import Row, cases_frame
 
 
 def cases_csv(rows: Sequence[Row]) -> str:
-    """One line for each structure of each case with each repeat of a model; a figure that is not defined is empty."""
+    """One line for each structure of each case with each repeat of a model; a metric that is not defined is empty."""
     return csv_text(cases_frame(rows))
 
 
@@ -28,7 +28,7 @@ def unseen_csv(rows: Sequence[Row]) -> str:
 
 
 def summary_json(results: Results) -> str:
-    """Statistics and provenance; ``null`` where a figure is not defined."""
+    """Statistics and provenance; ``null`` where a metric is not defined."""
     content = {
         "answer": answer(results),
         "threats to validity": threats(results),

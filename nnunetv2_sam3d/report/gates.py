@@ -16,7 +16,7 @@ from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.report.page import Picture
 from nnunetv2_sam3d.report.tables import Table, interval
 from nnunetv2_sam3d.report.training_record import Training
-from nnunetv2_sam3d.results.collect import Model
+from nnunetv2_sam3d.results.collect import RepeatedModel
 
 FILE = "adapters.json"
 COMMAND = "nnUNetv2_sam3d adapters"
@@ -50,7 +50,7 @@ class Gates:
     maps: Sequence[Path] = ()
 
 
-def read_gates(models: Sequence[Model], trainings: Sequence[Training]) -> list[Gates]:
+def read_gates(models: Sequence[RepeatedModel], trainings: Sequence[Training]) -> list[Gates]:
     """Of every training whose adapters have two paths.
 
     Raises:

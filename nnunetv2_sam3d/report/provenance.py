@@ -13,7 +13,7 @@ from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.nnunet.layout import ModelName
 from nnunetv2_sam3d.report.training_record import Training
-from nnunetv2_sam3d.results.collect import Dataset, Item, Model
+from nnunetv2_sam3d.results.collect import Dataset, Item, RepeatedModel
 
 PACKAGES = (
     "nnunetv2", "torch", "numpy", "scipy", "surface-distance", "SimpleITK", "scikit-image", "matplotlib", "Jinja2",
@@ -22,7 +22,7 @@ PACKAGES = (
 
 def provenance(
     dataset: Dataset,
-    models: Sequence[Model],
+    models: Sequence[RepeatedModel],
     trainings: Sequence[Training],
     items: Sequence[Item],
     configuration: str,

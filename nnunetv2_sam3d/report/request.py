@@ -11,7 +11,7 @@ from nnunetv2_sam3d.evaluation.clicked import ClickedResults
 from nnunetv2_sam3d.nnunet.labels import all_values
 from nnunetv2_sam3d.report.gates import Gates
 from nnunetv2_sam3d.report.training_record import Training
-from nnunetv2_sam3d.results.collect import Dataset, Item, Model
+from nnunetv2_sam3d.results.collect import Dataset, Item, RepeatedModel
 from nnunetv2_sam3d.results.measure import Row
 from nnunetv2_sam3d.results.statistics import Difference, Summary
 from nnunetv2_sam3d.results.structures import Structure
@@ -75,7 +75,7 @@ class Results:
     """
 
     dataset: Dataset
-    models: Sequence[Model]
+    models: Sequence[RepeatedModel]
     folds: Sequence[int]
     structures: Sequence[Structure]
     focus: Structure

@@ -1,4 +1,4 @@
-"""How figures and statistics are defined, in sentences."""
+"""How metrics and statistics are defined, in sentences."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from nnunetv2_sam3d.json_files import entries, is_number, read_table
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName
-from nnunetv2_sam3d.results.collect import Model
+from nnunetv2_sam3d.results.collect import RepeatedModel
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 from nnunetv2_sam3d.weights.describe import buffer_names, parameters
 from nnunetv2_sam3d.weights.lineage import start_of
@@ -73,7 +73,7 @@ class Training:
     adapter_details: tuple[str, ...] = ()
 
 
-def read_training(model: Model, fold: int, repeat: int | None = None) -> Training:
+def read_training(model: RepeatedModel, fold: int, repeat: int | None = None) -> Training:
     """Reads one fold's folder, by default of the first repeat."""
     repeat = model.repeats[0] if repeat is None else repeat
     folder = model.folder_of(repeat) / f"fold_{fold}"
@@ -174,7 +174,7 @@ def read_epochs(log: str) -> dict[int, dict[str, float]]:
     return epochs
 
 
-def _peak(model: Model, fold: int, repeat: int) -> int | None:
+def _peak(model: RepeatedModel, fold: int, repeat: int) -> int | None:
     """From the records that this package's commands leave beside the results."""
     plans = ModelName.of(model.folder_of(repeat)).plans
     title, remedy = f"train {model.trainer}", f"{UNNEEDED} the peak memory then"

@@ -22,7 +22,7 @@ READER = "SimpleITKIO"
 
 
 @dataclass(frozen=True)
-class Model:
+class RepeatedModel:
     """A trainer's results with one configuration: one arm of a comparison, with all of its repeats.
 
     Attributes:
@@ -132,7 +132,7 @@ def find_models(
     configuration: str,
     names: Mapping[str, str],
     check_names: Callable[[Sequence[str]], None] = lambda names: None,
-) -> tuple[Model, ...]:
+) -> tuple[RepeatedModel, ...]:
     """The result folders of the trainers, each with those of its repeats.
 
     Results with the plans P_repeat2, P_repeat3, ... are repeats of those with P. Plans that are asked for by the name
@@ -164,7 +164,7 @@ def find_models(
     if without:
         check_names(without)
     shorts = {full: short for short, full in names.items()}
-    models: list[Model] = []
+    models: list[RepeatedModel] = []
     for given in trainers:
         short, _, wanted = given.partition("__")
         trainer = names.get(short, short)
@@ -184,7 +184,7 @@ def find_models(
             )
         name = shorts.get(trainer, trainer)
         title = f"{name} ({wanted})" if wanted else name
-        models.append(Model(title, trainer, chosen[0], _repeats(chosen[0], found)))
+        models.append(RepeatedModel(title, trainer, chosen[0], _repeats(chosen[0], found)))
     doubles = [name for name, count in Counter(model.folder.name for model in models).items() if count > 1]
     if doubles:
         raise ValueError(f"{doubles[0]} is named twice in --trainers")
@@ -222,7 +222,7 @@ def _plans_without_repeat(file: Path) -> dict[str, Any] | None:
     return plans
 
 
-def declared_controls(models: Sequence[Model], controls: Mapping[str, str]) -> dict[str, str]:
+def declared_controls(models: Sequence[RepeatedModel], controls: Mapping[str, str]) -> dict[str, str]:
     """Which model each one is to be compared with.
 
     Args:
@@ -252,7 +252,7 @@ def check_splits(dataset: Dataset, folds: Sequence[int] | None) -> tuple[int, ..
     double = sorted(case for case, count in counts.items() if count > 1)
     if double:
         raise ValueError(
-            f"{file}: {some(double)} would count more than once over the folds {list(chosen)}, so that pooled figures "
+            f"{file}: {some(double)} would count more than once over the folds {list(chosen)}, so that pooled metrics "
             f"would be wrong. Report folds that do not overlap: --folds {chosen[0]}"
         )
     everything = {case for split in dataset.splits for part in ("train", "val") for case in split.get(part, [])}
@@ -267,8 +267,8 @@ def check_splits(dataset: Dataset, folds: Sequence[int] | None) -> tuple[int, ..
 
 
 def finished_repeats(
-    dataset: Dataset, models: Sequence[Model], folds: Sequence[int]
-) -> tuple[tuple[Model, ...], str | None]:
+    dataset: Dataset, models: Sequence[RepeatedModel], folds: Sequence[int]
+) -> tuple[tuple[RepeatedModel, ...], str | None]:
     """The models without those further repeats that lack predictions.
 
     Returns:
@@ -292,12 +292,12 @@ def finished_repeats(
     )
 
 
-def unfinished_folds(dataset: Dataset, model: Model, repeat: int, folds: Sequence[int]) -> list[int]:
+def unfinished_folds(dataset: Dataset, model: RepeatedModel, repeat: int, folds: Sequence[int]) -> list[int]:
     """The folds of a model's repeat that lack predictions."""
     return [fold for fold in folds if _missing(dataset, model, repeat, fold)]
 
 
-def collect_unseen(dataset: Dataset, models: Sequence[Model], folders: Mapping[str, Path]) -> list[Item]:
+def collect_unseen(dataset: Dataset, models: Sequence[RepeatedModel], folders: Mapping[str, Path]) -> list[Item]:
     """Predictions of the cases in ``labelsTs``, which are in no fold.
 
     Args:
@@ -327,7 +327,7 @@ def collect_unseen(dataset: Dataset, models: Sequence[Model], folders: Mapping[s
     return items
 
 
-def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> list[Item]:
+def collect(dataset: Dataset, models: Sequence[RepeatedModel], folds: Sequence[int]) -> list[Item]:
     """Every validation case of every model, repeat and fold, exactly once.
 
     Raises:
@@ -374,7 +374,7 @@ def collect(dataset: Dataset, models: Sequence[Model], folds: Sequence[int]) -> 
     return items
 
 
-def taken_over(models: Sequence[Model], folds: Sequence[int]) -> list[str]:
+def taken_over(models: Sequence[RepeatedModel], folds: Sequence[int]) -> list[str]:
     """Sentences about validations that are copies of another model's."""
     sentences = []
     for model in models:
@@ -398,7 +398,7 @@ def reader_of(model: Path) -> str:
     return str(plans.get("image_reader_writer", READER))
 
 
-def _missing(dataset: Dataset, model: Model, repeat: int, fold: int) -> list[str]:
+def _missing(dataset: Dataset, model: RepeatedModel, repeat: int, fold: int) -> list[str]:
     """Validation cases of a fold without a prediction of its final checkpoint."""
     folder = model.folder_of(repeat) / f"fold_{fold}"
     there = set() if is_outdated(folder) else _predicted(dataset, folder / "validation")

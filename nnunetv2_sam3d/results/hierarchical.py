@@ -3,7 +3,7 @@
 **What is estimated.** The expected value for new cases, new folds and new trainings. A *training* is one fold of one
 repeat. Cases are nested in folds and are the same in all repeats, so repeats and folds are crossed. Two arms are
 compared by their difference in the same case and the same repeat: repeat k of both starts from the same model. The
-figures are ``y[r, c] = mean + repeat[r] + fold[f] + training[r, f] + case[c] + rest[r, c]`` for a case c of fold f.
+metrics are ``y[r, c] = mean + repeat[r] + fold[f] + training[r, f] + case[c] + rest[r, c]`` for a case c of fold f.
 
 **What is resampled where.** A hierarchical bootstrap would draw repeats, draw folds, and in each drawn fold draw
 cases, which every drawn repeat then has. The variance of its means needs no random numbers: it is a sum of variances
@@ -21,7 +21,7 @@ remedies: divisors k - 1 and n - 1, and Student's t. For k repeats and n folds o
 never below the smaller of k - 1 and n - 1, which a small difference of two large variances would be, and with it an
 interval of any width). This is the two-way random-effects analysis of multi-reader studies with repeats for readers.
 Noise that is independent between trainings shows between folds already; V_repeat adds what all folds of a repeat
-share, such as their initial weights. Where a figure is undefined in some repeats (HD95 of an empty mask), a case's mean
+share, such as their initial weights. Where a metric is undefined in some repeats (HD95 of an empty mask), a case's mean
 is over the others. With folds of unequal size or such gaps the variances are sums of squared influences of the same
 units, which is the same in balanced tables.
 V_fold is expected to be at least V_both. Where it comes out smaller, the folds' noise has cancelled by chance, and both
@@ -36,7 +36,7 @@ folds of 6 cases, 3 repeats; with 2 repeats):
     means of folds alone                                           58.8 to 95.1 %    53.1 to 95.8 %
     t over cases of one repeat                                     32.7 to 95.2 %    32.3 to 95.4 %
 
-tests/unit/evaluation/test_hierarchical.py repeats a part of it.
+tests/unit/results/test_hierarchical.py repeats a part of it.
 
 **One repeat** has ``V = V_fold``: training noise is in it as far as folds tell, what all folds of a repeat share is
 not. **One fold** has no variance between folds. Cases take the folds' place; without repeats training noise is left
@@ -87,7 +87,7 @@ def estimate(values: np.ndarray, folds: np.ndarray) -> Estimate:
     """The mean over cases of their means over repeats, with its error.
 
     Args:
-        values: (..., repeats, cases); NaN where a figure is not defined, in no case for all repeats.
+        values: (..., repeats, cases); NaN where a metric is not defined, in no case for all repeats.
         folds: (cases,), the fold of each case.
     """
     values = np.asarray(values, float)

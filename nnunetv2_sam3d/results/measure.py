@@ -25,9 +25,9 @@ from nnunetv2_sam3d.results.collect import Item
 from nnunetv2_sam3d.results.metrics import Measures, measure
 from nnunetv2_sam3d.results.structures import Structure
 
-RULES_VERSION = 1  # raised whenever the same masks would give other figures
+RULES_VERSION = 1  # raised whenever the same masks would give other metrics
 SAME_PLACE = 0.05  # voxels: headers are rounded to single precision
-Found = tuple[list[Measures], float]  # of an item: its figures, and how far its masks lie apart
+Found = tuple[list[Measures], float]  # of an item: its metrics, and how far its masks lie apart
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Row:
         case: nnU-Net's identifier.
         structure: label or region.
         tolerance_mm: of the surface Dice.
-        measures: the figures.
+        measures: the metrics.
         repeat: of the training.
     """
 
@@ -62,7 +62,7 @@ MEASURES_COLUMNS = (
 
 
 def cases_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """The table of cases, with the columns of ``cases.csv``; NaN where a figure is not defined."""
+    """The table of cases, with the columns of ``cases.csv``; NaN where a metric is not defined."""
     of_row, of_measures = attrgetter(*ROW_COLUMNS), attrgetter(*MEASURES_COLUMNS)
     lines = [(*of_row(row), *of_measures(row.measures)) for row in rows]
     return pd.DataFrame(lines, columns=[*ROW_COLUMNS, *MEASURES_COLUMNS])
@@ -270,7 +270,7 @@ def _measure_item(task: tuple[Item, Sequence[Structure], Sequence[int], int | No
 
 
 def _key(item: Item, rules: Sequence[Any]) -> str:
-    """Changes with the content of either mask and with everything that decides the figures."""
+    """Changes with the content of either mask and with everything that decides the metrics."""
     digest = hashlib.sha256(json.dumps([*rules, item.reader], sort_keys=True).encode())
     for file in (item.prediction, item.reference):
         digest.update(sha256(file).encode())

@@ -23,7 +23,7 @@ from nnunetv2_sam3d.server.interactive_session import Change, InteractiveSession
 from nnunetv2_sam3d.server.leases import Lease, Leases
 from nnunetv2_sam3d.server.offer import Offer
 from nnunetv2_sam3d.server.refusals import Guard, add_errors
-from nnunetv2_sam3d.server.wire_format import TooLarge, WireError, pack, read_json, unpack, write_meta
+from nnunetv2_sam3d.server.wire_format import TooLarge, WireError, pack, parse_table, unpack, write_meta
 
 LEASE, META = "X-Lease-Token", "X-Meta"
 BINARY = "application/octet-stream"
@@ -192,7 +192,7 @@ async def body_of(request: Request, most_bytes: int) -> bytes:
 
 async def json_of(request: Request) -> dict[str, Any]:
     """The JSON table in a request's body."""
-    return read_json(await body_of(request, _JSON_BYTES), "the body")
+    return parse_table(await body_of(request, _JSON_BYTES), "the body")
 
 
 def capabilities(served: Served) -> dict[str, Any]:
@@ -298,7 +298,7 @@ def _add_image_routes(app: FastAPI, service: Service) -> None:
     @app.post("/set_image")
     async def set_image(request: Request) -> dict[str, Any]:
         async with service.turn(request) as lease:
-            meta = read_json(request.headers.get(META, ""), f"the header {META}")
+            meta = parse_table(request.headers.get(META, ""), f"the header {META}")
             properties = meta.get("image_properties")
             spacing = properties.get("spacing") if isinstance(properties, dict) else None
             if not isinstance(spacing, list):

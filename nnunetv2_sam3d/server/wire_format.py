@@ -137,7 +137,7 @@ def _chunk_places(view: memoryview, place: int, chunks: int, size: int, itemsize
     return found
 
 
-def read_json(text: bytes | str, what: str) -> dict[str, Any]:
+def parse_table(text: bytes | str, what: str) -> dict[str, Any]:
     """A JSON table; WireError for anything else, named by ``what``."""
     try:
         content = json.loads(text)

@@ -36,7 +36,7 @@ class AdapterLog:
         if self.active and self._blocks is None and two_path_adapters(network):
             with torch.no_grad(), recorded_paths(network) as records:
                 network.encode(data.to(device))
-            self._blocks = [record.figures._asdict() for record in records.values()]
+            self._blocks = [record.metrics._asdict() for record in records.values()]
 
     def write(self, logging: dict[str, list[Any]], epoch: int, say: Callable[[str], None]) -> None:
         """Ends an epoch.

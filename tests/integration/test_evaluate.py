@@ -55,10 +55,10 @@ def test_the_whole_volume_without_clicks_is_nnunets_validation(trained: Workspac
         options = ("-f", 0, "--device", "cpu", "--target", label, "--clicks", 0, 1, 2, "-o", output)
         printed = trained.run("nnUNetv2_sam3d", "evaluate", model, *options)
         assert "Protocol whole-volume" in printed
-        assert {"figures.csv", "curves.svg", "curves.png"} <= {file.name for file in output.iterdir()}
+        assert {"metrics.csv", "curves.svg", "curves.png"} <= {file.name for file in output.iterdir()}
         case = json.loads((output / "cases" / "case_0.json").read_text())
         automatic, metrics = case["clicks"]["0"], expected["metrics"][label]
         assert case["target_voxels"] == metrics["n_ref"]
         assert automatic["predicted_voxels"] == metrics["n_pred"]
-        assert automatic["figures"]["Dice"] == metrics["Dice"]
+        assert automatic["metrics"]["Dice"] == metrics["Dice"]
         assert len(case["placed"]) == 2

@@ -31,11 +31,10 @@ COMMANDS = {" ".join(path): parser for path, parser in parsers(build_parser()) i
 
 
 @pytest.fixture
-def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def paths(nnunet_paths: Path) -> Path:
     for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    return tmp_path
+        (nnunet_paths / name).mkdir()
+    return nnunet_paths
 
 
 @pytest.fixture

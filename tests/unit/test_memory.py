@@ -10,7 +10,7 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunetv2_sam3d.benchmark.case import Case
+from nnunetv2_sam3d.benchmark.case import BenchmarkCase
 from nnunetv2_sam3d.benchmark.run import run
 from nnunetv2_sam3d.memory.count import LiveBytes, step_bytes
 from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
@@ -72,7 +72,7 @@ def test_depth_is_extrapolated_rightly() -> None:
     assert abs(counted_bytes(config, "DualPath", PATCH, 1, "float32").peak / whole.peak - 1) < 0.01
 
 
-def check(case: Case) -> None:
+def check(case: BenchmarkCase) -> None:
     """Prediction within 20 % of the measured peak, much of which is not the process's base."""
     (record,) = run([case], repeats=1)["records"]
     measured = record["peak_rss_bytes"]
@@ -88,7 +88,7 @@ def check(case: Case) -> None:
 )
 def test_prediction_of_small_steps(patch: tuple[int, int, int], precision: str, recipe: str) -> None:
     """Sizes that the model was not fitted to."""
-    check(Case("step", "ours", "vit_tiny", patch, TINY.depth, precision, recipe))
+    check(BenchmarkCase("step", "ours", "vit_tiny", patch, TINY.depth, precision, recipe))
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_prediction_of_small_steps(patch: tuple[int, int, int], precision: str, 
     [((64, 64, 96), "float32", "DualPath", False), ((96, 96, 96), "bfloat16", "Original", True)],
 )
 def test_prediction_of_vit_b(patch: tuple[int, int, int], precision: str, recipe: str, checkpointing: bool) -> None:
-    check(Case("step", "ours", "vit_b", patch, VARIANTS["vit_b"].depth, precision, recipe, checkpointing))
+    check(BenchmarkCase("step", "ours", "vit_b", patch, VARIANTS["vit_b"].depth, precision, recipe, checkpointing))
 
 
 def test_choice_gives_up_speed_then_batch_then_patch() -> None:

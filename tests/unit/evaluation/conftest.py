@@ -17,8 +17,6 @@ def network(make_network: Callable[..., SAM3D]) -> SAM3D:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: SAM3D) -> Site:
+def site(nnunet_paths: Path, network: SAM3D) -> Site:
     """Fold 0 with the network's checkpoint; nnU-Net's variables point to it."""
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    return write_fold(tmp_path, network)
+    return write_fold(nnunet_paths, network)

@@ -91,7 +91,7 @@ def test_a_silent_local_path_has_no_share_and_changes_nothing(site: Site, networ
     assert all(block["local_share"] == 0 for block in result["blocks"])
     assert result["changed"]["local"] == result["changed_voxels"]["local"] == 0
     assert result["changed"]["global"] > 0
-    assert result["logged"] is None and "has no figures of the paths" in as_text(result)
+    assert result["logged"] is None and "has no metrics of the paths" in as_text(result)
 
 
 def test_zones_are_of_cases_with_target_only(site: Site, network: SAM3D) -> None:

@@ -85,13 +85,13 @@ def test_golden_checkpoint_crop_clicks_and_figures(shared: Path) -> None:
         # a probability within rounding of 0.5 may fall on either side: one of 900,000 was seen to
         assert record["predicted_voxels"] == pytest.approx(prediction.sum(), abs=10)
         overlap = 2 * (prediction & target).sum() / (prediction.sum() + target.sum())
-        assert record["figures"]["Dice"] == pytest.approx(overlap, abs=1e-5)
+        assert record["metrics"]["Dice"] == pytest.approx(overlap, abs=1e-5)
         for name, tolerance in ((NSD, 5.0), (KITS_TUMOUR, 1.1498198361434828)):
             expected = monai.compute_surface_dice(
                 torch.from_numpy(prediction)[None, None], torch.from_numpy(target)[None, None], [tolerance],
                 include_background=True, spacing=SPACING_MM, use_subvoxels=True,
             )  # fmt: skip
-            assert record["figures"][name] == pytest.approx(expected.item(), abs=1e-4)
+            assert record["metrics"][name] == pytest.approx(expected.item(), abs=1e-4)
 
 
 def bright(image: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -109,14 +109,14 @@ def test_perfect_network_scores_one_and_what_the_crop_misses_is_lost() -> None:
     whole = ReferenceProtocol(TUMOUR, BINARY, (64, 64, 64)).evaluate(bright, case)
     assert list(whole["clicks"]) == ["1", "3", "10"]
     for record in whole["clicks"].values():
-        assert set(record["figures"].values()) == {1.0}
+        assert set(record["metrics"].values()) == {1.0}
         assert record["target_voxels_outside_crop"] == 0
     one = ReferenceProtocol(TUMOUR, BINARY, (16, 16, 16), (1,)).evaluate(bright, case)["clicks"]["1"]
     z = one["points_zyx"][0][0]
     seen = (min(30, z + 8) - max(10, z - 8)) * 64  # of 20 * 8 * 8; in y and x, 8 voxels around a click miss nothing
     assert one["target_voxels_outside_crop"] == 20 * 64 - seen
     assert one["predicted_voxels"] == seen
-    assert one["figures"]["Dice"] == pytest.approx(2 * seen / (seen + 20 * 64))
+    assert one["metrics"]["Dice"] == pytest.approx(2 * seen / (seen + 20 * 64))
 
 
 def test_clicks_far_apart_are_given_as_far_as_the_crop_has_them() -> None:
@@ -151,7 +151,7 @@ def test_ignored_voxels_are_no_prediction() -> None:
         bright, Volume("case_07", image, segmentation, SPACING_MM)
     )["clicks"]["1"]
     assert record["predicted_voxels"] == 8**3
-    assert record["figures"]["Dice"] == 1.0
+    assert record["metrics"]["Dice"] == 1.0
 
 
 def test_clicks_depend_on_seed_case_and_number_alone() -> None:

@@ -68,7 +68,7 @@ def test_figures_are_the_networks(site: Site, network: SAM3D) -> None:
     prediction = prediction[8:-8, 8:-8, 8:-8]
     expected = 2 * (prediction & target).sum() / (prediction.sum() + target.sum())
     assert record["predicted_voxels"] == pytest.approx(prediction.sum(), abs=1)
-    assert record["figures"]["Dice"] == pytest.approx(expected, abs=2e-3)
+    assert record["metrics"]["Dice"] == pytest.approx(expected, abs=2e-3)
 
 
 def test_second_run_computes_only_what_is_missing(site: Site, network: SAM3D) -> None:
@@ -89,7 +89,7 @@ def test_second_run_computes_only_what_is_missing(site: Site, network: SAM3D) ->
 
 
 @pytest.mark.parametrize("damage", [
-    {}, [], 5, {"clicks": {}}, {"clicks": {"1": {}}}, {"clicks": {"1": {"figures": 1}, "3": {}}}, {"left_out": 3},
+    {}, [], 5, {"clicks": {}}, {"clicks": {"1": {}}}, {"clicks": {"1": {"metrics": 1}, "3": {}}}, {"left_out": 3},
     {"case": "case_b"},
 ])  # fmt: skip
 def test_a_file_of_a_case_that_is_none_is_made_again(site: Site, network: SAM3D, damage: Any) -> None:
@@ -100,8 +100,24 @@ def test_a_file_of_a_case_that_is_none_is_made_again(site: Site, network: SAM3D,
         file.write_text(json.dumps(written))
         run(site, network)
         assert contents(site.output) == before
-    content["clicks"]["1"]["figures"]["Dice"] = 0.97  # a figure that does not fit the hash
+    content["clicks"]["1"]["metrics"]["Dice"] = 0.97  # a metric that does not fit the hash
     file.write_text(json.dumps(content))
+    run(site, network)
+    assert contents(site.output) == before
+
+
+def test_cases_of_earlier_versions_are_kept(site: Site, network: SAM3D) -> None:
+    """They called the metrics figures, and had no hash."""
+    run(site, network)
+    before, file = contents(site.output), site.output / "cases" / "case_a.json"
+    content = json.loads(file.read_text())
+    del content["sha256"]
+    for entry in content["clicks"].values():
+        entry["figures"] = entry.pop("metrics")
+    file.write_text(json.dumps(content))
+    run(site, network)
+    assert json.loads(file.read_text()) == content
+    file.unlink()
     run(site, network)
     assert contents(site.output) == before
 

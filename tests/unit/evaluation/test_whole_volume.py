@@ -125,9 +125,9 @@ def test_dice_rises_by_what_is_painted() -> None:
         shown = painted(automatic, [c["point_zyx"] for c in clicks[: number + 1]], [1] * (number + 1), RADIUS)
         if str(number + 1) in result["clicks"]:
             found = result["clicks"][str(number + 1)]
-            assert found["figures"]["Dice"] == pytest.approx(dice(shown, target))
+            assert found["metrics"]["Dice"] == pytest.approx(dice(shown, target))
             assert found["predicted_voxels"] == shown.sum()
-    curve = [found["figures"]["Dice"] for found in result["clicks"].values()]
+    curve = [found["metrics"]["Dice"] for found in result["clicks"].values()]
     assert curve[0] == 0 and curve == sorted(curve) and curve[-1] > 0.3
     # each prediction has all clicks so far, in their order
     assert [len(points) for points, _ in predictor.asked] == [1, 2, 3, 4, 5]
@@ -138,7 +138,7 @@ def test_no_click_is_the_automatic_result_and_the_first_click_does_not_look_at_i
     target = boxes(BIG, SMALL)
     for automatic in (np.zeros(SHAPE, bool), target, boxes(BIG), boxes(BLOB)):
         result = evaluate(target, Painter(automatic), (0, 1))
-        assert result["clicks"]["0"]["figures"]["Dice"] == pytest.approx(dice(automatic, target))
+        assert result["clicks"]["0"]["metrics"]["Dice"] == pytest.approx(dice(automatic, target))
         (first,) = result["placed"]
         assert list(first["point_zyx"]) in middle_of_largest(target)
 
@@ -152,7 +152,7 @@ def test_only_a_signed_network_is_told_what_is_surplus() -> None:
     signed = evaluate(target, Painter(automatic, 5), (0, 1, 2), signed_clicks=True)
     assert [click["sign"] for click in signed["placed"]] == [1, -1]
     assert list(signed["placed"][1]["point_zyx"]) in middle_of_largest(boxes(BLOB))
-    curve = [found["figures"]["Dice"] for found in signed["clicks"].values()]
+    curve = [found["metrics"]["Dice"] for found in signed["clicks"].values()]
     assert curve[0] == curve[1] < curve[2]
 
 
@@ -191,7 +191,7 @@ def test_only_what_was_clicked_on_counts() -> None:
     """The blob beside the target is in the automatic result, and out of it with clicks, which go to what is left."""
     target = boxes(BIG, SMALL)
     result = evaluate(target, Painter(boxes(BIG, BLOB)), (0, 1, 2), only_clicked=True, signed_clicks=True)
-    found = {count: entry["figures"]["Dice"] for count, entry in result["clicks"].items()}
+    found = {count: entry["metrics"]["Dice"] for count, entry in result["clicks"].items()}
     assert found["0"] == pytest.approx(dice(boxes(BIG, BLOB), target))
     assert found["1"] == pytest.approx(dice(boxes(BIG), target))  # it was there already
     second = result["placed"][1]
@@ -217,7 +217,7 @@ def test_regions() -> None:
     protocol = WholeVolumeProtocol(Target("both", (1, 2)), fold, click_counts=(0,))
     volume = Volume("case_07", np.zeros((1, *SHAPE), np.float32), segmentation, SPACING_MM)
     found = protocol.evaluate(Regions(boxes(BIG, BLOB)), volume)["clicks"]["0"]
-    assert found["figures"]["Dice"] == pytest.approx(dice(boxes(BIG, BLOB), boxes(BIG)))
+    assert found["metrics"]["Dice"] == pytest.approx(dice(boxes(BIG, BLOB), boxes(BIG)))
 
 
 def test_case_without_target_is_left_out() -> None:

@@ -94,7 +94,7 @@ def test_figures_intervals_and_clicks_are_kept(site: Site, network: SAM3D, outpu
     assert all(10 <= click["point_zyx"][0] < 16 for click in placed)  # the tumour's slices
     table = (output / "summary_with_clicks.md").read_text()
     assert "but for the column automatic" in table
-    assert "| figure" in table and "| automatic" in table and "| 3 clicks" in table
+    assert "| metric" in table and "| automatic" in table and "| 3 clicks" in table
 
 
 def test_a_signed_network_is_evaluated_with_signed_clicks(
@@ -176,9 +176,9 @@ def test_the_command_chooses_the_protocol_and_draws(
     assert "Protocol whole-volume" in printed and "foreground clicks" in printed
     assert "seed 0" in printed and not site.output.exists()
     names = {"run.json", "cases", "summary_with_clicks.json", "summary_with_clicks.md"}
-    names |= {"figures.csv", "curves.svg", "curves.png", "masks", "placed"}
+    names |= {"metrics.csv", "curves.svg", "curves.png", "masks", "placed"}
     assert {file.name for file in output.iterdir()} == names
-    with open(output / "figures.csv", newline="") as file:
+    with open(output / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["mode"], row["clicks"]) for row in rows} == {("automatic", "0"), ("clicked", "1")}
     assert {row["case"] for row in rows} == set(VALIDATION[:2])

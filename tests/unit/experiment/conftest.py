@@ -90,10 +90,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def site(cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    return Site(tmp_path, cases)
+def site(cases: Path, nnunet_paths: Path) -> Site:
+    return Site(nnunet_paths, cases)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from nnunetv2_sam3d.experiment.crossval import CrossValidation
 from nnunetv2_sam3d.experiment.devices import Device, parse_devices
 from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.experiment.preconditions import check, splits_of
-from nnunetv2_sam3d.experiment.slurm_jobs import plan_jobs, write_scripts
+from nnunetv2_sam3d.experiment.slurm_jobs import plan_slurm_jobs, write_scripts
 
 Site = Any  # the class in conftest.py
 Make = Callable[..., CrossValidation]
@@ -318,7 +318,7 @@ def test_jobs(site: Site, make: Make) -> None:
     site.finish("SAM3DDualPath", 4)
     run = make("DualPath", "Full", "nnUNetTrainer")
     options = {"sbatch": ["mem=9G", "gres=gpu:a100:1"], "environment": os.environ, "max_tasks": 2}
-    jobs = plan_jobs(run, ["DualPath", "Full", "nnUNetTrainer"], ("crossval",), **options)
+    jobs = plan_slurm_jobs(run, ["DualPath", "Full", "nnUNetTrainer"], ("crossval",), **options)
     full, stock, dualpath, last = jobs
     assert full.name == "Dataset991_Toy__nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres"
     assert full.folds == dualpath.folds == (0, 1, 2, 3)  # fold 1 of Full ends at once; both arrays need the same tasks
@@ -329,7 +329,7 @@ def test_jobs(site: Site, make: Make) -> None:
     assert full.environment["nnUNet_results"] == os.environ["nnUNet_results"]
     assert "--no-accumulate" in full.command and "--no-accumulate" not in last.command
     site.finish("SAM3DFull", 0, 2, 3)
-    (dualpath, *_) = plan_jobs(make("DualPath", "Full"), ["DualPath", "Full"], ("crossval",), **options)
+    (dualpath, *_) = plan_slurm_jobs(make("DualPath", "Full"), ["DualPath", "Full"], ("crossval",), **options)
     assert (dualpath.folds, dualpath.after) == ((0, 1, 2, 3), ())
 
 

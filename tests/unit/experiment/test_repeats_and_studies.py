@@ -15,8 +15,8 @@ from nnunetv2_sam3d.experiment import execute
 from nnunetv2_sam3d.experiment.costs import Costs, costs_of
 from nnunetv2_sam3d.experiment.crossval import CrossValidation, parse_models, with_repeats
 from nnunetv2_sam3d.experiment.repeat_plans import repeated, write_repeat_plans
-from nnunetv2_sam3d.experiment.slurm_jobs import plan_jobs
-from nnunetv2_sam3d.experiment.steps import Record
+from nnunetv2_sam3d.experiment.slurm_jobs import plan_slurm_jobs
+from nnunetv2_sam3d.experiment.steps import StepCosts
 from nnunetv2_sam3d.experiment.studies import arms_of, start_of_studies
 from nnunetv2_sam3d.settings import Settings
 
@@ -158,7 +158,7 @@ def test_configurations_that_inherit_keep_their_settings() -> None:
 def test_jobs_of_repeats(site: Site, make: Callable[..., CrossValidation]) -> None:
     site.finish("SAM3DFull", 0, 1, 2, 3, 4)
     run = make("DualPath", "Full", "nnUNetTrainer")
-    jobs = plan_jobs(run, ["DualPath", "Full", "nnUNetTrainer"], ("crossval",), environment=os.environ)
+    jobs = plan_slurm_jobs(run, ["DualPath", "Full", "nnUNetTrainer"], ("crossval",), environment=os.environ)
     dualpath, stock, second_full, second_dualpath, last = jobs
     assert (dualpath.after, second_full.after, second_dualpath.after) == ((), (), (second_full.name,))
     second = [f"nnUNetTrainer_SAM3D{trainer}__{SECOND}" for trainer in ("DualPath", "Full")]
@@ -182,7 +182,7 @@ def test_costs_by_what_is_finished(site: Site, make: Callable[..., CrossValidati
     (folders[1] / "training_log_1.txt").write_text("x: Epoch time: 4000.0 s\n")  # went on elsewhere
     record = site.results / f"crossval__{PLANS}__3d_fullres__fold_0"
     record.mkdir()
-    Record(record).add("train nnUNetTrainer_SAM3DFull", 2000.0, 1)
+    StepCosts(record).add("train nnUNetTrainer_SAM3DFull", 2000.0, 1)
     run = make("Full", "OriginalContinued")
     sizes = {model: 1e9 for model in run.models}
     costs = costs_of(run, sizes)

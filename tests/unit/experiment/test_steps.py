@@ -19,7 +19,7 @@ import torch
 from nnunetv2_sam3d.experiment import execute
 from nnunetv2_sam3d.experiment.devices import Device, parse_devices
 from nnunetv2_sam3d.experiment.execute import run_steps
-from nnunetv2_sam3d.experiment.steps import Record, Step, is_whole
+from nnunetv2_sam3d.experiment.steps import Step, StepCosts, is_whole
 
 CPU = [Device("cpu")]
 
@@ -56,7 +56,7 @@ def test_what_is_missing_runs_after_what_it_needs(
     output = capfd.readouterr().out
     assert "[1/3] there: finished before" in output
     assert "[3/3] second: finished (" in output
-    assert set(Record(tmp_path / "logs of it").steps) == {"first", "second"}
+    assert set(StepCosts(tmp_path / "logs of it").steps) == {"first", "second"}
     run_steps([second, there, first], os.environ, CPU)
     assert order(tmp_path) == ["first", "second"]
 
@@ -135,8 +135,8 @@ def test_devices(shell: Callable[..., Step], tmp_path: Path) -> None:
 
 
 def test_a_record_adds_up(tmp_path: Path) -> None:
-    Record(tmp_path).add("train", 2.0, 10)
-    Record(tmp_path).add("train", 3.0, 5)
+    StepCosts(tmp_path).add("train", 2.0, 10)
+    StepCosts(tmp_path).add("train", 3.0, 5)
     assert json.loads((tmp_path / "steps.json").read_text()) == {"train": {"seconds": 5.0, "peak_rss_bytes": 10}}
 
 

@@ -77,7 +77,7 @@ def test_clicked_results_have_a_section_and_files_of_their_own(tree: Tree, tmp_p
     table = (tmp_path / "out" / "tables" / "with_clicks_reference_0.md").read_text().splitlines()
     assert "one crop of 16x24x24 voxels around random clicks, seed 0" in table[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
-    assert rows[0] == ["figure", "model", "folds", "cases", "1 click", "3 clicks"]
+    assert rows[0] == ["metric", "model", "folds", "cases", "1 click", "3 clicks"]
     assert [row[:4] for row in rows[2:]] == [
         ["Dice", "Full", "1", "2"], ["Dice", "DualPath", "0 1 2 3 4", "9"],
         [NSD, "Full", "1", "2"], [NSD, "DualPath", "0 1 2 3 4", "9"],
@@ -87,7 +87,7 @@ def test_clicked_results_have_a_section_and_files_of_their_own(tree: Tree, tmp_p
     with open(tmp_path / "out" / "clicks.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == (9 + 2) * 2 * 2
-    (one,) = [line for line in lines if (line["case"], line["model"], line["clicks"], line["figure"])
+    (one,) = [line for line in lines if (line["case"], line["model"], line["clicks"], line["metric"])
               == ("case_004", "DualPath", "3", "Dice")]  # fmt: skip
     assert (one["fold"], float(one["value"]), one["target"]) == ("4", pytest.approx(0.84), "tumour")
     (found,) = summary["with clicks"]
@@ -116,7 +116,7 @@ def test_curves_of_all_models_start_at_automatic(tree: Tree, tmp_path: Path) -> 
     table = (tmp_path / "out" / "tables" / "with_clicks_whole_volume_1.md").read_text()
     table = [re.sub(" +", " ", line) for line in table.splitlines()]
     assert "the whole volume, signed clicks" in table[0]
-    assert table[2] == "| figure | model | folds | cases | automatic | 1 click | 3 clicks | 5 clicks |"
+    assert table[2] == "| metric | model | folds | cases | automatic | 1 click | 3 clicks | 5 clicks |"
     assert table[5].startswith(r"| Dice | DualPath | 0 1 2 3 4 | 9 | 0.550 \[")
     with open(tmp_path / "out" / "clicks.csv", newline="") as file:
         modes = {(row["protocol"], row["mode"], row["clicks"]) for row in csv.DictReader(file)}
@@ -169,7 +169,7 @@ def test_means_are_over_cases_of_all_folds(tree: Tree) -> None:
     for fold in (1, 3):
         write_clicked(tree, "nnUNetTrainer_SAM3DFull", fold, 0.1)
     (results,) = collected(tree)
-    found = {(entry.clicks, entry.figure): entry for entry in summarise_clicked(results)}
+    found = {(entry.clicks, entry.metric): entry for entry in summarise_clicked(results)}
     assert list(found) == [(1, "Dice"), (1, NSD), (3, "Dice"), (3, NSD)]
     values = [0.8 + 0.01 * number for number in (1, 6, 3, 8)]
     assert found[3, "Dice"].mean == pytest.approx(np.mean(values))

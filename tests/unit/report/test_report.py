@@ -17,7 +17,7 @@ from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.own_files import LIST
 from nnunetv2_sam3d.report.training_record import read_training
-from nnunetv2_sam3d.results.collect import Model, collect, find_models, open_dataset
+from nnunetv2_sam3d.results.collect import RepeatedModel, collect, find_models, open_dataset
 from nnunetv2_sam3d.results.measure import Row, measure_all
 from nnunetv2_sam3d.results.structures import structures_of
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
@@ -109,7 +109,7 @@ def test_costs_and_curves(made: tuple[Tree, Path]) -> None:
     assert (runs["Full", 0]["parameters"], runs["Full", 0]["device"]) == (30, "cpu")
     assert runs["Full", 0]["peak_bytes"] is None
     trainer = "nnUNetTrainer_SAM3DFull"
-    curves = read_training(Model("Full", trainer, tree.model(trainer)), 2).curves
+    curves = read_training(RepeatedModel("Full", trainer, tree.model(trainer)), 2).curves
     assert curves["train_loss"] == [0.48, 0.43, 0.38, 0.33]
     assert curves["pseudo_dice"] == pytest.approx([0.6, 0.625, 0.65, 0.675])
 
@@ -122,7 +122,7 @@ def test_an_interrupted_training_counts_its_repeated_epoch_once(tmp_path: Path) 
     record = folder.parent.parent / "comparison__plans__fold_0" / "steps.json"
     record.parent.mkdir()
     record.write_text(json.dumps({"train nnUNetTrainer_SAM3DFull": {"seconds": 5, "peak_rss_bytes": 7_000}}))
-    found = read_training(Model("Full", "nnUNetTrainer_SAM3DFull", folder.parent), 0)
+    found = read_training(RepeatedModel("Full", "nnUNetTrainer_SAM3DFull", folder.parent), 0)
     assert found.curves["epoch"] == [0, 1, 2, 3]
     assert found.hours == pytest.approx((90 + 90 + 36 + 36) / 3600)
     assert (found.trained, found.peak_bytes) == (None, 7_000)
@@ -142,7 +142,7 @@ def test_a_start_that_was_trained_again_is_told(tree: Tree, make_network: Callab
 
     train("Full", 0)
     train("DualPath", 1, start=folders["Full"] / "checkpoint_final.pth")
-    model = Model("DualPath", "nnUNetTrainer_SAM3DDualPath", folders["DualPath"].parent)
+    model = RepeatedModel("DualPath", "nnUNetTrainer_SAM3DDualPath", folders["DualPath"].parent)
     found = read_training(model, 2)
     assert (found.start, found.start_replaced) == (folders["Full"].parent.name, False)
     train("Full", 7)

@@ -25,14 +25,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folders(nnunet_paths: Path) -> Path:
     """nnU-Net's paths, with a preprocessed folder in which it recognises its format."""
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    data = tmp_path / "preprocessed" / NAME / "nnUNetPlans_3d_fullres"
+    data = nnunet_paths / "preprocessed" / NAME / "nnUNetPlans_3d_fullres"
     data.mkdir(parents=True)
     (data / "case_0.b2nd").touch()
-    return tmp_path
+    return nnunet_paths
 
 
 @pytest.fixture

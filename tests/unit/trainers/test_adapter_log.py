@@ -31,7 +31,7 @@ def test_each_epoch_has_the_figures_of_its_first_batch(make_trainer: MakeTrainer
         epoch(trainer, number)
         with torch.no_grad(), recorded_paths(trainer.plain_network) as records:
             trainer.plain_network(batch(trainer, 10 * number)["data"])
-        assert logging(trainer)[LOG_KEY][number] == [record.figures._asdict() for record in records.values()]
+        assert logging(trainer)[LOG_KEY][number] == [record.metrics._asdict() for record in records.values()]
     assert [len(blocks) for blocks in logging(trainer)[LOG_KEY]] == [4, 4]
     text = Path(trainer.log_file).read_text()
     share = logging(trainer)[LOG_KEY][0][3]["local_share"]

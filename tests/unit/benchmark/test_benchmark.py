@@ -12,14 +12,14 @@ import torch
 
 from nnunetv2_sam3d.benchmark import machine, run
 from nnunetv2_sam3d.benchmark import records as report
-from nnunetv2_sam3d.benchmark.case import TRAINED, Case, cases
+from nnunetv2_sam3d.benchmark.case import TRAINED, BenchmarkCase, cases
 from nnunetv2_sam3d.benchmark.plain import PlainSAM3D
 from nnunetv2_sam3d.benchmark.run import parity_failures
 from nnunetv2_sam3d.benchmark.worker import build, count_operations, fill, saved_bytes
 from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 
-TINY = Case("forward", "ours", "vit_tiny", (32, 32, 32), 4, "float32", "DualPath")
+TINY = BenchmarkCase("forward", "ours", "vit_tiny", (32, 32, 32), 4, "float32", "DualPath")
 FIELDS = {
     "what", "form", "variant", "patch_size", "depth", "precision", "recipe", "checkpointing", "seconds",
     "seconds_spread", "peak_rss_bytes", "floor_seconds",
@@ -81,7 +81,7 @@ def test_prediction_beside_its_passes(tmp_path: Path) -> None:
     (record,) = json.loads(file.read_text())["records"]
     assert (record["tiles"], record["mirrorings"], record["passes"]) == (2, 8, 16)
     assert record["seconds"] > record["seconds_of_one_pass"]
-    assert record["operations"] == 16 * count_operations(Case.from_dict(record))
+    assert record["operations"] == 16 * count_operations(BenchmarkCase.from_dict(record))
 
 
 def test_results_of_another_machine_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,12 +121,12 @@ def test_combinations_that_make_sense() -> None:
     )  # fmt: skip
     # one forward pass of each form; steps: two recipes, ours with and without checkpointing, the plain form without
     assert len(found) == len(set(found)) == 2 + 2 * 3
-    assert all(case == Case.from_dict(json.loads(json.dumps(case.to_dict()))) for case in found)
+    assert all(case == BenchmarkCase.from_dict(json.loads(json.dumps(case.to_dict()))) for case in found)
 
 
 def test_both_forms_get_the_same_weights() -> None:
     """By name; no weight is left where an error would not show."""
-    ours, plain = build(TINY), build(Case.from_dict(TINY.to_dict() | {"form": "plain"}))
+    ours, plain = build(TINY), build(BenchmarkCase.from_dict(TINY.to_dict() | {"form": "plain"}))
     assert isinstance(ours, SAM3D) and isinstance(plain, PlainSAM3D)
     fill(ours)
     fill(plain)
@@ -140,18 +140,19 @@ def test_operations_are_those_of_the_case() -> None:
     """A step costs more than a pass; fewer trained parameters, less; recomputation is no necessary work."""
     values = TINY.to_dict()
     forward = count_operations(TINY)
-    dualpath = count_operations(Case.from_dict(values | {"what": "step"}))
+    dualpath = count_operations(BenchmarkCase.from_dict(values | {"what": "step"}))
     original, full = (
-        count_operations(Case.from_dict(values | {"what": "step", "recipe": recipe})) for recipe in ("Original", "Full")
+        count_operations(BenchmarkCase.from_dict(values | {"what": "step", "recipe": recipe}))
+        for recipe in ("Original", "Full")
     )
-    recomputed = count_operations(Case.from_dict(values | {"what": "step", "checkpointing": True}))
+    recomputed = count_operations(BenchmarkCase.from_dict(values | {"what": "step", "checkpointing": True}))
     assert forward < dualpath == recomputed
     assert original < full < 3.2 * forward
 
 
 @pytest.mark.parametrize("recipe", TRAINED)
 def test_operations_of_every_recipe(recipe: str) -> None:
-    assert count_operations(Case.from_dict(TINY.to_dict() | {"what": "step", "recipe": recipe})) > 0
+    assert count_operations(BenchmarkCase.from_dict(TINY.to_dict() | {"what": "step", "recipe": recipe})) > 0
 
 
 def test_saved_bytes_is_the_size_of_the_file(tmp_path: Path) -> None:

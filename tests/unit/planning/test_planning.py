@@ -43,11 +43,9 @@ def base_plans() -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(nnunet_paths: Path) -> Path:
     """The preprocessed data set, with nnU-Net's plans and data."""
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    folder = tmp_path / "preprocessed" / NAME
+    folder = nnunet_paths / "preprocessed" / NAME
     (folder / "nnUNetPlans_3d_fullres").mkdir(parents=True)
     (folder / "nnUNetPlans.json").write_text(json.dumps(base_plans()))
     return folder

@@ -244,10 +244,8 @@ def test_probabilities_are_those_of_the_segmentation(model: Path, images: Path, 
     assert not (output / "straight.npz").exists() and not (output / "straight.pkl").exists()
 
 
-def test_a_model_by_nnunets_names(model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    shutil.copytree(model, tmp_path / "results" / "Dataset991_Toy" / model.name)
+def test_a_model_by_nnunets_names(model: Path, images: Path, tmp_path: Path, nnunet_paths: Path) -> None:
+    shutil.copytree(model, nnunet_paths / "results" / "Dataset991_Toy" / model.name)
     image, options = images / "straight_0000.nii.gz", ["-f", "0", "--disable_tta", "-device", "cpu"]
     arguments = ["predict", "-d", "991", "-tr", "nnUNetTrainer_SAM3DFull", "-i", str(image), "-o", str(tmp_path / "o")]
     assert main([*arguments, *options]) == 0

@@ -10,7 +10,7 @@ import blosc2
 import numpy as np
 import pytest
 
-from nnunetv2_sam3d.server.wire_format import DTYPES, TooLarge, WireError, pack, read_json, unpack
+from nnunetv2_sam3d.server.wire_format import DTYPES, TooLarge, WireError, pack, parse_table, unpack
 
 client = pytest.importorskip("nnInteractive.inference.remote.serialization")
 RNG = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def test_refusals_name_what_is_wrong() -> None:
         unpack(bomb, 1 << 31, 4)
     for text in ("", "[1]", "{" * 50_000, "[" * 50_000, '{"a": ', "\ud800".encode("utf-8", "surrogatepass")):
         with pytest.raises(WireError, match="no JSON"):
-            read_json(text, "the body")
+            parse_table(text, "the body")
 
 
 def mutated(body: bytes, rng: random.Random) -> bytes:

@@ -31,16 +31,14 @@ def authors_split() -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def dataset(nnunet_paths: Path) -> Path:
     """A raw data set of six cases; returns the place of its splits."""
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    raw = tmp_path / "raw" / NAME
+    raw = nnunet_paths / "raw" / NAME
     (raw / "imagesTr").mkdir(parents=True)
     for case in CASES:
         (raw / "imagesTr" / f"{case}_0000.nii.gz").touch()
     (raw / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "labels": {"background": 0, "tumour": 1}}))
-    return tmp_path / "preprocessed" / NAME / "splits_final.json"
+    return nnunet_paths / "preprocessed" / NAME / "splits_final.json"
 
 
 def write(folder: Path, content: Any, protocol: int | None = None) -> Path:

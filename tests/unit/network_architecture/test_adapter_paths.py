@@ -55,7 +55,7 @@ def test_figures_are_those_of_all_values_together() -> None:
     for slab in (slice(0, 1), slice(1, 3)):
         record.add(gate[:, :, slab], local[:, :, slab], (g + gate * local)[:, :, slab])
     expected = (gate.mean(), gate.std(correction=0), (gate * local).norm() / (g + gate * local).norm())
-    assert record.figures == pytest.approx([float(value) for value in expected], rel=1e-6)
+    assert record.metrics == pytest.approx([float(value) for value in expected], rel=1e-6)
     assert record.tokens == 2 * 3 * 4 * 6
 
 
@@ -66,7 +66,7 @@ def test_a_narrow_gate_keeps_its_spread() -> None:
     gate[:, 1::2] -= 1e-6
     record = PathRecord()
     record.add(gate, gate, gate)
-    assert record.figures.gate_sd == pytest.approx(1e-6, rel=1e-3)
+    assert record.metrics.gate_sd == pytest.approx(1e-6, rel=1e-3)
 
 
 @with_each_dualpath
@@ -84,7 +84,7 @@ def test_recording_changes_no_result_and_is_the_same_in_parts(
     assert list(in_parts) == list(at_once) == [0, 1, 2, 3]
     for index, record in in_parts.items():
         assert record.tokens == at_once[index].tokens == 2 * 3 * 5 * 6
-        assert record.figures == pytest.approx(at_once[index].figures, abs=1e-5)
+        assert record.metrics == pytest.approx(at_once[index].metrics, abs=1e-5)
     assert all("fuse" not in vars(kind) for kind in two_path_adapters(network).values())
 
 
@@ -103,7 +103,7 @@ def test_known_gates_and_shares(make_network: MakeNetwork) -> None:
     def figures(network: SAM3D) -> list[PathMetrics]:
         with torch.no_grad(), recorded_paths(network) as records:
             network(image_of())
-        return [record.figures for record in records.values()]
+        return [record.metrics for record in records.values()]
 
     assert all((f.gate_mean, f.gate_sd) == (1, 0) for f in figures(make_network(adapter="dualpath_no_gate")))
     assert all(f.local_share == pytest.approx(1) for f in figures(make_network(adapter="dualpath_local_only")))
@@ -135,7 +135,7 @@ def test_without_the_global_path_it_is_the_local_one_alone(make_network: MakeNet
     alone = same_weights(make_network, network, "dualpath_local_only")
     with without(network, "global"), recorded_paths(network) as records:
         assert torch.allclose(network(image_of()), alone(image_of()), atol=1e-5)
-    assert all(record.figures.local_share == pytest.approx(1) for record in records.values())
+    assert all(record.metrics.local_share == pytest.approx(1) for record in records.values())
     expected = alone(image_of())
     with without(alone, "global"):  # it has none
         assert torch.equal(alone(image_of()), expected)
@@ -175,12 +175,12 @@ def test_maps_are_the_same_figures_token_by_token(make_network: MakeNetwork, mon
         assert record.gate_map().shape == record.share_map().shape == (3, 5, 6)
         assert torch.allclose(record.gate_map(), at_once[index].gate_map(), atol=1e-5)
         assert torch.allclose(record.share_map(), at_once[index].share_map(), atol=1e-4)
-        assert float(record.gate_map().mean()) == pytest.approx(record.figures.gate_mean)
+        assert float(record.gate_map().mean()) == pytest.approx(record.metrics.gate_mean)
         parted = PathRecord()
         some = torch.rand(3, 5, 6) < 0.5
         parted.include(record, some)
-        assert (parted.tokens, parted.figures.gate_mean) == (
+        assert (parted.tokens, parted.metrics.gate_mean) == (
             int(some.sum()), pytest.approx(float(record.gate_map()[some].mean())),
         )  # fmt: skip
         parted.include(record, ~some)
-        assert parted.figures == pytest.approx(record.figures)
+        assert parted.metrics == pytest.approx(record.metrics)

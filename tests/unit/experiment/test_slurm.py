@@ -1,6 +1,6 @@
 """The text of Slurm's scripts, compared with golden files; tests/integration runs such scripts on a real Slurm.
 
-`UPDATE_GOLDEN=1 pytest tests/unit/test_slurm.py` writes the files anew.
+`UPDATE_GOLDEN=1 pytest tests/unit/experiment/test_slurm.py` writes the files anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nnunetv2_sam3d.experiment.slurm_jobs import write_scripts
-from nnunetv2_sam3d.experiment.slurm_scripts import Job, parse_options, script, script_name, submission
+from nnunetv2_sam3d.experiment.slurm_scripts import SlurmJob, parse_options, script, script_name, submission
 
 GOLDEN = Path(__file__).parent / "slurm_scripts"
 COMMAND = ("/opt/env/bin/nnUNetv2_sam3d", "crossval", "-d", "Dataset220_KiTS", "--trainers")
@@ -26,7 +26,7 @@ TEMPLATE = """\
 module load cuda/12.4
 source "/opt/my env/bin/activate"
 """
-FIRST = Job(
+FIRST = SlurmJob(
     name="Dataset220_KiTS__Original",
     command=(*COMMAND, "Original", "--devices", "cuda", "--no-accumulate"),
     logs="/results/Dataset220_KiTS/my logs",
@@ -35,7 +35,7 @@ FIRST = Job(
     environment={"nnUNet_results": "/results", "nnUNet_raw": "/raw data's"},
     max_tasks=2,
 )
-SECOND = Job(
+SECOND = SlurmJob(
     name="Dataset220_KiTS__DualPath",
     command=(*COMMAND, "DualPath", "--devices", "cuda", "--no-accumulate"),
     logs="/results/logs",
@@ -43,7 +43,7 @@ SECOND = Job(
     after=(FIRST.name,),
     template=TEMPLATE,
 )
-LAST = Job(
+LAST = SlurmJob(
     name="Dataset220_KiTS__accumulate",
     command=(*COMMAND, "Original", "DualPath", "--devices", "cpu", "--folds", "0", "1", "2", "3", "4"),
     logs="/results/logs",
@@ -112,7 +112,9 @@ def test_names_do_not_run(name: str, tmp_path: Path) -> None:
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.write_text('#!/bin/sh\necho "$@" >> sbatch_was_told\necho 1\n')
     sbatch.chmod(0o755)
-    job = Job(f"Dataset001_{name}__Full", ("true", name), str(tmp_path / name), folds=(0,), options={"comment": name})
+    job = SlurmJob(
+        f"Dataset001_{name}__Full", ("true", name), str(tmp_path / name), folds=(0,), options={"comment": name}
+    )
     submit = write_scripts([job, replace(job, name="last", after=(job.name,))], tmp_path / "scripts" / name)
     environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", str(submit)], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -39,10 +39,8 @@ def write_plans(folder: Path, **more: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    folder = tmp_path / "preprocessed" / NAME
+def folder(nnunet_paths: Path) -> Path:
+    folder = nnunet_paths / "preprocessed" / NAME
     (folder / "nnUNetPlans_3d_fullres").mkdir(parents=True)
     write_plans(folder)
     return folder

@@ -147,24 +147,32 @@ def test_pages_of_other_sites_are_not_answered(url: str) -> None:
         assert httpx.get(f"{url}/capabilities", headers=headers).status_code == status
 
 
+class HeldUploads:
+    """Volumes that are sent wait with their prediction until they may go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        original = InteractiveSession.set_image
+
+        def slow(session: InteractiveSession, image: np.ndarray, spacing: list[float]) -> str | None:
+            self.begun.set()
+            self.go_on.wait(30)
+            return original(session, image, spacing)
+
+        monkeypatch.setattr(InteractiveSession, "set_image", slow)
+
+
 def test_several_clients_and_heartbeats_during_a_prediction(
     client: httpx.Client, url: str, volume: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, original = threading.Event(), threading.Event(), InteractiveSession.set_image
-
-    def slow(self: InteractiveSession, image: np.ndarray, spacing: list[float]) -> str | None:
-        begun.set()
-        go_on.wait(30)
-        return original(self, image, spacing)
-
     with httpx.Client(base_url=url, timeout=60) as other:
         other.headers["X-Lease-Token"] = other.post("/claim").json()["lease_token"]
         send(other, volume)
-        monkeypatch.setattr(InteractiveSession, "set_image", slow)
+        held = HeldUploads(monkeypatch)
         replies: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: replies.append(send(client, volume)))
         thread.start()
-        assert begun.wait(30)
+        assert held.begun.wait(30)
         start = time.perf_counter()
         assert httpx.get(f"{url}/healthz").is_success
         heartbeat = httpx.post(f"{url}/heartbeat", headers=dict(client.headers) | {"host": url.removeprefix("http://")})
@@ -172,7 +180,7 @@ def test_several_clients_and_heartbeats_during_a_prediction(
         assert other.post("/add_point_interaction", json=POINT).is_success
         assert other.post("/undo", json={}).is_success and not replies
         assert time.perf_counter() - start < 20
-        go_on.set()
+        held.go_on.set()
         thread.join()
         assert replies[0].is_success
         other.post("/release")
@@ -218,22 +226,15 @@ def test_who_left_a_prediction_behind_keeps_its_place(
     offer: Offer, volume: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory is taken for so many volumes at a time, also if clients disconnect while theirs are predicted."""
-    begun, go_on, original = threading.Event(), threading.Event(), InteractiveSession.set_image
-
-    def slow(self: InteractiveSession, image: np.ndarray, spacing: list[float]) -> str | None:
-        begun.set()
-        go_on.wait(30)
-        return original(self, image, spacing)
-
-    monkeypatch.setattr(InteractiveSession, "set_image", slow)
+    held = HeldUploads(monkeypatch)
     with serving(offer, most=1) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
         client.headers["X-Lease-Token"] = client.post("/claim").json()["lease_token"]
         thread = threading.Thread(target=send, args=(client, volume))
         thread.start()
-        assert begun.wait(30)
+        assert held.begun.wait(30)
         assert httpx.post(f"{url}/release", headers={"X-Lease-Token": client.headers["X-Lease-Token"]}).is_success
         assert httpx.post(f"{url}/claim").status_code == 503
-        go_on.set()
+        held.go_on.set()
         thread.join()
         assert httpx.post(f"{url}/claim").is_success
 
