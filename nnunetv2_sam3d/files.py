@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, their SHA-256."""
+"""Files: written whole or not at all, JSON that is made anew where damaged, SHA-256."""
 
 from __future__ import annotations
 
