@@ -106,6 +106,11 @@ def validation_summary(fold: Path) -> Path:
     return fold / "validation" / "summary.json"
 
 
+def training_title(trainer: str) -> str:
+    """What this package calls a training: title of its step, and key of its costs in ``steps.json``."""
+    return f"train {trainer}"
+
+
 def check_paths() -> None:
     """Raises ValueError if nnU-Net's path variables are not set."""
     missing = [name for name in PATHS if not os.environ.get(name)]

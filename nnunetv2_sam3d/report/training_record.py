@@ -12,7 +12,7 @@ from typing import Any
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.nnunet.folders import read_table
-from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName
+from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName, training_title
 from nnunetv2_sam3d.results.collect import RepeatedModel
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
@@ -77,7 +77,7 @@ class Training:
 def read_training(model: RepeatedModel, fold: int, repeat: int | None = None) -> Training:
     """Reads one fold's folder, by default of the first repeat."""
     repeat = model.repeats[0] if repeat is None else repeat
-    folder = model.folder_of(repeat) / f"fold_{fold}"
+    folder = model.fold_folder(fold, repeat)
     logs = sorted(folder.glob("training_log_*.txt"))
     epochs = read_epochs("".join(log.read_text(encoding="utf-8", errors="replace") for log in logs))
     names = ("train_loss", "val_loss", "pseudo_dice")
@@ -181,7 +181,7 @@ def _peak(model: RepeatedModel, fold: int, repeat: int) -> int | None:
     peaks = [
         int(
             read_table(record, f"{UNNEEDED} the peak memory then")
-            .get(f"train {model.trainer}", {})
+            .get(training_title(model.trainer), {})
             .get("peak_rss_bytes", 0)
         )
         for record in model.folder.parent.glob(f"*__{plans}__*fold_{fold}/steps.json")
