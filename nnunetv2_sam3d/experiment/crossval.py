@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.experiment.models import Model
-from nnunetv2_sam3d.experiment.steps import Step, program
-from nnunetv2_sam3d.files import json_or_none
+from nnunetv2_sam3d.experiment.steps import Step, is_whole, program
 from nnunetv2_sam3d.nnunet.folders import dataset_folder, read_plans
 from nnunetv2_sam3d.nnunet.layout import repeat_plans
 from nnunetv2_sam3d.settings import Settings
@@ -139,7 +138,7 @@ class CrossValidation:
             group=_repeat(model),
             after=tuple(self.training(model, fold) for fold in self.folds),
             inputs=inputs,
-            unchanged=lambda: _metrics(summary) == _metrics(*inputs) != [],
+            unchanged=lambda: _figures(summary) == _figures(*inputs) != [],
         )
 
     def steps(self) -> list[Step]:
@@ -173,14 +172,15 @@ def _repeat(model: Model) -> str:
     return f"repeat {model.repeat}" if model.repeat > 1 else ""
 
 
-def _metrics(*summaries: Path) -> list[str]:
-    """Cases and their metrics in summaries of nnU-Net's, as text, in which NaN equals NaN."""
+def _figures(*summaries: Path) -> list[str]:
+    """Cases and their figures in summaries of nnU-Net's, as text, in which NaN equals NaN."""
     cases = [case for file in summaries for case in _cases(file)]
     return sorted(json.dumps([Path(case["prediction_file"]).name, case["metrics"]], sort_keys=True) for case in cases)
 
 
 def _cases(summary: Path) -> list[dict[str, Any]]:
-    return (json_or_none(summary) or {}).get("metric_per_case", [])
+    content = json.loads(summary.read_text()) if is_whole(summary) else {}
+    return content.get("metric_per_case", [])
 
 
 def is_sam3d(model: Model) -> bool:

@@ -84,6 +84,11 @@ class ModelName(NamedTuple):
         return "__".join(self)
 
 
+def training_title(trainer: str) -> str:
+    """What this package calls a training: title of its step, and key of its costs in ``steps.json``."""
+    return f"train {trainer}"
+
+
 def dataset_number(name: str) -> int:
     """``Dataset220_KiTS`` -> 220, ``Dataset1234_Blobs`` -> 1234; for those commands of nnU-Net that take no names.
 
@@ -104,11 +109,6 @@ def fold_folder(model: Path, fold: int | str) -> Path:
 def validation_summary(fold: Path) -> Path:
     """What the validation of a fold leaves last."""
     return fold / "validation" / "summary.json"
-
-
-def training_title(trainer: str) -> str:
-    """What this package calls a training: title of its step, and key of its costs in ``steps.json``."""
-    return f"train {trainer}"
 
 
 def check_paths() -> None:

@@ -15,7 +15,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_sam3d.files import json_or_none, write_json
+from nnunetv2_sam3d.files import write_json
 from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.pickles import load_plain
 
@@ -232,7 +232,7 @@ def import_split(
         folds = make_folds(splits[int(fold)], cases, by_number=by_number, partial=partial)
     target = Path(str(nnUNet_preprocessed.require())) / name / SPLITS_FILE
     if target.is_file():
-        if json_or_none(target) == folds:
+        if _read(target) == folds:
             return ImportedSplit(target, folds, False, len(splits))
         backup = target.with_name(f"{SPLITS_FILE}.bak")
         if not force:
@@ -299,3 +299,10 @@ def _stem(name: str) -> str:
 def _number(name: str) -> int | None:
     digits = re.findall(r"[0-9]+", name)
     return int(digits[-1]) if digits and len(digits[-1]) < 19 else None
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None

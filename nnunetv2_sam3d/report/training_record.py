@@ -12,7 +12,7 @@ from typing import Any
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.nnunet.folders import read_table
-from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName, training_title
+from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName
 from nnunetv2_sam3d.results.collect import RepeatedModel
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint
@@ -181,7 +181,7 @@ def _peak(model: RepeatedModel, fold: int, repeat: int) -> int | None:
     peaks = [
         int(
             read_table(record, f"{UNNEEDED} the peak memory then")
-            .get(training_title(model.trainer), {})
+            .get(f"train {model.trainer}", {})
             .get("peak_rss_bytes", 0)
         )
         for record in model.folder.parent.glob(f"*__{plans}__*fold_{fold}/steps.json")
