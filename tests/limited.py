@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-MEGABYTE = 1 << 20
 # The process prints what it needed beyond its imports as its last line.
 _FRAME = """
 import resource, sys, time

@@ -16,7 +16,7 @@ SLOW_S = 20.0
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What decides the figures: processor or GPU, threads, versions, and the code that is measured."""
+    """What decides the measurements: CPU or GPU, threads, versions, and the code that is measured."""
     import torch
 
     from nnunetv2_sam3d import __version__

@@ -30,7 +30,7 @@ class Clicks(NamedTuple):
 
     Attributes:
         points: float32, (B, N, 3), (z, y, x) in voxels of the crops.
-        signs: float32, (B, N), as :class:`~nnunetv2_sam3d.network_architecture.sam3d.SAM3D` takes them: 0 fills up.
+        signs: float32, (B, N), as :class:`~nnunetv2_sam3d.network_architecture.sam3d.SAM3D` takes them; 0 is padding.
     """
 
     points: np.ndarray
@@ -41,8 +41,8 @@ class Clicks(NamedTuple):
 class SimulatedClicks:
     """Draws the clicks of steps.
 
-    Every batch of training has room for as many clicks as there can be, filled up with none: arrays of one shape, which
-    a compiled network and several processes want.
+    All batches of training have arrays of one shape, which a compiled network and several processes need. Places
+    without a click are padding (sign 0).
 
     Args:
         training: how many.
@@ -57,7 +57,7 @@ class SimulatedClicks:
     seed: int
 
     @property
-    def room(self) -> int:
+    def max_points(self) -> int:
         """Clicks that a sample can have; the last place is the correcting click's."""
         return self.training.max_clicks + self.training.random_points + self.signed
 
@@ -79,7 +79,7 @@ class SimulatedClicks:
             step: of the epoch, from 0.
             rank: of the process.
         """
-        clicks = self._empty(len(target), self.room)
+        clicks = self._empty(len(target), self.max_points)
         if not self.is_automatic(epoch, step):
             generator = self._generator(TRAINING, epoch, step, rank + 1)
             masks, ignored = self.target.masks(target), self.target.ignored(target)
@@ -90,7 +90,13 @@ class SimulatedClicks:
         return clicks
 
     def corrected(self, clicks: Clicks, target: np.ndarray, logits: Tensor) -> Clicks:
-        """Adds to each sample the click that corrects what the network makes of the clicks so far."""
+        """Adds to each sample the click that corrects what the network makes of the clicks so far.
+
+        Args:
+            clicks: of the step, (B, N, 3) and (B, N); the last place of each sample is free.
+            target: (B, 1, D, H, W) or (B, regions, D, H, W), as in :meth:`for_training`.
+            logits: of the network with these clicks, (B, classes, D, H, W).
+        """
         points, signs = clicks.points.copy(), clicks.signs.copy()
         masks, ignored = self.target.masks(target), self.target.ignored(target)
         predicted = self.target.predicted(logits) & ~ignored
@@ -100,7 +106,10 @@ class SimulatedClicks:
         return Clicks(points, signs)
 
     def for_validation(self, target: np.ndarray, epoch: int, step: int, rank: int = 0) -> Clicks:
-        """Clicks on the target alone, as many as the preset validates with; none in samples without target."""
+        """Clicks on the target alone, as many as the preset validates with; none in samples without target.
+
+        The arguments are those of :meth:`for_training`.
+        """
         clicks = self._empty(len(target), self.training.validation_clicks)
         generator = self._generator(VALIDATION, epoch, step, rank + 1)
         for sample, mask in enumerate(self.target.masks(target)):
@@ -112,7 +121,7 @@ class SimulatedClicks:
     def _of_sample(
         self, mask: np.ndarray, outside: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Clicks of one crop and their signs."""
+        """Clicks of one crop, (n, 3), and their signs, (n,); ``mask`` and ``outside`` are bool, (D, H, W)."""
         training = self.training
         count = training.max_clicks
         if training.fewer:
@@ -133,8 +142,8 @@ class SimulatedClicks:
         return np.random.default_rng([self.seed, kind, epoch, step, process])
 
     @staticmethod
-    def _empty(samples: int, room: int) -> Clicks:
-        return Clicks(np.zeros((samples, room, 3), np.float32), np.zeros((samples, room), np.float32))
+    def _empty(samples: int, max_points: int) -> Clicks:
+        return Clicks(np.zeros((samples, max_points, 3), np.float32), np.zeros((samples, max_points), np.float32))
 
 
 def background_points(

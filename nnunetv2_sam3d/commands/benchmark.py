@@ -149,7 +149,7 @@ def _check(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if options.device == "cpu" and "float16" in options.precision:
-        raise ValueError("--precision float16 is for --device cuda; processors take bfloat16")
+        raise ValueError("--precision float16 is for --device cuda; CPUs take bfloat16")
     if options.volume and min(options.volume) < 1:
         raise ValueError(f"--volume takes three positive voxel counts, got {options.volume}")
     if options.plot and options.plot.suffix not in (".png", ".svg", ".pdf"):

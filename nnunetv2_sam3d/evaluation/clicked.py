@@ -14,6 +14,7 @@ from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.json_files import read_json
+from nnunetv2_sam3d.nnunet.layout import fold_folder
 from nnunetv2_sam3d.results.collect import Dataset, RepeatedModel
 from nnunetv2_sam3d.results.hierarchical import estimate
 
@@ -99,7 +100,7 @@ def collect_clicked(dataset: Dataset, models: Sequence[RepeatedModel], folds: Se
     for folder in FOLDERS:
         for model in models:
             for fold in folds:
-                file = model.folder / f"fold_{fold}" / folder / SUMMARY
+                file = fold_folder(model.folder, fold) / folder / SUMMARY
                 if file.is_file():
                     summary = read_json(file)
                     try:
@@ -118,7 +119,7 @@ def click_folder(model: RepeatedModel, fold: int, results: ClickedResults) -> Pa
     """Where the whole-volume protocol has left such results of a fold."""
     only = results.settings.get("only_clicked")
     name = WholeVolumeProtocol.only_clicked_folder if only else WholeVolumeProtocol.folder
-    return model.folder / f"fold_{fold}" / name
+    return fold_folder(model.folder, fold) / name
 
 
 def results_of(summary: Mapping[str, Any], model: str, fold: int) -> ClickedResults:

@@ -11,7 +11,7 @@ from pathlib import Path
 from nnunetv2_sam3d.experiment.crossval import CrossValidation
 from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.experiment.steps import StepCosts
-from nnunetv2_sam3d.nnunet.layout import CHECKPOINTS, ModelName, repeat_of, validation_summary
+from nnunetv2_sam3d.nnunet.layout import CHECKPOINTS, ModelName, repeat_of, training_title, validation_summary
 from nnunetv2_sam3d.trainers.names import short_name
 
 KEPT_CHECKPOINTS = 2  # the final one and the best
@@ -76,7 +76,7 @@ def costs_of(run: CrossValidation, checkpoint_bytes: Mapping[Model, float]) -> C
         family = model.trainer, repeat_of(model.plans)[0]
         if family not in measured:
             folders = _finished_folds(model)
-            measured[family] = _mean(filter(None, map(training_seconds, folders))), _mean(map(_size, folders))
+            measured[family] = _mean(filter(None, map(fold_seconds, folders))), _mean(map(_size, folders))
         duration, size = measured[family]
         if math.isnan(duration):
             unmeasured.append(short_name(model.trainer))
@@ -87,7 +87,7 @@ def costs_of(run: CrossValidation, checkpoint_bytes: Mapping[Model, float]) -> C
     return Costs(trainings, finished, seconds, tuple(dict.fromkeys(unmeasured)), disk)
 
 
-def training_seconds(fold: Path) -> float:
+def fold_seconds(fold: Path) -> float:
     """Time of a fold's training, and of its validation where ``crossval`` ran it; 0 if unknown.
 
     Args:
@@ -95,7 +95,7 @@ def training_seconds(fold: Path) -> float:
     """
     name = ModelName.of(fold.parent)
     record = StepCosts(fold.parents[1] / f"crossval__{name.plans}__{name.configuration}__{fold.name}")
-    recorded = record.steps.get(f"train {name.trainer}", {}).get("seconds", 0.0)
+    recorded = record.steps.get(training_title(name.trainer), {}).get("seconds", 0.0)
     logs = [log.read_text(encoding="utf-8", errors="replace") for log in fold.glob("training_log_*.txt")]
     # crossval may have run the validation of a training that was run without it
     return max(recorded, math.fsum(float(seconds) for log in logs for seconds in EPOCH_TIME.findall(log)))

@@ -14,6 +14,7 @@ from nnunetv2_sam3d.nnunet.layout import (
     ModelName,
     fold_folder,
     repeat_of,
+    training_title,
     validation_summary,
 )
 from nnunetv2_sam3d.nnunet.validation import is_validated
@@ -74,7 +75,7 @@ class Model:
         """
         folder = self.fold_folder(fold)
         return Step(
-            title=f"train {self.trainer}",
+            title=training_title(self.trainer),
             command=(program("nnUNetv2_train"), self.dataset, self.configuration, str(fold), *self.options, *more),
             results=(folder / FINAL, self.summary(fold)),
             inputs=(folder / FINAL,),

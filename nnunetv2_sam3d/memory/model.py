@@ -27,7 +27,7 @@ class Coefficients:
     kernels: float
 
 
-# By device and precision. Those of processors are from benchmarks/fit_memory.py. Of GPUs there are two measurements, on
+# By device and precision. Those of CPUs are from benchmarks/fit_memory.py. Of GPUs there are two measurements, on
 # an H100: vit_b, 128^3, batch 1, Full 20.2 GB and DualPath 18.7 GB allocated, where 19.2 and 17.4 GB of tensors are
 # counted. So a tenth is added, and 1.5 GB for the CUDA context and the libraries' workspaces.
 COEFFICIENTS = {

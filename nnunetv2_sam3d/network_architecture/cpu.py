@@ -56,15 +56,15 @@ def as_on_gpus() -> Iterator[None]:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
+    """Whether the CPU multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
 
 
 def cpu_precision(choice: str) -> str:
-    """What a choice of precision means for inference on this processor: ``float32`` or ``bfloat16``.
+    """What a choice of precision means for inference on this CPU: ``float32`` or ``bfloat16``.
 
-    ``auto`` asks what the processor can do and times nothing: results must not depend on what else the machine was
+    ``auto`` asks what the CPU can do and times nothing: results must not depend on what else the machine was
     doing.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Adapters on CPUs without gradients: the same functions, a part of the tokens at a time.
+"""Adapters on CPUs without gradients: the same functions, a chunk of the tokens at a time.
 
-``parts.py`` says why. Only the norms need more than a part at once. An adapter that has no form here runs as it is.
+``cpu.py`` says why. Only the norms need more than one chunk. An adapter that has no form here runs its own forward.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture.adapters import (
-    Adapter3d,
-    DualPathAdapter3d,
+from nnunetv2_sam3d.network_architecture.adapters import Adapter3d, DualPathAdapter3d, OriginalAdapter3d
+from nnunetv2_sam3d.network_architecture.axes import channels_first, channels_last
+from nnunetv2_sam3d.network_architecture.cpu import each_sample, in_bfloat16, in_float32, slabs
+from nnunetv2_sam3d.network_architecture.cpu_convolutions import depthwise_slices, depthwise_volume
+from nnunetv2_sam3d.network_architecture.local_paths import (
     InPlaneConv3d,
-    OriginalAdapter3d,
     UNetPlusPlus,
     enlarged_in_plane,
     from_plane,
     pooled_in_plane,
     to_plane,
 )
-from nnunetv2_sam3d.network_architecture.axes import channels_first, channels_last
-from nnunetv2_sam3d.network_architecture.cpu import each_sample, in_bfloat16, in_float32, slabs
-from nnunetv2_sam3d.network_architecture.cpu_convolutions import depthwise_slices, depthwise_volume
 
 
 def adapted(adapter: Adapter3d, tokens: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ class FrozenCache:
     """The last value that was computed from some weights, kept until one of them changes.
 
     Nothing is kept where a gradient has to reach the weights: a trained table is computed in each training step, a
-    frozen one never again, and inference computes neither. A change is seen by the tensor's version, which optimizers
-    and ``load_state_dict`` raise (only writing through ``.data`` goes unseen), by its place and by its type. One value
-    is held, so that nothing grows; it is no part of the state dict.
+    frozen one only once. Changes are detected by ``_version`` (raised by optimizers and ``load_state_dict``, not by
+    writes through ``.data``), storage address, dtype and device. Only the last value is held. It is not part of the
+    state dict.
     """
 
     def __init__(self) -> None:
@@ -30,8 +30,8 @@ class FrozenCache:
             weights: what it reads.
             key: what else it depends on, for instance the grid.
         """
-        # torch.compile traces the arithmetic; tensors made in inference mode have no version, those without content (of
-        # the meta device, or torch's fake ones, which are of a type of their own) no place
+        # torch.compile has to trace the arithmetic. Tensors made in inference mode have no version. Tensors without
+        # content (meta device, fake tensors, which have a type of their own) have no address.
         if torch.compiler.is_compiling() or any(
             weight.is_inference() or weight.is_meta or type(weight) not in (Tensor, nn.Parameter) for weight in weights
         ):

@@ -85,6 +85,11 @@ class ModelName(NamedTuple):
         return "__".join(self)
 
 
+def training_title(trainer: str) -> str:
+    """What this package calls a training: title of its step, and key of its costs in ``steps.json``."""
+    return f"train {trainer}"
+
+
 def dataset_number(name: str) -> int:
     """``Dataset220_KiTS`` -> 220, ``Dataset1234_Blobs`` -> 1234; for those commands of nnU-Net that take no names.
 

@@ -13,6 +13,7 @@ import pandas as pd
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.json_files import read_table
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
+from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.report.page import Picture
 from nnunetv2_sam3d.report.tables import Table, interval
 from nnunetv2_sam3d.report.training_record import Training
@@ -60,7 +61,7 @@ def read_gates(models: Sequence[RepeatedModel], trainings: Sequence[Training]) -
     found = []
     for run in trainings:
         if hasattr(ADAPTERS.get(run.adapter), "local_path"):
-            folder = by_name[run.model].folder_of(run.repeat) / f"fold_{run.fold}"
+            folder = by_name[run.model].fold_folder(run.fold, run.repeat)
             found.append(_read(folder, run))
     return found
 
@@ -129,7 +130,7 @@ def unmeasured(gates: Sequence[Gates]) -> str | None:
 
 
 def _read(folder: Path, run: Training) -> Gates:
-    file, checkpoint = folder / FILE, folder / "checkpoint_final.pth"
+    file, checkpoint = folder / FILE, folder / FINAL
     logged = run.paths[-1] if len(run.paths) else ()
     if not file.is_file():
         return Gates(run.model, run.repeat, run.fold, logged)

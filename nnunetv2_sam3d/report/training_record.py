@@ -76,7 +76,7 @@ class Training:
 def read_training(model: RepeatedModel, fold: int, repeat: int | None = None) -> Training:
     """Reads one fold's folder, by default of the first repeat."""
     repeat = model.repeats[0] if repeat is None else repeat
-    folder = model.folder_of(repeat) / f"fold_{fold}"
+    folder = model.fold_folder(fold, repeat)
     logs = sorted(folder.glob("training_log_*.txt"))
     epochs = read_epochs("".join(log.read_text(encoding="utf-8", errors="replace") for log in logs))
     names = ("train_loss", "val_loss", "pseudo_dice")

@@ -12,7 +12,7 @@ from typing import Any
 from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.descriptions import read_dataset, read_plans
 from nnunetv2_sam3d.nnunet.folders import model_folders
-from nnunetv2_sam3d.nnunet.layout import FINAL, PLANS_NAME, ModelName, repeat_of
+from nnunetv2_sam3d.nnunet.layout import FINAL, PLANS_NAME, ModelName, fold_folder, repeat_of
 from nnunetv2_sam3d.nnunet.splits import read_folds
 from nnunetv2_sam3d.nnunet.validation import is_outdated, taken_over_from
 
@@ -45,6 +45,10 @@ class RepeatedModel:
     def folder_of(self, repeat: int) -> Path:
         """nnU-Net's folder of a repeat."""
         return self.folder.with_name(str(ModelName.of(self.folder).of_repeat(repeat)))
+
+    def fold_folder(self, fold: int, repeat: int) -> Path:
+        """nnU-Net's folder of a fold of a repeat."""
+        return fold_folder(self.folder_of(repeat), fold)
 
 
 @dataclass(frozen=True)
@@ -338,7 +342,7 @@ def collect(dataset: Dataset, models: Sequence[RepeatedModel], folds: Sequence[i
     readers: dict[tuple[str, int], str] = {}
     lacking, missing_count = [], 0
     for model, repeat, fold in ((m, r, f) for m in models for r in m.repeats for f in folds):
-        folder = model.folder_of(repeat) / f"fold_{fold}" / "validation"
+        folder = model.fold_folder(fold, repeat) / "validation"
         cases = sorted(dataset.splits[fold]["val"])
         reader = readers.get((model.name, repeat)) or reader_of(model.folder_of(repeat))
         readers[model.name, repeat] = reader
@@ -382,7 +386,7 @@ def taken_over(models: Sequence[RepeatedModel], folds: Sequence[int]) -> list[st
             fold: source.parent.name
             for repeat in model.repeats
             for fold in folds
-            if (source := taken_over_from(model.folder_of(repeat) / f"fold_{fold}")) is not None
+            if (source := taken_over_from(model.fold_folder(fold, repeat))) is not None
         }
         if found:
             sentences.append(
@@ -400,7 +404,7 @@ def reader_of(model: Path) -> str:
 
 def _missing(dataset: Dataset, model: RepeatedModel, repeat: int, fold: int) -> list[str]:
     """Validation cases of a fold without a prediction of its final checkpoint."""
-    folder = model.folder_of(repeat) / f"fold_{fold}"
+    folder = model.fold_folder(fold, repeat)
     there = set() if is_outdated(folder) else _predicted(dataset, folder / "validation")
     return sorted(set(dataset.splits[fold]["val"]) - there)
 

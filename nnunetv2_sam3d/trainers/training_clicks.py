@@ -42,9 +42,9 @@ class ClickSteps:
         self._losses.clear()
 
     def of_training(self, network: SAM3D, data: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Points and signs of the next training step, also where it is automatic: then all of them are filled up.
+        """Points and signs of the next training step. In automatic steps all entries are padding (sign 0).
 
-        A network under DDP must use every trained parameter in every step.
+        Automatic steps have points, too, because a network under DDP must use every trained parameter in every step.
 
         Args:
             network: without wrappers; in some steps with signed clicks it predicts once, to be corrected. That is a

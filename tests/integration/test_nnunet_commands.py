@@ -84,7 +84,7 @@ def test_original_eval_trained_for_zero_seconds(trained: Workspace) -> None:
     assert all(torch.equal(value, full[name]) for name, value in checkpoint["network_weights"].items())
 
 
-def test_original_eval_has_the_figures_of_the_model_it_loads(trained: Workspace, read_volume: ReadVolume) -> None:
+def test_original_eval_has_the_metrics_of_the_model_it_loads(trained: Workspace, read_volume: ReadVolume) -> None:
     theirs, ours = (trained.fold(trainer, 0) / "validation" for trainer in ("SAM3DFull", "SAM3DOriginalEval"))
     assert np.array_equal(read_volume(theirs / "case_0.nii.gz"), read_volume(ours / "case_0.nii.gz"))
     figures = [json.loads((folder / "summary.json").read_text())["mean"] for folder in (theirs, ours)]

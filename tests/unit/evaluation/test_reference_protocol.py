@@ -50,7 +50,7 @@ def padded_crop(image: np.ndarray, start: list[int], size: int) -> np.ndarray:
 
 
 @pytest.mark.golden
-def test_golden_checkpoint_crop_clicks_and_figures(shared: Path) -> None:
+def test_golden_checkpoint_crop_clicks_and_metrics(shared: Path) -> None:
     """Crop, clicks, Dice and NSD at 5 mm and KiTS's tolerance, with the network of the golden checkpoint."""
     monai = pytest.importorskip("monai.metrics", reason="MONAI computes the expected surface Dice")
     network = load_model(shared / "golden" / "reference_tiny.pth.tar")

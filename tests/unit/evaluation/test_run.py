@@ -50,7 +50,7 @@ def test_summary_is_of_the_fold_and_names_its_sources(site: Site, network: SAM3D
     assert not (site.model / "fold_0" / "validation").exists()
 
 
-def test_figures_are_the_networks(site: Site, network: SAM3D) -> None:
+def test_metrics_are_the_networks(site: Site, network: SAM3D) -> None:
     """One click, by plain code: crop, softmax, Dice."""
     run(site, network)
     record = json.loads((site.output / "cases" / "case_a.json").read_text())["clicks"]["1"]

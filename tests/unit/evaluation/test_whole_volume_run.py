@@ -77,7 +77,7 @@ def test_no_click_is_nnunets_validation(site: Site, network: SAM3D, tmp_path: Pa
     assert seen >= 2  # zeros alone would prove little
 
 
-def test_figures_intervals_and_clicks_are_kept(site: Site, network: SAM3D, output: Path) -> None:
+def test_metrics_intervals_and_clicks_are_kept(site: Site, network: SAM3D, output: Path) -> None:
     summary = run(site, network)
     assert (summary["cases_evaluated"], list(summary["mean"])) == (2, ["0", "1", "3"])
     assert list(summary["cases_left_out"]) == ["case_empty"]

@@ -48,7 +48,7 @@ def same_weights(make_network: MakeNetwork, source: SAM3D, adapter: str) -> SAM3
     return network
 
 
-def test_figures_are_those_of_all_values_together() -> None:
+def test_metrics_are_those_of_all_values_together() -> None:
     torch.manual_seed(0)
     gate, local, g = torch.rand(2, 5, 3, 4, 6), torch.rand(2, 5, 3, 4, 6), torch.rand(2, 5, 3, 4, 6)
     record = PathRecord()
@@ -164,7 +164,7 @@ def test_adapters_are_put_back_after_an_error(make_network: MakeNetwork) -> None
 
 
 @torch.no_grad()
-def test_maps_are_the_same_figures_token_by_token(make_network: MakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_are_the_same_metrics_token_by_token(make_network: MakeNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_network(adapter="dualpath")
     monkeypatch.setattr(parts, "CHUNK_TOKENS", 30)
     with recorded_paths(network, keep_tokens=True) as in_parts:

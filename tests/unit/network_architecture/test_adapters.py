@@ -11,14 +11,13 @@ from nnunetv2_sam3d.network_architecture.adapters import (
     ADAPTERS,
     Adapter3d,
     DualPathAdapter3d,
-    InPlaneConv3d,
     OriginalAdapter3d,
     make_adapter,
-    pooled_in_plane,
 )
 from nnunetv2_sam3d.network_architecture.config import PLANES
 from nnunetv2_sam3d.network_architecture.cpu import as_on_gpus
 from nnunetv2_sam3d.network_architecture.cpu_adapters import adapted
+from nnunetv2_sam3d.network_architecture.local_paths import InPlaneConv3d, pooled_in_plane
 
 WIDTH, BOTTLENECK = 12, 5
 GRIDS = [(4, 6, 8), (3, 5, 7), (3, 1, 5), (2, 4, 1), (1, 3, 3), (2, 1, 1), (5, 2, 3), (1, 1, 1)]

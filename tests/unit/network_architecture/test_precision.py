@@ -1,4 +1,4 @@
-"""bfloat16 on CPUs: only where the processor has it, only the products, and close enough."""
+"""bfloat16 on CPUs: only where the CPU has it, only the products, and close enough."""
 
 from __future__ import annotations
 

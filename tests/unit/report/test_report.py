@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tree, Path]:
     return tree, root / "out"
 
 
-def test_every_case_once_with_known_figures(made: tuple[Tree, Path]) -> None:
+def test_every_case_once_with_known_metrics(made: tuple[Tree, Path]) -> None:
     tree, output = made
     rows = cases_of(output)
     assert len(rows) == 3 * 10 * 3

@@ -25,7 +25,7 @@ def logging(trainer: Any) -> dict[str, Any]:
     return trainer.logger.local_logger.my_fantastic_logging
 
 
-def test_each_epoch_has_the_figures_of_its_first_batch(make_trainer: MakeTrainer) -> None:
+def test_each_epoch_has_the_metrics_of_its_first_batch(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("DualPath", initialize=True)
     for number in range(2):
         epoch(trainer, number)
