@@ -135,7 +135,7 @@ class TrainedFold:
                 f"nnUNetv2_preprocess -d {number} -plans_name {name.plans} -c {name.configuration}"
             )
         for case in cases:
-            image, segmentation, properties = read_case(folder, case)
+            image, segmentation, properties = read_case(folder, case, wholly=True)
             yield Volume(case, image, np.asarray(segmentation[0]), list(self.configuration.spacing), properties)
 
     def annotation_file(self, case: str) -> Path:
