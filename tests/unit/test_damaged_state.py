@@ -27,6 +27,8 @@ PREPROCESSED, RAW, RESULTS = f"preprocessed/{NAME}", f"raw/{NAME}", f"results/{N
 FOLD = f"{RESULTS}/{MODEL}/fold_0"
 DATA = f"{PREPROCESSED}/nnUNetPlans_3d_fullres"
 STEPS = f"{RESULTS}/crossval__nnUNetSAM3DPlans__3d_fullres__fold_0/steps.json"
+FEW = ("half", "deep", "retyped")  # for commands that go on and take their time
+SLOW = ("adapters", "report", "serve")  # not run with damage that nobody can tell, unlike the others
 LONGEST_MESSAGE = 900  # letters, paths of the test's folder left out
 # What a command may write over; of the cases' files only those of the damaged case.
 OUTPUTS = {
@@ -80,9 +82,9 @@ TABLE = [
     Row(RECORD, anew=("evaluate", "the case is evaluated again")),
     Row(f"{FOLD}/clicks/summary_with_clicks.json", "report", ("evaluate", "it is made of the cases' files")),
     Row(f"{PREPROCESSED}/gt_segmentations/case_a.nii.gz", "evaluate report", remade=RECORD),
-    Row(f"{DATA}/case_a.b2nd", "evaluate adapters", remade=RECORD, called="case_a"),
-    Row(f"{DATA}/case_a_seg.b2nd", "evaluate adapters", remade=RECORD, called="case_a"),
-    Row(f"{DATA}/case_a.pkl", "evaluate adapters", remade=RECORD),
+    Row(f"{DATA}/case_a.b2nd", "evaluate adapters", remade=RECORD, called="case_a", flips=False),
+    Row(f"{DATA}/case_a_seg.b2nd", "evaluate adapters", remade=RECORD, called="case_a", flips=False),
+    Row(f"{DATA}/case_a.pkl", "evaluate adapters", remade=RECORD, flips=False),
     Row(f"{DATA}/case_c.b2nd", "crossval", called="case_c"),
     Row(f"{DATA}/case_c.pkl", "crossval"),
     Row("images/case_a_0000.nii.gz", "predict", remade="predicted/case_a.nii.gz"),
@@ -151,13 +153,16 @@ def _dated(file: Path) -> Iterator[None]:
 def _run(state: State, command: str, capsys: pytest.CaptureFixture[str], what: str, *more: str) -> tuple[int, str]:
     """Exit status and message of a command, which has to be one that is made for people."""
     capsys.readouterr()
-    try:
-        status = main([*state.commands()[command], *more])
-    except Exception as error:
-        raise AssertionError(f"{what}: a traceback") from error
+    with pytest.MonkeyPatch.context() as patch:  # demo sets nnU-Net's folders
+        for name in ("raw", "preprocessed", "results"):
+            patch.setenv(f"nnUNet_{name}", str(state.root / name))
+        try:
+            status = main([*state.commands()[command], *more])
+        except Exception as error:
+            raise AssertionError(f"{what}: a traceback") from error
     message = capsys.readouterr().err
-    start = message.rfind("nnUNetv2_sam3d " + state.commands()[command][0])
-    return status, message[start:].replace(str(state.root), "") if status else ""
+    start = f"nnUNetv2_sam3d {state.commands()[command][0]}: "  # progress bars stand before it
+    return status, (start + message.partition(start)[2]).replace(str(state.root), "") if status else ""
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.file.replace(MODEL, "MODEL"))
@@ -167,6 +172,8 @@ def test_a_damaged_file(row: Row, pristine: tuple[Path, Path], capsys: pytest.Ca
     expected = [(command, 1) for command in row.named.split()] + [(command, 0) for command in row.anew[0].split()]
     for name, damaged in _damages(row, data):
         for command, status in expected:
+            if (not status and name not in FEW) or (command in SLOW and _still_sound(row, name, damaged)):
+                continue
             what = f"{row.file}, {name}, {command}"
             state = _restored(pristine)
             if row.remade:
