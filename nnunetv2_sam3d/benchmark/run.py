@@ -107,7 +107,7 @@ def parity_failures(records: Sequence[dict[str, Any]]) -> list[str]:
 
 def _earlier(file: Path) -> dict[str, Any]:
     """What an earlier run wrote; ValueError for anything else."""
-    remedy = "Give another --json, or delete it"
+    remedy = "It is no result of this benchmark: give another --json, or delete it"
     content = read_table(file, remedy, {"records": list_of(is_table), "environment": is_table})
     for record in content["records"]:
         figures = ("seconds", "seconds_spread", "peak_rss_bytes")

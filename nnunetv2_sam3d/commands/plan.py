@@ -144,7 +144,7 @@ def _check_class_map(settings: Settings, folder: Path) -> None:
 
     file = folder / "dataset.json"
     if settings.map_class and file.is_file():
-        labels = read_dataset(file)["labels"]
+        labels = read_dataset(file, channels=False)["labels"]
         if unknown := sorted(set(settings.map_class) - set(labels)):
             raise ValueError(f"--map-class names {unknown}, {file} has the labels {sorted(labels)}")
 

@@ -220,8 +220,8 @@ def _claim(output: Path, run: Mapping[str, Any], overwrite: bool) -> None:
             return
         if not isinstance(found, dict) or found.get("protocol") != run["protocol"]:
             raise ValueError(
-                f"{output} holds files, and {note} does not say that this command made them: it is absent, damaged or "
-                f"of another command. Choose another folder with -o, or move them"
+                f"{output} holds other files than results of this command, or {note} is damaged or lost. Choose "
+                f"another folder with -o, or move these files"
             )
         if not overwrite:
             theirs, ours = found.get("settings") or {}, run["settings"]

@@ -123,7 +123,7 @@ class AdapterStudy:
 
 def logged_epochs(fold: TrainedFold) -> dict[str, Any] | None:
     """The first and the last epoch of the training's log of the paths, or ``None`` if it has none."""
-    epochs = read_trained(fold.checkpoint).get("logging", {}).get(LOG_KEY, [])
+    epochs = read_trained(fold.checkpoint, says_trained=False).get("logging", {}).get(LOG_KEY, [])
     numbers = [number for number, blocks in enumerate(epochs) if blocks]
     if not numbers:
         return None

@@ -62,7 +62,8 @@ class Comparison:
     @property
     def ending(self) -> str:
         """``file_ending`` of the raw data set."""
-        return str(read_dataset(self.raw / "dataset.json", "Copy it from where the data set came from")["file_ending"])
+        remedy = "Copy it from where the data set came from"
+        return str(read_dataset(self.raw / "dataset.json", remedy, channels=False)["file_ending"])
 
     @property
     def folder(self) -> Path:

@@ -25,7 +25,7 @@ from nnunetv2_sam3d.experiment.models import Model
 from nnunetv2_sam3d.experiment.steps import is_whole
 from nnunetv2_sam3d.files import write_whole
 from nnunetv2_sam3d.messages import some
-from nnunetv2_sam3d.nnunet.descriptions import configuration_of, plans_in, read_dataset, read_plans
+from nnunetv2_sam3d.nnunet.descriptions import PLANS, configuration_of, plans_in, read_dataset, read_plans
 from nnunetv2_sam3d.nnunet.folders import dataset_folder
 from nnunetv2_sam3d.nnunet.layout import CHECKPOINTS, dataset_number, repeat_of
 from nnunetv2_sam3d.nnunet.preprocessed import check_cases
@@ -161,7 +161,7 @@ def _plans(model: Model) -> dict[str, Any]:
             f"{model.trainer} needs {file}, which does not exist; plans that there are: {there}. Choose one of them "
             f"(-p, or TRAINER__PLANS), or make it:\n  {_planning(model)}"
         )
-    plans = read_plans(file)
+    plans = read_plans(file, needed=PLANS)
     configuration_of(file, plans, model.configuration)
     return plans
 

@@ -5,7 +5,7 @@ nnU-Net itself looks at nothing, and ends with whatever Python says of the first
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ PLANS: Mapping[str, Form] = {
     "transpose_backward": _is_order,
     "configurations": table_of(is_table),
 }
+BASE = ("plans_name", "configurations")
 SOME_PLANS: Mapping[str, Form] = {"foreground_intensity_properties_per_channel": table_of(is_table)}
 # of a configuration with all that it inherits
 CONFIGURATION: Mapping[str, Form] = {
@@ -98,19 +99,19 @@ SOME_DATASETS: Mapping[str, Form] = {
 }
 
 
-def read_plans(file: Path, remedy: str = "", *, partly: bool = False) -> dict[str, Any]:
+def read_plans(file: Path, remedy: str = "", *, needed: Collection[str] = BASE) -> dict[str, Any]:
     """The content of a plans file.
 
     Args:
         file: in nnUNet_preprocessed or a model's folder.
         remedy: by default how such a file comes about.
-        partly: whether entries may be absent.
+        needed: entries of :data:`PLANS` that must be there; all that are there are looked at.
 
     Raises:
         ValueError: if the file is damaged, with the remedy.
     """
     remedy = remedy or _plans_remedy(file)
-    plans = read_table(file, remedy, {} if partly else PLANS, {**PLANS, **SOME_PLANS})
+    plans = read_table(file, remedy, {name: PLANS[name] for name in needed}, {**PLANS, **SOME_PLANS})
     for name, configuration in plans.get("configurations", {}).items():
         if complaint := complaint_of(configuration, {}, {**CONFIGURATION, **SOME_CONFIGURATIONS}):
             raise ValueError(f"{file} is damaged: of the configuration {name!r:.60}, {complaint}. {remedy}")
@@ -153,15 +154,21 @@ def _plans_remedy(file: Path) -> str:
     )
 
 
-def read_dataset(file: Path, remedy: str = "Copy it from the raw data set") -> dict[str, Any]:
-    """The content of a ``dataset.json``, with labels that nnU-Net takes and its channels.
+def read_dataset(file: Path, remedy: str = "Copy it from the raw data set", *, channels: bool = True) -> dict[str, Any]:
+    """The content of a ``dataset.json``, with labels that nnU-Net takes.
+
+    Args:
+        file: to read.
+        remedy: the end of every error.
+        channels: whether the names of the channels are needed.
 
     Raises:
         ValueError: if the file is damaged, with the remedy.
     """
     content = read_table(file, remedy, DATASET, SOME_DATASETS)
     try:
-        channel_names(content)
+        if channels:
+            channel_names(content)
         LabelManager(content["labels"], content.get("regions_class_order"))
     except (ValueError, RuntimeError, AssertionError, TypeError) as error:  # nnU-Net asserts what users may get wrong
         raise ValueError(f"{file} cannot be used: {error}. {remedy}") from error

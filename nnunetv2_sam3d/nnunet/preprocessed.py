@@ -46,8 +46,14 @@ class PreprocessedCase(NamedTuple):
     properties: Mapping[str, Any]
 
 
-def read_case(folder: Path, case: str) -> PreprocessedCase:
-    """A case of a folder of preprocessed data; of its arrays, the planes at both ends and in the middle are read.
+def read_case(folder: Path, case: str, *, wholly: bool = False) -> PreprocessedCase:
+    """A case of a folder of preprocessed data.
+
+    Args:
+        folder: of the data.
+        case: its name.
+        wholly: whether all of its arrays is read, or only the planes at both ends and in the middle. The compressed
+            files have no check sums: a changed voxel shows nowhere, a stream that cannot be unpacked shows when read.
 
     Raises:
         DamagedCase: if a file is absent, cut off, damaged, or does not fit the others.
@@ -59,14 +65,22 @@ def read_case(folder: Path, case: str) -> PreprocessedCase:
             raise ValueError(f"{case}.pkl is no table with {', '.join(_KEYS)}")
         if len(image.shape) != 4 or tuple(segmentation.shape) != (1, *image.shape[1:]):
             raise ValueError(f"its image has the shape {image.shape}, its segmentation {segmentation.shape}")
-        for plane in {0, image.shape[1] // 2, image.shape[1] - 1}:
-            if not np.isfinite(np.asarray(image[:, plane])).all():
+        depth = image.shape[1]
+        for plane in range(depth) if wholly else sorted({0, depth // 2, depth - 1}):
+            if not np.isfinite(_plane("image", image, plane)).all():
                 raise ValueError(f"plane {plane} of its image holds voxels that are no finite numbers")
-            np.asarray(segmentation[:, plane])
+            _plane("segmentation", segmentation, plane)
     except Exception as error:  # the libraries raise almost anything, from RuntimeError to UnpicklingError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].replace(f"{folder}/", "")
         raise DamagedCase(folder, case, f"{reason:.200}") from error
     return PreprocessedCase(image, segmentation, properties)
+
+
+def _plane(what: str, array: Any, plane: int) -> np.ndarray:
+    try:
+        return np.asarray(array[:, plane])
+    except Exception as error:  # of the libraries' own kinds, without a name
+        raise ValueError(f"plane {plane} of its {what} cannot be unpacked ({error})") from error
 
 
 def _check_properties(file: Path) -> None:

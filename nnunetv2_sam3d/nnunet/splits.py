@@ -257,7 +257,7 @@ def case_names(dataset: str) -> list[str]:
     folder = Path(str(nnUNet_raw.require())) / dataset
     if not (folder / "dataset.json").is_file():
         raise ValueError(f"{folder / 'dataset.json'} does not exist; the names of the data set's cases are taken there")
-    content = read_dataset(folder / "dataset.json", "Copy it from where the data set came from")
+    content = read_dataset(folder / "dataset.json", "Copy it from where the data set came from", channels=False)
     return sorted(get_filenames_of_train_images_and_targets(str(folder), content))
 
 

@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunetv2_sam3d.messages import some
-from nnunetv2_sam3d.nnunet.descriptions import MODEL_PLANS, configuration_of, read_dataset, read_plans
+from nnunetv2_sam3d.nnunet.descriptions import MODEL_PLANS, PLANS, configuration_of, read_dataset, read_plans
 from nnunetv2_sam3d.nnunet.folders import model_folders
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName, dataset_number, fold_folder
 from nnunetv2_sam3d.nnunet.preprocessed import read_case
@@ -95,7 +95,7 @@ class TrainedFold:
 
     @property
     def plans(self) -> PlansManager:
-        return PlansManager(read_plans(self.plans_file))
+        return PlansManager(read_plans(self.plans_file, needed=PLANS))
 
     @property
     def configuration(self) -> ConfigurationManager:
@@ -135,7 +135,7 @@ class TrainedFold:
                 f"nnUNetv2_preprocess -d {number} -plans_name {name.plans} -c {name.configuration}"
             )
         for case in cases:
-            image, segmentation, properties = read_case(folder, case)
+            image, segmentation, properties = read_case(folder, case, wholly=True)
             yield Volume(case, image, np.asarray(segmentation[0]), list(self.configuration.spacing), properties)
 
     def annotation_file(self, case: str) -> Path:

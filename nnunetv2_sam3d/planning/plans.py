@@ -122,7 +122,7 @@ def check_sam_checkpoint(settings: Settings) -> None:
 
 def _labels(folder: Path) -> tuple[dict[str, Any], LabelManager]:
     """``labels`` of a data set's dataset.json, and what nnU-Net makes of them."""
-    content = read_dataset(folder / "dataset.json")
+    content = read_dataset(folder / "dataset.json", channels=False)
     return content["labels"], LabelManager(content["labels"], content.get("regions_class_order"))
 
 

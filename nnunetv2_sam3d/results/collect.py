@@ -219,7 +219,7 @@ def _plans_without_repeat(file: Path) -> dict[str, Any] | None:
     """What the plans of all repeats have in common; nothing where the file is absent."""
     if not file.is_file():
         return None
-    plans = read_plans(file, partly=True)
+    plans = read_plans(file, needed=())
     plans.pop("plans_name", None)
     for configuration in plans.get("configurations", {}).values():
         configuration.get("sam3d", {}).pop("repeat", None)

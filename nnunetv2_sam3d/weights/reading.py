@@ -106,12 +106,15 @@ def read_weights(path: str | os.PathLike[str], *, automatic: bool = False) -> We
     return weights
 
 
-def read_trained(path: str | os.PathLike[str], *, wanted: Mapping[str, Form] | None = None) -> dict[str, Any]:
+def read_trained(
+    path: str | os.PathLike[str], *, wanted: Mapping[str, Form] | None = None, says_trained: bool = True
+) -> dict[str, Any]:
     """The content of a checkpoint that a training wrote, nnU-Net's own trainers included, after a look at its entries.
 
     Args:
         path: of nnU-Net's ``checkpoint_final.pth`` or the like.
         wanted: entries that it must have beside its weights, such as :data:`EXPORTED`.
+        says_trained: whether a checkpoint of ours must say which of its weights were trained.
 
     Raises:
         WeightsError: as :func:`read_weights`, and if an entry is not what trainings write.
@@ -124,7 +127,7 @@ def read_trained(path: str | os.PathLike[str], *, wanted: Mapping[str, Form] | N
             weights = _interpret(path, content, automatic=False)
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from error
-        trained = weights.metadata.get("trained")
+        trained = weights.metadata.get("trained", None if says_trained else ())
         if trained is None or not set(trained) <= set(content["network_weights"]):
             complaint = "it does not say which of its weights were trained"
     if complaint:

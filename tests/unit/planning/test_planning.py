@@ -222,7 +222,9 @@ def test_nothing_given_is_changed() -> None:
 def test_plans_for_a_gpu(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command writes what fits; what is given stays as it is."""
     labels = {"background": 0, "organ": 1}
-    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": labels, "channel_names": {"0": "CT"}, "file_ending": ".mha"})
+    )
 
     def planned(*more: str) -> dict[str, Any]:
         assert main(["plan", "-d", "991", "--variant", "vit_tiny", "--gpu-memory", *more]) == 0
@@ -242,7 +244,9 @@ def test_plans_for_a_gpu(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_click_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = {"background": 0, "organ": 1, "tumour": 2}
-    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": labels, "channel_names": {"0": "CT"}, "file_ending": ".mha"})
+    )
 
     def planned(*more: str) -> Settings:
         assert main(["plan", "-d", "991", "--variant", "vit_tiny", *more]) == 0
