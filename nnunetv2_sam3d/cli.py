@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,16 @@ COMMANDS = (
 )  # fmt: skip
 
 
+# What the system says of files, for users.
+SYSTEM = {
+    errno.EACCES: "no permission. Choose another place, or change its permissions",
+    errno.EPERM: "no permission. Choose another place, or change its permissions",
+    errno.EROFS: "the file system takes no writes. Choose another place",
+    errno.ENOSPC: "the disk is full. Make space, then run the same command again",
+    errno.ENOTDIR: "a part of this path is a file, where a folder is needed. Choose another place",
+}
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
@@ -52,11 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_workers()
         return options.run(options) or 0
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
-        sys.stderr.write(f"nnUNetv2_sam3d {options.command}: {error}\n")
+        sys.stderr.write(f"nnUNetv2_sam3d {options.command}: {_in_words(error)}\n")
         return 1
     except KeyboardInterrupt as end:
         sys.stderr.write("interrupted; run the same command again to go on\n")
         return end.status if isinstance(end, AskedToEnd) else 130
+
+
+def _in_words(error: Exception) -> str:
+    """The message; for what the system refuses, with the remedy."""
+    if isinstance(error, OSError) and error.errno in SYSTEM and error.filename is not None:
+        return f"{error.filename}: {SYSTEM[error.errno]}"
+    return str(error)
 
 
 if __name__ == "__main__":

@@ -173,10 +173,13 @@ def run(options: argparse.Namespace) -> int:
     run_steps(steps, environment, devices)
     say(f"models: {models[0].folder.parent}")
     what = [
+        *("-d", str(options.dataset), "-p", options.plans),
+        *(["-c", options.configuration] if options.configuration != "3d_fullres" else []),
+        *(["-f", *map(str, crossval.folds)] if len(crossval.folds) < len(splits) else []),
         *(["--study", *options.study] if options.study else []),
         *(["--trainers", *options.trainers] if options.trainers else []),
     ]
-    say(f"compare them: nnUNetv2_sam3d report -d {options.dataset} -p {options.plans} {shlex.join(what)} -o OUT")
+    say(f"compare them: nnUNetv2_sam3d report {shlex.join(what)} -o OUT")
     return 0
 
 

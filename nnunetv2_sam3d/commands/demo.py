@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from nnunetv2_sam3d.commands.common import add_command, choose_device, default_processes, say
 
 PATHS = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
-DATASET = 990
+DATASET, FOLDER = 990, "Dataset990_KidneyPhantoms"
 ARMS = ("Full", "OriginalContinued", "DualPath", "OriginalEval")  # of two that could begin, the longer one
 
 
@@ -55,8 +56,19 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Makes the data and runs the comparison."""
     from nnunetv2_sam3d.demo.phantoms import write_dataset
+    from nnunetv2_sam3d.settings import Settings
 
+    settings = Settings(
+        variant="vit_tiny",
+        epochs=options.epochs,
+        iterations_per_epoch=options.iterations_per_epoch,
+        val_iterations_per_epoch=2,
+        initial_lr=2e-3,
+        clicks="none",
+        mirror_axes=(),  # eight passes instead of one in every validation, and phantoms have a right side
+    )
     root = options.output.absolute()
+    _check_own(root)
     for name, folder in PATHS.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(root / folder)  # before nnU-Net's modules and sub-processes look
@@ -75,28 +87,16 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.experiment.comparison import Comparison
     from nnunetv2_sam3d.experiment.devices import Device
     from nnunetv2_sam3d.experiment.run_comparison import run as run_comparison
-    from nnunetv2_sam3d.settings import Settings
     from nnunetv2_sam3d.trainers.names import full_name
 
     device = choose_device(options.device)
     # The data are small: a further process takes longer to start than it saves.
     for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         os.environ.setdefault(name, "1")
-    settings = Settings(
-        variant="vit_tiny",
-        epochs=options.epochs,
-        iterations_per_epoch=options.iterations_per_epoch,
-        val_iterations_per_epoch=2,
-        initial_lr=2e-3,
-        clicks="none",
-        mirror_axes=(),  # eight passes instead of one in every validation, and phantoms have a right side
-    )
     run_comparison(
         Comparison(
             dataset=DATASET,
-            trainers=tuple(
-                map(full_name, ("Full", "OriginalContinued", "DualPath", "OriginalEval"))
-            ),  # the longest first
+            trainers=tuple(map(full_name, ARMS)),
             fold=0,
             settings=settings,
             patch_size=(32, 64, 64),
@@ -109,4 +109,14 @@ def run(options: argparse.Namespace) -> int:
         ["nnUNetv2_sam3d", *sys.argv[1:]],
         say,
     )
+    exports = " ".join(f"{name}={shlex.quote(str(root / folder))}" for name, folder in PATHS.items())
+    say(f"to go on with these models: export {exports}")
     return 0
+
+
+def _check_own(root: Path) -> None:
+    """Raises ValueError for a folder with files of others."""
+    if (root / PATHS["nnUNet_raw"] / FOLDER).is_dir() or not root.exists():
+        return
+    if not root.is_dir() or any(path.is_file() for path in root.rglob("*")):
+        raise ValueError(f"{root} holds files that this command did not make. Choose another folder with -o")

@@ -29,10 +29,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--trainers",
         nargs="+",
-        default=["Full", "DualPath", "OriginalEval"],
+        default=["Full", "OriginalContinued", "DualPath", "OriginalEval"],
         metavar="NAME",
         help=f"{', '.join(SHORT_NAMES)} (stock nnU-Net for as long as the others took together), or the class of any "
-        "nnU-Net trainer (default: Full DualPath OriginalEval)",
+        "nnU-Net trainer (default: Full OriginalContinued DualPath OriginalEval)",
     )
     parser.add_argument("-o", "--name", default="nnUNetSAM3DPlans", help="name of the derived plans")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")

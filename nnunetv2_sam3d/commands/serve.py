@@ -30,8 +30,8 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "serve",
-        "Put a trained model behind 3D Slicer and napari: their nnInteractive plugins connect to it and show the mask "
-        "after each click. Models without clicks, nnU-Net's own included, show the structure under the click.",
+        "Put a trained model behind a browser, 3D Slicer and napari. The viewers' nnInteractive plugins connect to it "
+        "and show the mask after each click. Models without clicks, nnU-Net's own included, show the structure under the click.",
         """\
         nnUNetv2_sam3d serve -m nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres
         nnUNetv2_sam3d serve -d 220 -tr nnUNetTrainer_SAM3DFull -f 0 --target tumour --disable_tta
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
         app = create_app(leases, Served.of(offer, key))
         add_page(app, PageFacts.of(offer))
         _introduce(offer, device)
-        _say_where(listener.getsockname()[1], options.host, with_key=bool(key))
+        _say_where(listener.getsockname()[1], options.host, with_key=bool(key), flipped=bool(options.flip))
         with contextlib.suppress(KeyboardInterrupt):  # how a server ends
             serve(app, listener, offer.stop)
         say("stopped")
@@ -136,7 +136,9 @@ def _check_libraries() -> None:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise RuntimeError(f"{error.name} is not installed: pip install 'nnunetv2_sam3d[serve]'") from error
+        raise RuntimeError(
+            f"{error.name} is not installed: pip install fastapi uvicorn blosc2 (the extra [serve])"
+        ) from error
 
 
 def _introduce(offer: Offer, device: str) -> None:
@@ -174,7 +176,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 99.5 else f"{seconds / 60:.0f} min"
 
 
-def _say_where(port: int, host: str, *, with_key: bool) -> None:
+def _say_where(port: int, host: str, *, with_key: bool, flipped: bool) -> None:
     """Where it listens, and what to enter in the viewers."""
     name = {"0.0.0.0": "THIS_MACHINE", "::": "THIS_MACHINE"}.get(host, f"[{host}]" if ":" in host else host)
     url, key = f"http://{name}:{port}", ", and the key" if with_key else ""
@@ -183,4 +185,6 @@ def _say_where(port: int, host: str, *, with_key: bool) -> None:
         f"3D Slicer: extension NNInteractive 1.0 or newer, Remote, server URL {url}{key}; Initialize, then place points"
     )
     say(f"napari: plugin napari-nninteractive 2.5 or newer, remote server, URL {url}{key}; Initialize, then add points")
+    if not flipped:
+        say("        (it shows files as they are stored; for most NIfTI files start this command with --flip ji)")
     say(f"a browser: {url}{key}; drop a NIfTI file, then click")

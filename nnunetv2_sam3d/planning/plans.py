@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 from nnunetv2_sam3d.weights.reading import read_weights
 from nnunetv2_sam3d.weights.sources import find_sam_checkpoint
 from nnunetv2_sam3d.weights.transfer import check_encoder_fits
+
+# nnU-Net's planners by the plans that they make
+PLANNERS = {f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")}
 
 
 @dataclass(frozen=True)
@@ -131,15 +135,23 @@ def _read_base(dataset: str | int, base: str, configuration: str) -> tuple[Path,
     folder = dataset_folder(dataset)
     source = folder / f"{base}.json"
     if not source.is_file():
+        planner = f" -pl {PLANNERS[base]}" if base in PLANNERS else ""
         raise FileNotFoundError(
-            f"{source} does not exist. Plan the data set first: "
-            f"nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}"
+            f"{source} does not exist{_like(folder)}. Plan the data set first: nnUNetv2_plan_and_preprocess "
+            f"-d {dataset_number(folder.name)} -c {configuration}{planner}"
         )
     plans = read_plans(source)
     full = configuration_of(source, plans, configuration).configuration
     if len(full["patch_size"]) != 3:
         raise NotImplementedError(f"{configuration} is two-dimensional, the SAM3D trainers are not")
     return folder, plans, full
+
+
+def _like(folder: Path) -> str:
+    """For the error on a data set that is not there: the names that are most like it."""
+    names = [path.name for path in folder.parent.glob("Dataset*") if path.is_dir()]
+    near = [] if folder.is_dir() else get_close_matches(folder.name, names)
+    return f" (there is {' and '.join(near)})" if near else ""
 
 
 def derive_plans(

@@ -61,9 +61,9 @@ def costs_of_arm(runs: Sequence[Training]) -> dict[str, str]:
         ),
         "steps": _all(f"{run.steps:,}" for run in runs if run.steps is not None),
         "trainings": str(len(runs)),
-        "time of one": duration(hours.mean(), hours.std()),
+        "time of one training": duration(hours.mean(), hours.std()),
         "time in all": duration(hours.sum(min_count=1)),
-        "peak memory [GB]": f"{max(peaks) / 1e9:.2f}" if peaks else "-",
+        "peak memory, GB": f"{max(peaks) / 1e9:.2f}" if peaks else "-",
     }
 
 

@@ -92,7 +92,7 @@ def difference_tables(differences: Sequence[Difference], structures: Sequence[St
                 "p (Holm)": p_value(entry.p_holm),
                 "p over cases": p_value(entry.p_cases),
                 "effect": "-" if math.isnan(entry.effect) else f"{entry.effect:+.2f}",
-                "what it carries": verdict(entry, metric),
+                "what it shows": verdict(entry, metric),
             }
             for structure in structures
             for entry in family
@@ -108,7 +108,7 @@ def difference_tables(differences: Sequence[Difference], structures: Sequence[St
             f"correlation, from -1 to 1."
         )
         name = f"differences_{metric.key}_automatic"
-        tables.append(Table(name, caption, pd.DataFrame(lines), ("structure", "difference"), ("what it carries",)))
+        tables.append(Table(name, caption, pd.DataFrame(lines), ("structure", "difference"), ("what it shows",)))
     return tables
 
 

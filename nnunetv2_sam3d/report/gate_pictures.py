@@ -42,12 +42,13 @@ def draw_gate_maps(view: MapView, target: str, title: str) -> Figure:
         if line:
             _tint(first, view)
         first.set_title("image" if line == 0 else "changed without local", fontsize=8)
+        # one range for all blocks: a map that hardly varies must not look as if it did
+        inside = np.concatenate([_within(values, view).ravel() for values in maps.values()])
+        low, high = (float(end) for end in np.percentile(inside, (2, 98)))
+        high = max(high, low + 1e-3)
         for place, (block, values) in enumerate(maps.items(), 1):
             panel = grid[line][place]
             _image(panel, view)
-            inside = _within(values, view)
-            low, high = (float(end) for end in np.percentile(inside, (2, 98)))
-            high = max(high, low + 1e-3)
             drawn = panel.imshow(
                 values, cmap="viridis", vmin=low, vmax=high, alpha=0.6, interpolation="nearest",
                 extent=_extent(view, values.shape, view.token_stride),

@@ -76,7 +76,7 @@ def gate_table(gates: Sequence[Gates]) -> Table | None:
     cells = pd.DataFrame(blocks, columns=["arm", "block", "measured", *TITLES])
     lines = []
     for (arm, block), group in cells.groupby(["arm", "block"], sort=False):
-        line = {"arm": arm, "block": str(block), "trainings (measured)": f"{len(group)} ({group['measured'].sum()})"}
+        line = {"arm": arm, "block": str(block), "trainings": str(len(group)), "measured": str(group["measured"].sum())}
         lines.append(line | {title: _spread(group[name]) for name, title in TITLES.items()})
     if not lines:
         return None

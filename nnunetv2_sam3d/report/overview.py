@@ -24,7 +24,8 @@ def overview_table(results: Results) -> Table:
             if unseen:
                 line[f"{structure.name} (unseen)"] = _mean(unseen, model.name, structure.name)
         costs = costs_of_arm([run for run in results.trainings if run.model == model.name])
-        lines.append(line | {name: costs[name] for name in ("trained parameters", "time of one", "peak memory [GB]")})
+        shown = ("trained parameters", "time of one training", "peak memory, GB")
+        lines.append(line | {name: costs[name] for name in shown})
     caption = f"{DICE.title}, automatic results: mean over the cases that the arm did not see in training" + (
         ", in the validation of its fold and, unseen, outside all folds." if unseen else "."
     )

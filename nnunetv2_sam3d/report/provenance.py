@@ -49,6 +49,7 @@ def provenance(
                     shlex.join(
                         ["nnUNetv2_train", dataset.name, configuration, str(run.fold), "-tr", model.trainer]
                         + ["-p", ModelName.of(model.folder_of(run.repeat)).plans]
+                        + (["-device", run.device] if run.device in ("cpu", "mps") else [])
                     )
                     for run in trainings
                     if run.model == model.name

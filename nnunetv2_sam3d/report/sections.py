@@ -76,7 +76,7 @@ def all_sections(
 
 def _answer(results: Results, figures: Path, dangers: int) -> Section:
     shown = picture(answer_figure(results), figures, "answer", caption(results))
-    more = f"What this does not carry stands below, under threats to validity ({dangers})."
+    more = f"What these figures cannot show is listed below, under threats to validity ({dangers})."
     return Section("answer", "Answer", pictures=[shown], lead=answer(results), closing=more)
 
 
@@ -198,8 +198,11 @@ def _cases(
     )
     found = [Section("cases", "Cases", texts=[text], pictures=pictures)]
     if scenes:
-        coarse = "Surfaces are smoothed and coarser than the masks: for looking, not for measuring. Boxes choose."
-        found.append(Section("surfaces", "In three dimensions", texts=[coarse], scenes=scenes))
+        texts = [
+            "Surfaces are smoothed and coarser than the masks: for looking, not for measuring.",
+            "The boxes choose what is shown.",
+        ]
+        found.append(Section("surfaces", "In three dimensions", texts=texts, scenes=scenes))
     return found
 
 

@@ -283,8 +283,8 @@ def verdict(difference: Difference, metric: Metric) -> str:
         return "No difference in any case."
     if _too_few(difference):
         return (
-            f"Too few cases: the {difference.cases} pairs cannot give an adjusted p below {ALPHA} without assuming how "
-            f"differences are distributed."
+            f"Too few cases: with {difference.cases} pairs, interval and adjusted p rest on an assumption about how "
+            f"differences are distributed, so no difference is claimed."
         )
     if not is_shown(difference):
         return "No difference shown, which is not to say that there is none."

@@ -57,7 +57,8 @@ class Guard:
         shown = request.headers.get("authorization", "").encode("utf-8", "replace")
         if request.url.path in self._open_paths or secrets.compare_digest(shown, f"Bearer {self._key}".encode()):
             return None
-        detail = "the server needs its key: enter it in the viewer (API key), or as NN_INTERACTIVE_API_KEY"
+        what = "this is not the server's key" if shown else "the server needs its key"
+        detail = f"{what}: enter it in the viewer (API key), or as NN_INTERACTIVE_API_KEY"
         return error_response(401, detail, {"WWW-Authenticate": "Bearer"})
 
 

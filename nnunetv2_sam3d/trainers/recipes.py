@@ -72,7 +72,7 @@ ORIGINAL_EVAL = Recipe(
     adapter="original",
     groups=(),
     starts_from=STARTS,
-    question="What did the start reach, measured again without training?",
+    question="What did the start reach, without further training?",
 )
 DUALPATH = Recipe(
     adapter="dualpath",

@@ -183,8 +183,8 @@ def _ours(path: Path, content: Mapping[str, Any], automatic: bool) -> Weights:
     if not isinstance(metadata, Mapping) or "network" not in metadata:
         raise WeightsError(
             "this is an nnU-Net checkpoint of another network "
-            f"(trainer {shown(content.get('trainer_name', 'unknown'))}), not of a SAM3D trainer. Expected "
-            f"{', '.join(KINDS.values())}."
+            f"(trainer {shown(content.get('trainer_name', 'unknown'))}), not of a SAM3D trainer; nnUNetv2_predict "
+            f"predicts with it. Expected {', '.join(KINDS.values())}."
         )
     _check_metadata(metadata)
     outputs = OutputChannels.from_dict(metadata["outputs"]) if metadata.get("outputs") is not None else None

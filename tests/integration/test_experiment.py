@@ -108,7 +108,7 @@ def test_from_the_raw_data_and_interrupted(raw_datasets: Workspace, tmp_path: Pa
     assert list(rows) == ["Full", "OriginalEval", "DualPath", limited]
     log = workspace.log("SAM3DFull", 0)
     assert log.count("Epoch 0 ") == 1  # the second start went on from the checkpoint
-    assert all(float(row["peak memory [GB]"]) > 0.05 for row in rows.values())
+    assert all(float(row["peak memory, GB"]) > 0.05 for row in rows.values())
     # the new case is the validation's image in the whole prediction's way, without the validation's mirroring
     assert all(0 <= float(row["large (unseen)"]) <= 1 for row in rows.values())
     folder = workspace.results / f"comparison__{workspace.plans}__fold_0"

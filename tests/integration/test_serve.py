@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from scipy.ndimage import label
 
 httpx = pytest.importorskip("httpx")
-pytest.importorskip("fastapi", reason="pip install 'nnunetv2_sam3d[serve]'")
+pytest.importorskip("fastapi", reason="pip install '.[serve]'")
 remote = pytest.importorskip("nnInteractive.inference.remote.remote_session")
 
 Workspace = Any  # the class in conftest.py

@@ -242,3 +242,21 @@ def test_console_script() -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["nnUNetv2_sam3d weights: weights file absent.pth does not exist"]
     assert done.stdout == ""
+
+
+def test_demo_keeps_out_of_folders_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "raw").mkdir()
+    for file in (tmp_path / "thesis.docx", tmp_path / "raw" / "data.txt"):
+        file.write_text("of others")
+        assert main(["demo", "-o", str(tmp_path), "--data-only"]) == 1
+        assert "holds files that this command did not make" in capsys.readouterr().err
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+        file.unlink()
+    assert main(["demo", "-o", str(tmp_path), "--epochs", "0"]) == 1
+    assert "epochs" in capsys.readouterr().err and not list((tmp_path / "raw").iterdir())
+
+
+def test_what_the_system_refuses_comes_with_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["demo", "-o", str(tmp_path / "file" / "demo"), "--data-only"]) == 1
+    assert "a part of this path is a file, where a folder is needed. Choose another" in capsys.readouterr().err

@@ -234,7 +234,7 @@ def test_costs_come_first_and_the_report_last(
     assert [line.split(":")[0] for line in lines] == [
         "study controls", "trainings", "time", "disk", "6 steps", "models", "compare them",
     ]  # fmt: skip
-    assert lines[-1] == f"compare them: nnUNetv2_sam3d report -d 991 -p {PLANS} --study controls -o OUT"
+    assert lines[-1] == f"compare them: nnUNetv2_sam3d report -d 991 -p {PLANS} -f 0 --study controls -o OUT"
 
 
 def test_trainers_or_a_study(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

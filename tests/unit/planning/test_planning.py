@@ -87,6 +87,13 @@ def test_patch_and_batch_are_the_base_plans_by_default() -> None:
     assert configuration.data_identifier == "nnUNetPlans_3d_fullres"
 
 
+def test_remedies_for_plans_that_are_not_there(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"there is {NAME}.*-d 991 -c 3d_fullres$"):
+        derive_plans(NAME[:-1], settings=TINY)
+    with pytest.raises(FileNotFoundError, match="-d 991 -c 3d_fullres -pl nnUNetPlannerResEncL$"):
+        derive_plans(991, settings=TINY, base="nnUNetResEncUNetLPlans")
+
+
 def test_same_spacing_needs_no_preprocessing(folder: Path) -> None:
     assert derive_plans(991, settings=TINY).preprocess is None
     assert derive_plans(991, settings=TINY, spacing_mm=(3, 1, 1)).preprocess is None

@@ -105,7 +105,7 @@ def test_durations(hours: float, spread: float, text: str) -> None:
 def test_costs_of_short_trainings_are_readable() -> None:
     runs = [Training("A", fold, hours, 5, 10, "cpu", "2", None) for fold, hours in enumerate((0.05, 0.07, math.nan))]
     table = arms_table([RepeatedModel("A", "nnUNetTrainer", Path("nnUNetTrainer__P__3d_fullres"))], runs, {})
-    assert column(table, "time of one") == ["3.6 ± 0.849 min"] and column(table, "time in all") == ["7.2 min"]
+    assert column(table, "time of one training") == ["3.6 ± 0.849 min"] and column(table, "time in all") == ["7.2 min"]
     assert column(table, "trained parameters") == ["5 (50.0 %)"]
     assert "without the training of the model that a training starts from" in table.caption
 

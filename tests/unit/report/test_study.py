@@ -118,8 +118,8 @@ def test_noise_between_repeats(study: tuple[Tree, Path]) -> None:
 def test_gates_of_files_and_logs(study: tuple[Tree, Path]) -> None:
     """A file of another checkpoint does not count; the last epoch of the log does."""
     gates = lines_of(study[1] / "tables" / "gates.md")
-    assert [(e["arm"], e["block"], e["trainings (measured)"]) for e in gates] == [
-        ("DualPath", str(block), "5 (1)") for block in range(2)
+    assert [(e["arm"], e["block"], e["trainings"], e["measured"]) for e in gates] == [
+        ("DualPath", str(block), "5", "1") for block in range(2)
     ]
     assert gates[0]["mean of the gate"].startswith("0.500") and gates[0]["share of the local path"].startswith("0.125")
     (changed,) = lines_of(study[1] / "tables" / "paths.md")

@@ -178,7 +178,7 @@ def test_adjusted_intervals_agree_with_adjusted_p() -> None:
 def test_with_few_cases_nothing_is_claimed() -> None:
     (found,) = compare.differences(two_models(5), DICE)
     assert found.p_cases == pytest.approx(0.0625)
-    assert "Too few cases: the 5 pairs" in compare.verdict(found, DICE)
+    assert "Too few cases: with 5 pairs" in compare.verdict(found, DICE)
     (six,) = compare.differences(two_models(6, repeats=2), DICE)  # 0.031, but not after three comparisons
     assert "better" in compare.verdict(six, DICE)
     assert "Too few cases" in compare.verdict(replace(six, comparisons=3), DICE)

@@ -48,4 +48,4 @@ def test_an_absent_library(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     assert main(["serve", "-m", str(served_model)]) == 1
-    assert f"{library} is not installed: pip install 'nnunetv2_sam3d[serve]'" in capsys.readouterr().err
+    assert f"{library} is not installed: pip install fastapi uvicorn blosc2" in capsys.readouterr().err
