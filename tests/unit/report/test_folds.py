@@ -75,7 +75,7 @@ def test_a_case_twice_in_a_fold(tree: Tree, fails, part: str) -> None:
     [
         ("splits_final.json", "[]", "no list of folds"),
         ("splits_final.json", '[{"train": ["a"], "val": [1]}]', "no list of folds"),
-        ("dataset.json", "{}", "has no 'labels'; copy it from the raw data set"),
+        ("dataset.json", "{}", "has no 'labels'. Copy it from the raw data set"),
         ("dataset.json", "[]", "holds no table. Copy it"),
         ("debug.json", "[]", "Delete it; the report has a dash for the device then"),
         ("debug.json", "{", "Delete it; the report has a dash for the device then"),
