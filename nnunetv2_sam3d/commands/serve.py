@@ -31,7 +31,8 @@ def add_parser(commands: Any) -> None:
         commands,
         "serve",
         "Put a trained model behind a browser, 3D Slicer and napari. The viewers' nnInteractive plugins connect to it "
-        "and show the mask after each click. Models without clicks, nnU-Net's own included, show the structure under the click.",
+        "and show the mask after each click. Models without clicks, nnU-Net's own included, show the structure under "
+        "the click.",
         """\
         nnUNetv2_sam3d serve -m nnUNetTrainer_SAM3DFull__nnUNetSAM3DPlans__3d_fullres
         nnUNetv2_sam3d serve -d 220 -tr nnUNetTrainer_SAM3DFull -f 0 --target tumour --disable_tta
