@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign import Task, kills, left_behind, show, trained_fold, twice_at_once
+from campaign import Task, bound_by_permissions, kills, left_behind, show, trained_fold, twice_at_once
 
 TRIES = int(os.environ.get("nnUNet_sam3d_test_tries", "10"))
 Workspace = Any  # the class in tests/integration/conftest.py
@@ -120,3 +120,19 @@ def test_full_disk(name: str, tasks: dict[str, Task], undisturbed: Any, tmp_path
     task.finish(target)
     assert task.compared(target) == undisturbed(name)[1]
     shutil.rmtree(target)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_permission(name: str, tasks: dict[str, Task], undisturbed: Any, tmp_path: Path) -> None:
+    """The folder takes no files; then it does."""
+    task, target = tasks[name], tmp_path / name
+    target.mkdir()
+    target.chmod(0o500)
+    process = task.start(target, preexec_fn=bound_by_permissions)
+    output = process.communicate(timeout=900)[0]
+    print(f"no permission {name}: status {process.returncode}, {output.strip().splitlines()[-1][:200]}")
+    assert process.returncode != 0 and "Traceback" not in output and "ermission" in output
+    assert not list(target.iterdir())
+    target.chmod(0o700)
+    task.finish(target)
+    assert task.compared(target) == undisturbed(name)[1]

@@ -46,7 +46,7 @@ def test_finished_folds_are_left_alone(trained: Workspace) -> None:
     for trainer in ("Full", "DualPath"):
         assert f"fold 0: train nnUNetTrainer_SAM3D{trainer}: finished before" in output
     assert [file.stat().st_mtime_ns for file in files] == before
-    assert f"nnUNetv2_sam3d report -d {trained.number} -p {trained.plans} --trainers DualPath Full" in output
+    assert f"nnUNetv2_sam3d report -d {trained.number} -p {trained.plans} -f 0 --trainers DualPath Full" in output
 
 
 @pytest.mark.slow
