@@ -56,7 +56,8 @@ def test_classes_are_checked_when_they_are_named(
     assert "'tumour': channel 1" in capsys.readouterr().out
     folder = tmp_path / "pre" / "Dataset991_Toy"
     folder.mkdir(parents=True)
-    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "tumour": 1}}))
+    described = {"labels": {"background": 0, "tumour": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(described))
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / "pre"))
     assert main(["plan", "-d", "991", "--like", str(model), "--no-prompt-encoder"]) == 1

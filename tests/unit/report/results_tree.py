@@ -79,6 +79,8 @@ def write_tree(
 ) -> Tree:
     tree = Tree(root, name, tuple(case_name.format(number) for number in range(10)))
     dataset_json = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 10, "file_ending": ".nii.gz"}
+    if any(isinstance(values, list) for values in labels.values()):
+        dataset_json["regions_class_order"] = list(range(1, len(labels)))
     noise = np.random.default_rng(0)
     for number, case in enumerate(tree.cases):
         truth = labels_of(number)

@@ -29,7 +29,7 @@ BLOCKS = [{"gate_mean": 0.5, "gate_sd": 0.1, "local_share": 0.125}] * 2
 def write_checkpoint(folder: Path, network: SAM3D, trained: str, paths: Any = None) -> None:
     """As a trainer of this package writes it after two epochs."""
     names = [name for name, _ in network.named_parameters() if re.search(trained, name)]
-    start = {"SAM encoder": {"file": "sam_vit_b_01ec64.pth", "kind": "sam"}}
+    start = {"SAM encoder": {"file": "sam_vit_b_01ec64.pth", "kind": "sam", "sha256": "0" * 64}}
     metadata = {"format": 1, "network": network.config.to_dict(), "provenance": start, "trained": names}
     plans = {"configurations": {CONFIGURATION: {"sam3d": {"iterations_per_epoch": 30}}}}
     content = {
