@@ -61,7 +61,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, make_network: Callable[..., 
         write_repeat(tree, PREFIX + arm, 3, range(2), SHIFTS[arm])  # not finished
         for fold in range(5):
             network = make_network(fold, adapter="dualpath" if arm == "DualPath" else "original")
-            paths = [[{"gate_mean": 0.9}] * 2, BLOCKS] if arm == "DualPath" else None
+            paths = [[block | {"gate_mean": 0.9} for block in BLOCKS], BLOCKS] if arm == "DualPath" else None
             write_checkpoint(tree.model(PREFIX + arm) / f"fold_{fold}", network, r"adapter|depth_embed", paths)
     write_repeat(tree, PREFIX + "OriginalWide", 1, range(0), 0)
     wide = tree.model(PREFIX + "OriginalWide")
