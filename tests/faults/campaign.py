@@ -32,6 +32,9 @@ TEMPORARY = re.compile(r"\.partial|\.being_made_|sam3d_benchmark_|\.tmp$")
 UNEQUAL = ("report.html", "summary.json", "steps.json", "made_from.json", "debug.json", "progress.png", ".lock", ".log")
 
 
+PREDICTIONS = "predict_sam3d.jsonl"
+
+
 @dataclass
 class Task:
     """A command with the folder that it writes.
@@ -72,6 +75,9 @@ def contents(folder: Path) -> dict[str, str]:
         if path.is_file() and not path.name.endswith(UNEQUAL) and not path.name.startswith("training_log"):
             data = path.read_bytes()
             data = gzip.decompress(data) if path.name.endswith(".gz") else data
+            if path.name == PREDICTIONS:  # a line for each time that a case was predicted; the last one counts
+                lines = {json.loads(line)["case"]: line for line in data.splitlines()}
+                data = b"\n".join(lines[case] for case in sorted(lines))
             found[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
     return found
 
