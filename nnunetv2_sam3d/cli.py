@@ -36,7 +36,10 @@ SYSTEM = {
     errno.EACCES: "no permission. Choose another place, or change its permissions",
     errno.EPERM: "no permission. Choose another place, or change its permissions",
     errno.EROFS: "the file system takes no writes. Choose another place",
-    errno.ENOSPC: "the disk is full. Make space, then run the same command again",
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        "disk or quota are full. Make space, then run the same command again",
+    ),
     errno.ENOTDIR: "a part of this path is a file, where a folder is needed. Choose another place",
 }
 
@@ -72,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _in_words(error: Exception) -> str:
     """The message; for what the system refuses, with the remedy."""
-    if isinstance(error, OSError) and error.errno in SYSTEM and error.filename is not None:
-        return f"{error.filename}: {SYSTEM[error.errno]}"
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        return f"{f'{error.filename}: ' if error.filename else ''}{SYSTEM[error.errno]}"
     return str(error)
 
 
