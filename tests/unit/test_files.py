@@ -114,3 +114,4 @@ def test_a_damaged_list(content: str, tmp_path: Path) -> None:
     (tmp_path / LIST).write_text(content)
     make(tmp_path, "page.html")
     make(tmp_path, "page.html")
+    assert (tmp_path / "page.html").is_file() and "page.html" in (tmp_path / LIST).read_text()
