@@ -111,4 +111,4 @@ def study_fold(fold: Any, cases: list[str], options: argparse.Namespace) -> None
     write_gate_maps(study.views, target.name, output / FOLDER)
     write_json(output / FILE, result)
     say(as_text(result))
-    say(f"figures: {output / FILE}, maps of the gate: {output / FOLDER}\n")
+    say(f"numbers: {output / FILE}, maps of the gate: {output / FOLDER}\n")
