@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 ENDING = ("SIGTERM", "SIGHUP")  # SIGINT raises KeyboardInterrupt by itself; Windows has no SIGHUP
 
 
@@ -75,6 +77,27 @@ def _end_forked_processes(number: int) -> None:
 def _raise(number: int, _: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # a second one must not break off the unwinding
     raise AskedToEnd(number)
+
+
+@contextlib.contextmanager
+def worker_processes(count: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A ``map`` whose calls are shared out among processes; with one, none is started.
+
+    They end with this process, however that ends: their queue is closed then. Each has one thread for its matrix products:
+    several would wait for those of the others.
+    """
+    if count <= 1:
+        yield map
+        return
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
+    try:
+        pool = multiprocessing.get_context("spawn").Pool(count)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with pool:
+        yield pool.imap
 
 
 class Child:

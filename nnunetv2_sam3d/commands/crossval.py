@@ -194,10 +194,17 @@ def _extent(names: Sequence[str], models: Sequence[Any], options: argparse.Names
 
 
 def _template(file: Path) -> str:
+    from nnunetv2_sam3d.experiment.slurm_scripts import check_template
+
     try:
-        return file.read_text("utf-8")
+        text = file.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"--template {file} is no text in UTF-8; give #SBATCH lines and commands") from error
+    try:
+        check_template(text)
+    except ValueError as error:
+        raise ValueError(f"--template {file}: {error}") from error
+    return text
 
 
 def _slurm(crossval: Any, names: list[str], options: argparse.Namespace) -> int:

@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Makes the data and runs the comparison."""
-    from nnunetv2_sam3d.demo.phantoms import write_dataset
+    from nnunetv2_sam3d.demo.raw_dataset import write_dataset
     from nnunetv2_sam3d.settings import Settings
 
     settings = Settings(
@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
         test_cases=options.test_cases,
         seed=options.seed,
         cysts=options.cysts,
+        processes=default_processes(),
     )
     say(f"raw data set: {data}")
     if options.data_only:

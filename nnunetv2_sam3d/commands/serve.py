@@ -76,6 +76,11 @@ def add_parser(commands: Any) -> None:
         "--unchecked-axes", action="store_true",
         help="take volumes whose axes do not look like the training's, with a warning",
     )  # fmt: skip
+    parser.add_argument(
+        "--confirm-axes", action="store_true",
+        help="refuse a volume whose axes cannot be told once, so that Slicer and napari show the warning, and take it "
+        "when it is sent again within ten minutes (default: take it, with a warning in the log and in the answer)",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -113,6 +118,7 @@ def run(options: argparse.Namespace) -> int:
             only=options.only_clicked,
             axes=axes,
             refuse_axes=not options.unchecked_axes,
+            confirm_axes=options.confirm_axes,
             sessions=options.sessions,
             progress=sys.stderr.isatty(),
         )

@@ -15,8 +15,8 @@ from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.json_files import read_json
 from nnunetv2_sam3d.nnunet.layout import fold_folder
-from nnunetv2_sam3d.results.collect import Dataset, RepeatedModel
 from nnunetv2_sam3d.results.hierarchical import estimate
+from nnunetv2_sam3d.results.trained_models import Dataset, RepeatedModel
 
 SUMMARY = "summary_with_clicks.json"
 FOLDERS = (ReferenceProtocol.folder, WholeVolumeProtocol.folder, WholeVolumeProtocol.only_clicked_folder)

@@ -11,9 +11,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.labels import all_values
 from nnunetv2_sam3d.nnunet.layout import dataset_number
-from nnunetv2_sam3d.results.collect import READER, Dataset, open_dataset
 from nnunetv2_sam3d.results.measure import grid_of, read_mask, told_apart, voxels_apart
 from nnunetv2_sam3d.results.structures import structures_of
+from nnunetv2_sam3d.results.trained_models import READER, Dataset, open_dataset
 
 
 def check_annotations(folder: Path, plans: PlansManager, cases: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -19,6 +19,7 @@ from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.names import BASE_PLANS, plans_of, recipe_of
 
 CASES_A_WORKER = 8  # fewer are faster done than another process is started
+SMALL_BYTES = 64 << 20  # of all images of a prediction together; below, no process of its own is worth its start
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,10 @@ class Comparison:
         """Predictions of the unseen cases."""
         return self.folder / "imagesTs_predicted" / self.predicting(trainer)
 
+    def annotated(self) -> list[str]:
+        """Cases of ``labelsTr``."""
+        return sorted(path.name[: -len(self.ending)] for path in _files(self.raw / "labelsTr", self.ending))
+
     def unseen(self) -> list[str]:
         """Cases of ``imagesTs``."""
         images = _files(self.raw / "imagesTs", self.ending)
@@ -160,7 +165,8 @@ class Comparison:
         """
         out, cases = self.predicted(trainer), self.unseen()
         results = tuple(out / f"{case}{self.ending}" for case in cases)
-        workers = str(max(1, min(self.processes, len(cases) // CASES_A_WORKER)))
+        images = sum(path.stat().st_size for path in _files(self.raw / "imagesTs", self.ending))
+        workers = str(0 if images < SMALL_BYTES else max(1, min(self.processes, len(cases) // CASES_A_WORKER)))
         checkpoint = training.results[0]
         there = [result for result in results if result.exists()]
         newest = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
@@ -183,9 +189,7 @@ class Comparison:
 
     def _preprocessed(self, data_identifier: str) -> tuple[Path, ...]:
         """What preprocessing leaves last for each case, so that a broken-off run is noticed."""
-        labels = _files(self.raw / "labelsTr", self.ending)
-        cases = sorted(path.name[: -len(self.ending)] for path in labels)
-        return tuple(dataset_folder(self.dataset) / data_identifier / f"{case}.pkl" for case in cases)
+        return tuple(dataset_folder(self.dataset) / data_identifier / f"{case}.pkl" for case in self.annotated())
 
 
 def _files(folder: Path, ending: str) -> list[Path]:

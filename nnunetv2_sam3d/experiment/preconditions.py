@@ -50,17 +50,27 @@ def splits_of(model: Model) -> list[dict[str, list[str]]]:
     Raises:
         ValueError: if the file is damaged, or the cases are too few.
     """
-    file = dataset_folder(model.dataset) / "splits_final.json"
+    file = _splits_file(model.dataset)
     if not file.is_file():
         cases = sorted(_preprocessed_cases(model))
-        if len(cases) < SPLITS:
-            raise ValueError(
-                f"{len(cases)} preprocessed cases are too few for {SPLITS} folds. Add cases, or write your own {file}: "
-                f'[{{"train": [...], "val": [...]}}, ...]'
-            )
+        check_case_count(model.dataset, len(cases))
         folds = [{part: [str(case) for case in fold[part]] for part in fold} for fold in generate_crossval_split(cases)]
         write_whole(file, lambda out: out.write(json.dumps(folds, indent=4).encode()))
     return read_folds(file)
+
+
+def check_case_count(dataset: str, count: int) -> None:
+    """Raises ValueError if there are too few cases to split, and no split."""
+    file = _splits_file(dataset)
+    if count < SPLITS and not file.is_file():
+        raise ValueError(
+            f"the {count} training cases of {dataset} are too few for {SPLITS} folds. Add cases, or write your own "
+            f'{file}: [{{"train": [...], "val": [...]}}, ...]'
+        )
+
+
+def _splits_file(dataset: str) -> Path:
+    return dataset_folder(dataset) / "splits_final.json"
 
 
 def check_plans(models: Sequence[Model]) -> None:
@@ -90,8 +100,7 @@ def check(
     """
     if too_high := [fold for fold in run.folds if not 0 <= fold < len(splits)]:
         raise ValueError(
-            f"there is no fold {too_high[0]}: {dataset_folder(run.dataset) / 'splits_final.json'} has {len(splits)} "
-            f"folds, the first is 0"
+            f"there is no fold {too_high[0]}: {_splits_file(run.dataset)} has {len(splits)} folds, the first is 0"
         )
     problems = Problems()
     checkpoint_bytes: dict[Model, float] = {}

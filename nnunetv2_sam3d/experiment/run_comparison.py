@@ -10,7 +10,7 @@ from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.devices import Device, child_environment
 from nnunetv2_sam3d.experiment.execute import run_steps
 from nnunetv2_sam3d.experiment.models import CONFIGURATION
-from nnunetv2_sam3d.experiment.preconditions import check, check_devices, splits_of
+from nnunetv2_sam3d.experiment.preconditions import check, check_case_count, check_devices, splits_of
 from nnunetv2_sam3d.experiment.steps import Step
 from nnunetv2_sam3d.nnunet.folders import dataset_folder
 from nnunetv2_sam3d.nnunet.layout import FINAL, check_paths
@@ -46,6 +46,8 @@ def run(
         raise ValueError(
             f"{comparison.raw / 'dataset.json'} does not exist; put the raw data set there in nnU-Net's format first"
         )
+    if annotated := comparison.annotated():  # dataset.json may list cases that lie elsewhere
+        check_case_count(comparison.name, len(annotated))
     check_click_targets(comparison.raw, comparison.settings)
     check_trainers(comparison.trainers)
     check_devices(devices)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 MINUTES_TO_STOP = 2  # before the time limit: a training is ended and queued again
 OPTION = re.compile(r"([a-zA-Z][a-zA-Z0-9-]*)(?:=(.*))?")
 OURS = {"array", "job-name", "output", "open-mode", "requeue", "signal", "dependency"}
+SHORT = {"a": "array", "J": "job-name", "o": "output", "d": "dependency"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,23 @@ def parse_options(options: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"the scripts set sbatch's --{match[1]} themselves; leave {option!r} out")
         parsed[match[1]] = match[2] or ""
     return parsed
+
+
+def check_template(text: str) -> None:
+    """Raises ValueError for ``#SBATCH`` lines that would silently replace what the scripts set.
+
+    Args:
+        text: of the user's template.
+    """
+    for number, line in enumerate(text.splitlines(), 1):
+        if "\0" in line:
+            raise ValueError(f"line {number} holds a zero byte; give #SBATCH lines and commands")
+        if not line.startswith("#SBATCH"):
+            continue
+        for long, short in re.findall(r"(?<=\s)(?:--([a-z][a-z-]*)|-([a-zA-Z]))", line.partition(" #")[0]):
+            name = long or SHORT.get(short, "")
+            if name in OURS:
+                raise ValueError(f"line {number}, {line.strip()!r:.99}: the scripts set --{name} themselves; delete it")
 
 
 def script(job: SlurmJob) -> str:

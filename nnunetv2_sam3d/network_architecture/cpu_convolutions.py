@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture.axes import channels_first, channels_last
 
-SMALL = 20480  # PyTorch's limit on channels * D * H, see conv3x3x3
+SMALL = 20480  # PyTorch's limit on channels * D * H, see _by_halves
+FEW_OUTPUTS = 5  # up to which _by_slices is faster, measured
 
 
 def pointwise(conv: nn.Conv3d, x: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def depthwise_3x3x3(conv: nn.Conv3d, x: Tensor) -> Tensor:
 
 
 def _shifted(before: Tensor, after: Tensor) -> Tensor:
-    """The sum of (B, D, H, W, C), one moved by a slice to where it comes after, the other to where it comes before."""
+    """The sum of (B, D, ., ., .), one moved by a slice to where it comes after, the other to where it comes before."""
     return F.pad(before[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0)) + F.pad(after[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
 
 
@@ -73,19 +74,38 @@ def depthwise_volume(volume: Tensor, slab: slice, conv: nn.Conv3d) -> Tensor:
 
 
 def conv3x3x3(x: Tensor, weight: Tensor) -> Tensor:
-    """3x3x3 convolution with padding 1, also fast for one small volume on a CPU.
-
-    For a single float32 volume of few channels PyTorch chooses a kernel that is several times slower than the one for
-    batches. Such a volume is convolved as a batch of its two halves, each with the neighbouring slice of the other:
-    the same function.
+    """3x3x3 convolution with padding 1, also fast on a CPU for few outputs, and for one small volume.
 
     Shape:
         x: (B, in_channels, D, H, W), weight: (out_channels, in_channels, 3, 3, 3) -> (B, out_channels, D, H, W)
     """
     batch, channels, depth, height, _ = x.shape
+    if x.device.type == "cpu" and len(weight) <= FEW_OUTPUTS:
+        return _by_slices(x, weight)
     if batch > 1 or x.device.type != "cpu" or depth % 2 or channels * depth * height > SMALL:
         return F.conv3d(x, weight, padding=1)
+    return _by_halves(x, weight)
+
+
+def _by_slices(x: Tensor, weight: Tensor) -> Tensor:
+    """As convolutions of single slices with the three slices of the kernel, whose results are shifted and added.
+
+    PyTorch's 3D kernels compute 16 outputs at a time, and of few outputs waste the rest, backwards too.
+    """
+    outputs = len(weight)
+    slices = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    y = F.conv2d(slices, weight.permute(2, 0, 1, 3, 4).flatten(0, 1), padding=1)
+    before, here, after = y.unflatten(0, (len(x), -1)).unflatten(2, (3, outputs)).unbind(2)
+    return (here + _shifted(before, after)).transpose(1, 2)
+
+
+def _by_halves(x: Tensor, weight: Tensor) -> Tensor:
+    """As a batch of the volume's two halves, each with the neighbouring slice of the other.
+
+    For a single float32 volume of few channels PyTorch chooses a kernel that is several times slower than that for
+    batches.
+    """
+    middle = x.shape[2] // 2
     x = F.pad(x, (0, 0, 0, 0, 1, 1))
-    halves = torch.cat([x[:, :, : depth // 2 + 2], x[:, :, depth // 2 :]])
-    y = F.conv3d(halves, weight, padding=(0, 1, 1))
-    return torch.cat([y[:1], y[1:]], 2)
+    halves = torch.cat([x[:, :, : middle + 2], x[:, :, middle:]])
+    return torch.cat(F.conv3d(halves, weight, padding=(0, 1, 1)).split(1), 2)

@@ -19,8 +19,7 @@ class FrozenCache:
     """
 
     def __init__(self) -> None:
-        self._key: Hashable = None
-        self._value: Any = None
+        self._kept: tuple[Hashable, Any] = (None, None)  # in one piece, for threads
 
     def __call__(self, compute: Callable[[], Any], *weights: Tensor, key: Hashable = None) -> Any:
         """``compute()``, or its earlier result.
@@ -39,9 +38,11 @@ class FrozenCache:
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return compute()
         now = (key, *((id(w), w.data_ptr(), w._version, w.dtype, w.device) for w in weights))
-        if now != self._key:
+        before, value = self._kept
+        if now != before:
             device = weights[0].device.type
             # a value made while predicting, or under autocast, may meet a training step later
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-                self._key, self._value = now, compute()
-        return self._value
+                value = compute()
+            self._kept = (now, value)
+        return value

@@ -9,9 +9,9 @@ import pandas as pd
 from nnunetv2_sam3d.report.study import question_of
 from nnunetv2_sam3d.report.tables import Table, duration, number
 from nnunetv2_sam3d.report.training_record import Training
-from nnunetv2_sam3d.results.collect import RepeatedModel
 from nnunetv2_sam3d.results.statistics import DICE, METRICS, Summary
 from nnunetv2_sam3d.results.structures import Structure
+from nnunetv2_sam3d.results.trained_models import RepeatedModel
 from nnunetv2_sam3d.trainers.names import short_name
 
 

@@ -22,20 +22,11 @@ from nnunetv2_sam3d.report.study import arms_with_results
 from nnunetv2_sam3d.report.style import plot_style
 from nnunetv2_sam3d.report.tables import Table
 from nnunetv2_sam3d.report.training_record import read_training
-from nnunetv2_sam3d.results.collect import (
-    RepeatedModel,
-    check_splits,
-    collect,
-    collect_unseen,
-    declared_controls,
-    find_models,
-    finished_repeats,
-    open_dataset,
-    taken_over,
-)
+from nnunetv2_sam3d.results.collect import check_splits, collect, collect_unseen, finished_repeats, taken_over
 from nnunetv2_sam3d.results.measure import measure_all
 from nnunetv2_sam3d.results.statistics import METRICS, differences, summarise, volume_groups
 from nnunetv2_sam3d.results.structures import Structure, structures_of
+from nnunetv2_sam3d.results.trained_models import RepeatedModel, declared_controls, find_models, open_dataset
 from nnunetv2_sam3d.trainers.names import check_trainers
 
 COMMAND, PAGE, STORE = "report", "report.html", "measured.jsonl"

@@ -23,8 +23,9 @@ from nnunetv2_sam3d.report.overlays import draw_overlays, load_view, worst_media
 from nnunetv2_sam3d.report.page import Picture, Section
 from nnunetv2_sam3d.report.style import MODEL_LINES, MODEL_MARKERS, colour, new_figure, picture, plot_style, save
 from nnunetv2_sam3d.report.tables import Table, csv_text, interval
-from nnunetv2_sam3d.results.collect import Dataset, Item, RepeatedModel, reader_of
+from nnunetv2_sam3d.results.collect import Item
 from nnunetv2_sam3d.results.structures import DEFAULT_TOLERANCE_MM, Structure
+from nnunetv2_sam3d.results.trained_models import Dataset, RepeatedModel, reader_of
 
 
 def clicked_sections(

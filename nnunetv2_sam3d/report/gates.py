@@ -17,7 +17,7 @@ from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.report.page import Picture
 from nnunetv2_sam3d.report.tables import Table, interval
 from nnunetv2_sam3d.report.training_record import Training
-from nnunetv2_sam3d.results.collect import RepeatedModel
+from nnunetv2_sam3d.results.trained_models import RepeatedModel
 
 FILE = "adapters.json"
 COMMAND = "nnUNetv2_sam3d adapters"

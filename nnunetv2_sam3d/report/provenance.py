@@ -13,7 +13,8 @@ from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.nnunet.layout import ModelName
 from nnunetv2_sam3d.report.training_record import Training
-from nnunetv2_sam3d.results.collect import Dataset, Item, RepeatedModel
+from nnunetv2_sam3d.results.collect import Item
+from nnunetv2_sam3d.results.trained_models import Dataset, RepeatedModel
 
 PACKAGES = (
     "nnunetv2", "torch", "numpy", "scipy", "surface-distance", "SimpleITK", "scikit-image", "matplotlib", "Jinja2",

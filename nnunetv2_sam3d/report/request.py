@@ -11,10 +11,11 @@ from nnunetv2_sam3d.evaluation.clicked import ClickedResults
 from nnunetv2_sam3d.nnunet.labels import all_values
 from nnunetv2_sam3d.report.gates import Gates
 from nnunetv2_sam3d.report.training_record import Training
-from nnunetv2_sam3d.results.collect import Dataset, Item, RepeatedModel
+from nnunetv2_sam3d.results.collect import Item
 from nnunetv2_sam3d.results.measure import Row
 from nnunetv2_sam3d.results.statistics import Difference, Summary
 from nnunetv2_sam3d.results.structures import Structure
+from nnunetv2_sam3d.results.trained_models import Dataset, RepeatedModel
 
 
 @dataclass(frozen=True)

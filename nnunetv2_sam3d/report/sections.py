@@ -27,8 +27,8 @@ from nnunetv2_sam3d.report.study import crossval_of
 from nnunetv2_sam3d.report.style import picture
 from nnunetv2_sam3d.report.tables import counted
 from nnunetv2_sam3d.report.threats import threats
-from nnunetv2_sam3d.results.collect import Dataset
 from nnunetv2_sam3d.results.statistics import METRICS
+from nnunetv2_sam3d.results.trained_models import Dataset
 
 CT_WINDOW_HU = (-160.0, 240.0)
 

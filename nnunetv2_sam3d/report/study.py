@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from nnunetv2_sam3d.nnunet.layout import PLANS_NAME
 from nnunetv2_sam3d.report.request import Results
-from nnunetv2_sam3d.results.collect import Dataset, find_models, unfinished_folds
+from nnunetv2_sam3d.results.collect import unfinished_folds
+from nnunetv2_sam3d.results.trained_models import Dataset, find_models
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES, full_name, recipe_of, study_arms
 
 STARTS = ("Original", "Full")  # the first that has results is what the others started from

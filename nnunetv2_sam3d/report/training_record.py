@@ -13,7 +13,7 @@ from nnunetv2_sam3d.json_files import entries, is_number, read_table
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
 from nnunetv2_sam3d.network_architecture.config import SAM3DConfig
 from nnunetv2_sam3d.nnunet.layout import FINAL, ModelName
-from nnunetv2_sam3d.results.collect import RepeatedModel
+from nnunetv2_sam3d.results.trained_models import RepeatedModel
 from nnunetv2_sam3d.settings import PLANS_KEY, Settings
 from nnunetv2_sam3d.weights.describe import buffer_names, parameters
 from nnunetv2_sam3d.weights.lineage import start_of

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from operator import attrgetter
@@ -17,6 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from nnunetv2_sam3d.children import worker_processes
 from nnunetv2_sam3d.clicks.geometry import Geometry
 from nnunetv2_sam3d.files import append_json_line, content_sha256, sha256
 from nnunetv2_sam3d.messages import some
@@ -101,7 +100,7 @@ def measure_all(
     known, damaged = _read_store(store)
     missing = [number for number, key in enumerate(keys) if key not in known]
     store.parent.mkdir(parents=True, exist_ok=True)
-    with _pool(min(processes, len(missing))) as mapped:
+    with worker_processes(min(processes, len(missing))) as mapped:
         results = mapped(_measure_item, [tasks[number] for number in missing])
         for number, found in zip(missing, tqdm(results, "measure", len(missing), unit="case"), strict=True):
             known[keys[number]] = found
@@ -300,12 +299,3 @@ def _read_store(store: Path) -> tuple[dict[str, Found], int]:
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 damaged += 1
     return known, damaged
-
-
-@contextmanager
-def _pool(processes: int) -> Iterator[Any]:
-    if processes <= 1:
-        yield map
-        return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield pool.imap

@@ -6,6 +6,7 @@ columns that are swapped within square slices, leave no trace in spacing and sha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -132,3 +133,24 @@ def _ordered(values: Sequence[float], order: Order) -> list[float]:
 
 def _listed(values: Sequence[float]) -> str:
     return " x ".join(f"{value:.4g}" for value in values)
+
+
+class Confirmations:
+    """Volumes that cannot be told, refused once with the warning: viewers show refusals, and nothing of a good answer.
+
+    Args:
+        seconds: for which the same spacing and shape are then taken.
+    """
+
+    def __init__(self, seconds: float = 600.0) -> None:
+        self._seconds = seconds
+        self._refused: dict[tuple[float, ...], float] = {}
+
+    def ask(self, warning: str, spacing: Sequence[float], shape: Sequence[float]) -> None:
+        """Raises ValueError unless it has done so lately."""
+        now = time.monotonic()
+        volume = (*spacing, *shape)
+        self._refused = {key: when for key, when in self._refused.items() if now - when < self._seconds}
+        if volume not in self._refused:
+            self._refused[volume] = now
+            raise ValueError(f"{warning}. If it does, send it again: it is taken then")

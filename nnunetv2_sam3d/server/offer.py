@@ -20,7 +20,7 @@ from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES
 from nnunetv2_sam3d.nnunet.labels import Target, click_target, find_target
 from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, trained_folds
-from nnunetv2_sam3d.server.axis_check import TrainingGeometry
+from nnunetv2_sam3d.server.axis_check import Confirmations, TrainingGeometry
 from nnunetv2_sam3d.server.axis_order import AxisOrder
 from nnunetv2_sam3d.server.interactive_session import InteractiveSession, ServedModel
 from nnunetv2_sam3d.server.served_models import AutomaticModel, ClickModel, click_label
@@ -59,6 +59,7 @@ class Offer:
         only: show the clicked structures alone.
         axes: how the viewers' axes lie to the model's.
         refuse_axes: volumes whose axes are not the training's are refused; otherwise they get a warning.
+        confirm_axes: volumes whose axes nobody can tell are refused once, with the warning.
         sessions: that share the memory for what later clicks reuse.
         progress: show a bar during automatic predictions.
 
@@ -78,12 +79,14 @@ class Offer:
         only: bool = False,
         axes: AxisOrder | None = None,
         refuse_axes: bool = True,
+        confirm_axes: bool = False,
         sessions: int = 1,
         progress: bool = False,
     ) -> None:
         self.folds = list(folds) or trained_folds(model, checkpoint) or [0]
         first = TrainedFold(model, self.folds[0], checkpoint)
         self.model, self.axes, self._refuse = model, axes or AxisOrder(), refuse_axes
+        self._confirmations = Confirmations() if confirm_axes else None
         self.device, self.only, self._sessions = torch.device(device), only, sessions
         self._predictor: ClickPredictor | StockPredictor
         labels = first.dataset_json["labels"]
@@ -178,11 +181,14 @@ class Offer:
 
     def _check_axes(self, spacing: Sequence[float], shape: Sequence[float], axes: AxisOrder) -> str | None:
         try:
-            return self.geometry.check(spacing, shape, axes)
+            warning = self.geometry.check(spacing, shape, axes)
         except ValueError as error:
             if self._refuse:
                 raise
-            return str(error)
+            warning = str(error)
+        if warning is not None and self._confirmations is not None:
+            self._confirmations.ask(warning, spacing, shape)
+        return warning
 
     @torch.inference_mode()
     def measure(self) -> Timings:

@@ -26,12 +26,16 @@ class DiceCELoss(nn.Module):
         batch_dice: Dice over the whole batch instead of each sample, as in the plans.
         ddp: whether batch Dice spans several processes.
 
+    Attributes:
+        is_mean_of_samples: whether the loss of a batch is the mean of the losses of its samples.
+
     Shape:
         logits: (B, classes, D, H, W); target: (B, 1, D, H, W), or (B, regions, D, H, W) -> scalar
     """
 
     def __init__(self, labels: LabelManager, batch_dice: bool, ddp: bool = False) -> None:
         super().__init__()
+        self.is_mean_of_samples = not batch_dice and not labels.has_ignore_label
         dice = {"batch_dice": batch_dice, "smooth": 1e-5, "ddp": ddp, "do_bg": labels.has_regions}
         self.loss: DC_and_BCE_loss | DC_and_CE_loss
         if labels.has_regions:

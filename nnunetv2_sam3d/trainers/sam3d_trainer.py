@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -14,7 +13,6 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import autocast, nn
 from torch._dynamo import OptimizedModule
@@ -23,18 +21,17 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.clicks.simulation import SimulatedClicks
 from nnunetv2_sam3d.files import json_hash
-from nnunetv2_sam3d.memory.count import step_bytes
-from nnunetv2_sam3d.memory.model import GB, memory_of, peak_bytes
 from nnunetv2_sam3d.network_architecture.prompt_encoder import is_addition
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.nnunet.labels import click_target
 from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.nnunet.validation import note_validated
 from nnunetv2_sam3d.nnunet.version import check_nnunet_version
-from nnunetv2_sam3d.settings import Settings
 from nnunetv2_sam3d.trainers.adapter_log import AdapterLog
 from nnunetv2_sam3d.trainers.cpu_process import prepare_process
+from nnunetv2_sam3d.trainers.cpu_samples import SampleThreads, sample_threads
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
+from nnunetv2_sam3d.trainers.preflight import check_foreground, checked_settings, decide_checkpointing
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
 from nnunetv2_sam3d.trainers.seeds import seed_loaders, seed_of_run, seed_process
@@ -69,7 +66,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         check_nnunet_version()
         # before nnU-Net makes folders for a run that cannot begin
         plans_manager = PlansManager(deepcopy(plans))
-        settings = _checked_settings(plans_manager.get_configuration(configuration), configuration)
+        settings = checked_settings(plans_manager.get_configuration(configuration), configuration)
         labels = plans_manager.get_label_manager(dataset_json)
         if not labels.foreground_labels:
             raise ValueError(
@@ -97,6 +94,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         self.probabilistic_oversampling = self.configuration_manager.batch_size == 1
         self.start: Start | None = None
         self.resumed_from: Weights | None = None
+        self.sample_threads: SampleThreads | None = None
         self.has_final_weights = False  # those of checkpoint_final.pth
         self.pretrained_weights: str | None = None  # file of nnUNetv2_train -pretrained_weights
 
@@ -113,7 +111,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
 
         A class method where nnU-Net has a static one: it is called in the same way, and knows its recipe.
         """
-        settings = _checked_settings(configuration_manager, "this configuration")
+        settings = checked_settings(configuration_manager, "this configuration")
         config = settings.network_config(
             adapter=cls.recipe.adapter, in_channels=num_input_channels, num_classes=num_output_channels
         )
@@ -218,7 +216,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             self.initialize()
         assert self.start is not None
         self.start.check(self.run(), self.recipe)
-        self._check_data()
+        check_foreground(self.get_tr_and_val_datasets()[0], self.fold, self.preprocessed_dataset_folder)
         self.print_to_log_file(f"Seed {self.seed} of repeat {self.settings.repeat}, fold {self.fold}")
         if self.recipe.groups and self.clicks is not None:
             self.print_to_log_file(
@@ -226,46 +224,18 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
                 f"{self.clicks.simulated.training}"
             )
         if self.recipe.groups and self.settings.checkpointing == "auto":
-            self._decide_checkpointing()
+            decide_checkpointing(
+                self.plain_network,
+                self.recipe,
+                patch_size=self.configuration_manager.patch_size,
+                batch_size=self.batch_size,
+                batch_dice=self.configuration_manager.batch_dice,
+                device=self.device,
+                say=self.print_to_log_file,
+            )
+        if self.recipe.groups:
+            self.sample_threads = sample_threads(self.network, self.loss, self.batch_size, self.device)
         super().on_train_start()
-
-    def _decide_checkpointing(self) -> None:
-        """Recomputes activations where a step without that would not fit into the device's memory."""
-        available = memory_of(self.device)
-        if available is None:
-            return
-        network = self.plain_network
-        precision = "float16" if self.device.type == "cuda" else network.cpu_training_precision
-        # The loss of plain labels also for regions: with an ignore label, nnU-Net's losses look at values.
-        labels = LabelManager({"background": 0, "target": 1}, None)
-        counted = step_bytes(
-            network.config,
-            partial(apply_freezing, recipe=self.recipe),
-            DiceCELoss(labels, self.configuration_manager.batch_dice).train(),
-            patch_size=self.configuration_manager.patch_size,
-            batch_size=self.batch_size,
-            precision=precision,
-            device=self.device.type,
-        )
-        needed = peak_bytes(counted, self.device.type, precision)
-        network.encoder.checkpointing = needed > available
-        self.print_to_log_file(
-            f"Checkpointing {'on' if needed > available else 'off'}: without it a training step is predicted to take "
-            f"{needed / GB:.1f} of {available / GB:.1f} GB"
-        )
-
-    def _check_data(self) -> None:
-        """Raises ValueError if no training case has any foreground (the loss would have nothing to learn)."""
-        dataset, _ = self.get_tr_and_val_datasets()
-        for case in dataset.identifiers:
-            properties = dataset.load_case(case)[-1]
-            if any(len(places) for places in properties["class_locations"].values()):
-                return
-        raise ValueError(
-            f"none of the {len(dataset.identifiers)} training cases of fold {self.fold} in "
-            f"{self.preprocessed_dataset_folder} has a single foreground voxel. Check the label files in "
-            f"labelsTr against the labels in dataset.json, then preprocess again."
-        )
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's; the epoch's clicks begin, too."""
@@ -280,18 +250,25 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         self.loss.train()
         with self._autocast():
             clicks = () if self.clicks is None else self.clicks.of_training(self.plain_network, data, batch["target"])
-            loss = self.loss(self.network(data, *clicks), target)
-        if self.grad_scaler is not None:
-            self.grad_scaler.scale(loss).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            self.clip_gradients()
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
+        if self.sample_threads is not None:
+            loss = self.sample_threads.backward(self.network, self.loss, target, data, *clicks)
         else:
-            loss.backward()
+            with self._autocast():
+                loss = self.loss(self.network(data, *clicks), target)
+            (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+        self._descend()
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def _descend(self) -> None:
+        """Clips the gradients and takes the optimizer's step."""
+        if self.grad_scaler is None:
             self.clip_gradients()
             self.optimizer.step()
-        return {"loss": loss.detach().cpu().numpy()}
+            return
+        self.grad_scaler.unscale_(self.optimizer)
+        self.clip_gradients()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
 
     def clip_gradients(self) -> None:
         """Limits the gradient norm of each clip group of the recipe."""
@@ -408,21 +385,3 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             "device": f"{self.device.type} {torch.backends.cpu.get_cpu_capability()}",
             "versions": f"nnunetv2_sam3d {__version__}, nnunetv2 {version('nnunetv2')}, torch {torch.__version__}",
         }
-
-
-def _checked_settings(configuration_manager: ConfigurationManager, name: str) -> Settings:
-    """The settings of a configuration that a SAM3D trainer can work with."""
-    if configuration_manager.previous_stage_name is not None:
-        raise NotImplementedError(
-            f"{name} is a cascade stage; the SAM3D trainers take no segmentation of an earlier "
-            f"stage. Use 3d_fullres or 3d_lowres."
-        )
-    if len(configuration_manager.patch_size) != 3:
-        raise NotImplementedError(
-            f"{name} is two-dimensional; the SAM3D trainers are three-dimensional. Use 3d_fullres or 3d_lowres."
-        )
-    settings = Settings.from_plans(configuration_manager.configuration)
-    settings.network_config(adapter="original", in_channels=1, num_classes=2).check_patch_size(
-        configuration_manager.patch_size
-    )
-    return settings

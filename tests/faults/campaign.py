@@ -82,11 +82,17 @@ def contents(folder: Path) -> dict[str, str]:
     return found
 
 
-def trained_fold(folder: Path) -> dict[str, str]:
-    """Files of a training: resumed ones have seen other patches, so their bytes differ; the checkpoint is whole."""
-    checkpoint = next(folder.rglob("checkpoint_final.pth"))
-    torch.load(checkpoint, map_location="cpu", weights_only=False)
+def of_trainings(folder: Path) -> dict[str, str]:
+    """Files of trainings: resumed ones have seen other patches, so their bytes differ; the checkpoints are whole."""
+    for checkpoint in folder.rglob("checkpoint_final.pth"):
+        torch.load(checkpoint, map_location="cpu", weights_only=False)
     return dict.fromkeys(contents(folder), "")
+
+
+def measured_cases(folder: Path) -> dict[str, str]:
+    """What a benchmark has measured; seconds differ from run to run."""
+    records = json.loads((folder / "records.json").read_text())["records"]
+    return {str(number): str(record["what"]) for number, record in enumerate(records) if record["seconds"] > 0}
 
 
 def left_behind(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign import Task, bound_by_permissions, kills, left_behind, show, trained_fold, twice_at_once
+from campaign import Task, bound_by_permissions, kills, left_behind, measured_cases, of_trainings, show, twice_at_once
 
 TRIES = int(os.environ.get("nnUNet_sam3d_test_tries", "10"))
 Workspace = Any  # the class in tests/integration/conftest.py
@@ -21,7 +21,7 @@ Workspace = Any  # the class in tests/integration/conftest.py
 pytestmark = pytest.mark.slow
 
 
-NAMES = ["report", "predict", "convert", "evaluate", "crossval"]
+NAMES = ["report", "predict", "convert", "evaluate", "benchmark", "crossval", "demo"]
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +51,15 @@ def tasks(trained: Workspace) -> dict[str, Task]:
         return sam3d("crossval", "-d", trained.number, "-p", trained.plans, "--trainers", "Full", "--folds", 1,
                      "--devices", "cpu")  # fmt: skip
 
+    def benchmark(folder: Path) -> list[str]:
+        return sam3d("benchmark", "--variant", "vit_tiny", "--patch-size", 16, 32, 32, "--what", "forward", "step",
+                     "--repeats", 1, "--json", folder / "records.json")  # fmt: skip
+
+    def demo(folder: Path) -> list[str]:
+        """And with it ``experiment``, which it is after the data are made."""
+        return sam3d("demo", "--train-cases", 5, "--test-cases", 1, "--epochs", 1, "--iterations-per-epoch", 1,
+                     "--device", "cpu", "-o", folder)  # fmt: skip
+
     def variables(folder: Path) -> dict[str, str]:
         return trained.environment()
 
@@ -62,7 +71,9 @@ def tasks(trained: Workspace) -> dict[str, Task]:
         "predict": Task("predict", predict, variables),
         "convert": Task("convert", convert, variables, prepared=lambda folder: folder.mkdir()),
         "evaluate": Task("evaluate", evaluate, variables),
-        "crossval": Task("crossval", crossval, results_in, lambda folder: folder.mkdir(), trained_fold),
+        "benchmark": Task("benchmark", benchmark, variables, lambda folder: folder.mkdir(), measured_cases),
+        "crossval": Task("crossval", crossval, results_in, lambda folder: folder.mkdir(), of_trainings),
+        "demo": Task("demo", demo, variables, compared=of_trainings),
     }
 
 

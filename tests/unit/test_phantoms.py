@@ -17,7 +17,8 @@ from scipy.ndimage import label as components
 
 from nnunetv2_sam3d.demo import phantoms
 from nnunetv2_sam3d.demo.anatomy import CYST, KIDNEY, TUMOUR
-from nnunetv2_sam3d.demo.phantoms import PhantomCase, case_seeds, make_phantom, write_dataset
+from nnunetv2_sam3d.demo.phantoms import PhantomCase, make_phantom
+from nnunetv2_sam3d.demo.raw_dataset import VERSION, case_seeds, write_dataset
 
 SEEDS = range(6)
 
@@ -215,7 +216,7 @@ def test_files_hold_the_case_and_its_geometry(dataset) -> None:
 
 
 def test_cysts_as_kidney(dataset, tmp_path) -> None:
-    without = write_dataset(tmp_path, train_cases=5, test_cases=2, cysts=False, progress=False)
+    without = write_dataset(tmp_path, train_cases=5, test_cases=2, cysts=False, progress=False, processes=2)
     assert json.loads((without / "dataset.json").read_text())["labels"] == {"background": 0, "kidney": 1, "tumour": 2}
     seen = set()
     for file in dataset.glob("labels*/*"):
@@ -255,7 +256,7 @@ def test_a_repeated_call_keeps_whole_cases_and_makes_missing_ones(dataset) -> No
 def test_another_configuration_is_not_mixed_in(tmp_path, change: dict[str, int], record: str) -> None:
     folder = tmp_path / "Dataset990_KidneyPhantoms"
     folder.mkdir()
-    found = {"version": phantoms.VERSION, "seed": 0, "train_cases": 5, "test_cases": 2}
+    found = {"version": VERSION, "seed": 0, "train_cases": 5, "test_cases": 2}
     (folder / record).write_text(json.dumps({"phantoms": found}))
     with pytest.raises(ValueError, match="delete the folder"):
         write_dataset(tmp_path, progress=False, **{"train_cases": 5, "test_cases": 2, **change})

@@ -171,6 +171,20 @@ def test_splits_are_nnunets(site: Site, make: Make, monkeypatch: pytest.MonkeyPa
     assert {"train": train, "val": val} == splits[0]
 
 
+def test_too_few_cases_are_refused_before_anything_is_planned(
+    site: Site, nnunet_paths: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = nnunet_paths / "raw" / "Dataset991_Toy"
+    (raw / "labelsTr").mkdir(parents=True)
+    shutil.copy(site.preprocessed / "dataset.json", raw)
+    for number in range(4):
+        (raw / "labelsTr" / f"case_{number}.nii.gz").touch()
+    assert main(["experiment", "-d", "991", "--device", "cpu"]) == 1
+    message = capsys.readouterr().err
+    assert "the 4 training cases of Dataset991_Toy are too few for 5 folds" in message
+    assert f"write your own {site.preprocessed / 'splits_final.json'}" in message
+
+
 def test_refusals(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nnUNetv2_sam3d plan -d Dataset991_Toy -o Absent" in refused(capsys, "Full", "-p", "Absent")
     assert "no configuration '3d_lowres'" in refused(capsys, "Full", "-c", "3d_lowres")

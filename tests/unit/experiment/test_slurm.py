@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 
 from nnunetv2_sam3d.experiment.slurm_jobs import write_scripts
-from nnunetv2_sam3d.experiment.slurm_scripts import SlurmJob, parse_options, script, script_name, submission
+from nnunetv2_sam3d.experiment.slurm_scripts import (
+    SlurmJob,
+    check_template,
+    parse_options,
+    script,
+    script_name,
+    submission,
+)
 
 GOLDEN = Path(__file__).parent / "slurm_scripts"
 COMMAND = ("/opt/env/bin/nnUNetv2_sam3d", "crossval", "-d", "Dataset220_KiTS", "--trainers")
@@ -133,3 +140,26 @@ def test_line_ends_are_refused(place: str) -> None:
     value: Any = {"comment": "a\nrm"} if place == "options" else "a\nrm"
     with pytest.raises(ValueError, match="line end"):
         script(replace(FIRST, **{place: value}))
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("#SBATCH --array=0-99", "array"),
+        ("#SBATCH --mem=4G --output /tmp/x", "output"),
+        ("#SBATCH -J mine", "job-name"),
+        ("#SBATCH -omine.log", "output"),
+        ("#SBATCH\t-a 1", "array"),
+        ("#SBATCH --signal=KILL", "signal"),
+    ],
+)
+def test_templates_that_replace_what_the_scripts_set(line: str, option: str) -> None:
+    with pytest.raises(ValueError, match=f"^line 2, .*: the scripts set --{option} themselves"):
+        check_template(f"module load cuda\n{line}\n")
+
+
+def test_templates_that_are_fine() -> None:
+    check_template(TEMPLATE)
+    check_template("#SBATCH --comment=my-array # --array=1\n#SBATCH -p gpu -A x --mail-user=a-o@b.c\n# --array\n")
+    with pytest.raises(ValueError, match="^line 1 holds a zero byte"):
+        check_template("\0ELF")

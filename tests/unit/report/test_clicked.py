@@ -23,7 +23,7 @@ from nnunetv2_sam3d.evaluation.reference_protocol import ReferenceProtocol
 from nnunetv2_sam3d.evaluation.whole_volume import WholeVolumeProtocol
 from nnunetv2_sam3d.report.build import write_report
 from nnunetv2_sam3d.report.request import Request
-from nnunetv2_sam3d.results.collect import find_models, open_dataset
+from nnunetv2_sam3d.results.trained_models import find_models, open_dataset
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 
 NSD = "NSD 5 mm"

@@ -16,11 +16,11 @@ from nnunetv2_sam3d.report.overlays import View
 from nnunetv2_sam3d.report.page import Page, Scene, Section, render
 from nnunetv2_sam3d.report.tables import Table, duration
 from nnunetv2_sam3d.report.training_record import Training
-from nnunetv2_sam3d.results.collect import RepeatedModel
 from nnunetv2_sam3d.results.measure import Row
 from nnunetv2_sam3d.results.metrics import measure
 from nnunetv2_sam3d.results.statistics import METRICS, differences, summarise
 from nnunetv2_sam3d.results.structures import Structure
+from nnunetv2_sam3d.results.trained_models import RepeatedModel
 
 TUMOUR, CYST = (Structure(name, (label,), 2.0, lesion=True) for label, name in ((2, "tumour"), (3, "cyst")))
 

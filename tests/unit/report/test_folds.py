@@ -15,7 +15,8 @@ from results_tree import PLANS, Tree, write_image
 from nnunetv2_sam3d.cli import build_parser, main
 from nnunetv2_sam3d.commands.report import command_line
 from nnunetv2_sam3d.report import build
-from nnunetv2_sam3d.results.collect import check_splits, collect, find_models, open_dataset
+from nnunetv2_sam3d.results.collect import check_splits, collect
+from nnunetv2_sam3d.results.trained_models import find_models, open_dataset
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 
 FULL = "nnUNetTrainer_SAM3DFull"

@@ -17,9 +17,10 @@ from nnunetv2_sam3d.cli import main
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.own_files import LIST
 from nnunetv2_sam3d.report.training_record import read_training
-from nnunetv2_sam3d.results.collect import RepeatedModel, collect, find_models, open_dataset
+from nnunetv2_sam3d.results.collect import collect
 from nnunetv2_sam3d.results.measure import Row, measure_all
 from nnunetv2_sam3d.results.structures import structures_of
+from nnunetv2_sam3d.results.trained_models import RepeatedModel, find_models, open_dataset
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 from nnunetv2_sam3d.trainers.start import Start
 from nnunetv2_sam3d.weights.reading import METADATA_KEY

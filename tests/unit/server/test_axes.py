@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from itertools import permutations, product
 
 import numpy as np
 import pytest
 
-from nnunetv2_sam3d.server.axis_check import TrainingGeometry, WrongAxes
+from nnunetv2_sam3d.server.axis_check import Confirmations, TrainingGeometry, WrongAxes
 from nnunetv2_sam3d.server.axis_order import AxisOrder
 from nnunetv2_sam3d.server.interactive_session import InteractiveSession
 from nnunetv2_sam3d.server.offer import Offer
@@ -125,3 +126,16 @@ def test_one_phantom_in_several_orders_has_one_mask(offer: Offer, volume: np.nda
         for mask, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(mask, other)
     assert len({mask.tobytes() for mask in expected}) == 3  # each click changed something
+
+
+def test_a_refusal_is_confirmed_for_a_while() -> None:
+    confirmations = Confirmations(seconds=0.2)
+    volume = ((1, 1, 1), (9, 9, 9))
+    with pytest.raises(ValueError, match=r"^the sentence\. If it does, send it again"):
+        confirmations.ask("the sentence", *volume)
+    confirmations.ask("the sentence", *volume)
+    with pytest.raises(ValueError, match="send it again"):
+        confirmations.ask("the sentence", (1, 1, 1), (9, 9, 8))
+    time.sleep(0.25)
+    with pytest.raises(ValueError, match="send it again"):
+        confirmations.ask("the sentence", *volume)

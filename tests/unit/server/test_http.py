@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -85,6 +86,27 @@ def test_the_viewers_client_sees_what_a_background_click_clears(url: str, volume
             assert positive or (before > buffer).any()
         with pytest.raises(httpx.HTTPStatusError, match="lies outside the volume"):
             viewer.add_point_interaction([40, 0, 0], True)
+
+
+@pytest.mark.parametrize("confirm", [False, True])
+def test_a_volume_whose_axes_cannot_be_told(
+    confirm: bool, served_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning is in the log, in the answer, and in what the viewers' unmodified client shows if it is asked for."""
+    remote = pytest.importorskip("nnInteractive.inference.remote.remote_session")
+    cube, properties = np.zeros((1, 12, 12, 12), np.int16), {"spacing": (2.0, 2.0, 2.0)}
+    with serving(Offer(served_model, confirm_axes=confirm)) as (url, _):
+        if confirm:
+            with remote.nnInteractiveRemoteInferenceSession(url) as viewer:
+                with pytest.raises(httpx.HTTPStatusError, match="do not tell its axes apart: .* send it again"):
+                    viewer.set_image(cube, properties)
+        with remote.nnInteractiveRemoteInferenceSession(url) as viewer:
+            viewer.set_image(cube, properties)
+        with httpx.Client(base_url=url) as client:
+            client.headers["X-Lease-Token"] = client.post("/claim").json()["lease_token"]
+            reply = send(client, cube, json.dumps({"image_properties": properties})).json()
+    assert "do not tell its axes apart" in reply["warning"]
+    assert "do not tell its axes apart" in caplog.text
 
 
 def test_refusals_have_a_sentence(client: httpx.Client, volume: np.ndarray) -> None:

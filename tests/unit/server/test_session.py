@@ -143,6 +143,17 @@ def test_unchecked_axes_get_the_sentence_as_a_warning(served_model: Path, volume
     assert warning is not None and "--axes" in warning and session.warning == warning
 
 
+def test_a_warning_is_confirmed_in_any_session(served_model: Path, volume: np.ndarray) -> None:
+    offer = Offer(served_model, refuse_axes=False, confirm_axes=True)
+    session = offer.new_session()
+    with pytest.raises(ValueError, match="send it again") as refused:
+        session.set_image(volume[:, :, :10], (1, 1, 3))
+    assert session.shape is None
+    warning = offer.new_session().set_image(volume[:, :, :10], (1, 1, 3))  # viewers begin anew after an error
+    assert warning is not None and warning in str(refused.value)
+    assert session.set_image(volume, SPACING) is None  # nothing to confirm
+
+
 def test_target_and_only_clicked(served_model: Path, volume: np.ndarray) -> None:
     both = Offer(served_model, target="1,2").new_session()
     both.set_image(volume, SPACING)

@@ -21,7 +21,7 @@ from trainer_kit import (
     with_each_that_trains,
 )
 
-from nnunetv2_sam3d.trainers import sam3d_trainer
+from nnunetv2_sam3d.trainers import preflight
 
 # --- the optimizer ---
 
@@ -199,11 +199,19 @@ def test_mirrored_axes_of_training_are_those_of_prediction(
 def test_checkpointing_only_where_memory_would_not_suffice(
     available: int | None, state: str | None, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sam3d_trainer, "memory_of", lambda device: available)
+    monkeypatch.setattr(preflight, "memory_of", lambda device: available)
     trainer = make_trainer("DualPath", initialize=True)
     assert trainer.settings.checkpointing == "auto"
     assert not trainer.plain_network.config.checkpointing  # as nnUNetv2_predict builds it
-    trainer._decide_checkpointing()
+    preflight.decide_checkpointing(
+        trainer.plain_network,
+        trainer.recipe,
+        patch_size=trainer.configuration_manager.patch_size,
+        batch_size=trainer.batch_size,
+        batch_dice=trainer.configuration_manager.batch_dice,
+        device=trainer.device,
+        say=trainer.print_to_log_file,
+    )
     assert trainer.plain_network.encoder.checkpointing == (state == "on")
     log = Path(trainer.log_file).read_text()
     assert ("Checkpointing" in log) == (state is not None)

@@ -18,10 +18,8 @@ from safetensors.torch import save_file
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.weights.checkpoint_file import read_checkpoint, write_checkpoint
-from nnunetv2_sam3d.weights.describe import describe
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.reading import FORMAT_VERSION, METADATA_KEY, convert, read_weights
-from nnunetv2_sam3d.weights.sources import SAM_FILES, cache_folder, find_sam_checkpoint
 
 Make = Callable[..., SAM3D]
 
@@ -32,12 +30,6 @@ def refused(path: Path) -> str:
         read_weights(path)
     assert str(path) in str(caught.value)
     return str(caught.value)
-
-
-@pytest.fixture
-def whole(make_network: Make, reference_content: Callable[[SAM3D], Any], tmp_path: Path) -> Path:
-    torch.save(reference_content(make_network()), tmp_path / "best.pth.tar")
-    return tmp_path / "best.pth.tar"
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -265,129 +257,6 @@ def test_sha256(tmp_path: Path) -> None:
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-# Inspecting -----------------------------------------------------------------------------------------------------------
-
-
-def numbers(text: str) -> dict[str, list[int]]:
-    """The rows of the table of parameters."""
-    rows = {}
-    for line in text.splitlines():
-        if found := re.match(r"  (.{24}) +([\d,]+)(?: +([\d,]+) trained +([\d,]+) frozen)?$", line):
-            rows[found[1].strip()] = [int(number.replace(",", "")) for number in found.groups()[1:] if number]
-    return rows
-
-
-def test_description_of_a_reference_checkpoint(whole: Path, make_network: Make) -> None:
-    text, network = describe(whole), make_network()
-    assert text.startswith(f"{whole}: a 3DSAM-adapter checkpoint\n")
-    assert "  embed_dim: 32" in text.splitlines()
-    assert "the file does not say" in text
-    rows = numbers(text)
-    assert rows["all"] == [sum(parameter.numel() for parameter in network.parameters())]
-    assert rows["prompt encoder"] == [sum(parameter.numel() for parameter in network.prompt_encoder.parameters())]
-    assert sum(count for name, (count,) in rows.items() if name != "all") == rows["all"][0]
-
-
-def test_description_of_a_converted_file(whole: Path, tmp_path: Path) -> None:
-    convert(whole, tmp_path / "original.pth")
-    text = describe(tmp_path / "original.pth")
-    assert "a converted 3DSAM-adapter checkpoint" in text.splitlines()[0]
-    assert f"all parts: {whole} (3dsam-adapter, SHA-256 {sha256(whole)})" in text
-    assert numbers(text) == numbers(describe(whole))
-
-
-def test_description_of_a_trained_file(make_network: Make, tmp_path: Path) -> None:
-    network = make_network(adapter="dualpath")
-    trained = [name for name, _ in network.named_parameters() if ".adapter." in name]
-    encoder = {"file": "/sam.pth", "sha256": "12ab", "kind": "sam"}
-    decoder = {
-        "file": "/original.pth",
-        "sha256": "34cd",
-        "kind": "converted",
-        "made_from": {"all parts": {"file": "/best.pth.tar", "sha256": "56ef", "kind": "3dsam-adapter"}},
-    }
-    metadata = {
-        "format": 1,
-        "network": network.config.to_dict(),
-        "trained": trained,
-        "provenance": {
-            "SAM encoder": encoder,
-            "mask decoder": decoder,
-            "prompt encoder": decoder,
-            "adapters": {"kind": "random"},
-        },
-    }
-    torch.save(
-        {
-            "network_weights": network.state_dict(),
-            "trainer_name": "nnUNetTrainer_SAM3DDualPath",
-            METADATA_KEY: metadata,
-        },
-        tmp_path / "checkpoint_final.pth",
-    )
-    text = describe(tmp_path / "checkpoint_final.pth")
-    assert "a checkpoint of a SAM3D trainer" in text.splitlines()[0]
-    rows = numbers(text)
-    everything = sum(parameter.numel() for parameter in network.parameters())
-    adapters = sum(network.get_parameter(name).numel() for name in trained)
-    assert rows["adapters"] == [adapters, adapters, 0]
-    assert rows["all"] == [everything, adapters, everything - adapters]
-    assert rows["mask decoder"][1] == 0
-    lines = text.splitlines()
-    assert "  SAM encoder: /sam.pth (sam, SHA-256 12ab)" in lines
-    at = lines.index("  mask decoder, prompt encoder: /original.pth (converted, SHA-256 34cd)")
-    assert lines[at + 1] == "    all parts: /best.pth.tar (3dsam-adapter, SHA-256 56ef)"
-    assert "  adapters: random initialisation" in lines
-
-
-def test_description_of_a_file_with_unknown_weights(make_network: Make, tmp_path: Path) -> None:
-    network = make_network()
-    state = network.state_dict() | {"head.weight": torch.zeros(3)}
-    torch.save(
-        {"network_weights": state, METADATA_KEY: {"format": 1, "network": network.config.to_dict()}},
-        tmp_path / "odd.pth",
-    )
-    with pytest.raises(WeightsError, match="odd.pth.*head.weight"):
-        describe(tmp_path / "odd.pth")
-
-
-def test_description_refuses_what_reading_refuses(tmp_path: Path) -> None:
-    (tmp_path / "empty.pth").touch()
-    with pytest.raises(WeightsError, match="is empty"):
-        describe(tmp_path / "empty.pth")
-
-
-# Where SAM's weights are looked for -----------------------------------------------------------------------------------
-
-
-def test_nothing_is_found_where_nothing_is() -> None:
-    assert find_sam_checkpoint("vit_b", None) is None
-    assert find_sam_checkpoint("vit_tiny", None) is None
-
-
-def test_order_of_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache_folder().mkdir(parents=True)
-    cached = cache_folder() / SAM_FILES["vit_b"].official
-    cached.touch()
-    assert cached == tmp_path / "xdg-cache" / "nnunetv2_sam3d" / "sam_vit_b_01ec64.pth"
-    assert find_sam_checkpoint("vit_b", None) == cached
-    assert find_sam_checkpoint("vit_l", None) is None
-    variable, setting = tmp_path / "variable.pth", tmp_path / "setting.pth"
-    variable.touch()
-    setting.touch()
-    monkeypatch.setenv("nnUNet_sam_checkpoint", str(variable))
-    assert find_sam_checkpoint("vit_b", None) == variable
-    assert find_sam_checkpoint("vit_b", str(setting)) == setting
-
-
-def test_place_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WeightsError, match=r"the plans \(sam_checkpoint\) names .*none.pth"):
-        find_sam_checkpoint("vit_b", str(tmp_path / "none.pth"))
-    monkeypatch.setenv("nnUNet_sam_checkpoint", str(tmp_path / "nothing.pth"))
-    with pytest.raises(WeightsError, match="the variable nnUNet_sam_checkpoint names .*nothing.pth"):
-        find_sam_checkpoint("vit_b", None)
-
-
 def bombs(folder: Path) -> list[Path]:
     """Files of a few kB or MB whose content would be gigabytes, or whose reading would take years."""
     laughs: list[Any] = []
@@ -454,14 +323,6 @@ def test_axes_for_mirroring_that_are_none(make_network: Make, tmp_path: Path, ax
     assert "its axes for mirroring are" in refused(file)
 
 
-def test_unknown_content_is_described_to_the_weights(tmp_path: Path) -> None:
-    torch.save({"epoch": 3, "model": {"backbone": {"conv1.weight": torch.zeros(1)}}}, file := tmp_path / "a.pth")
-    assert (
-        "a table of 2 entries: epoch, model (a table of 1 entries: backbone (a table of 1 entries: conv1.weight))"
-        in refused(file)
-    )
-
-
 def test_a_set_of_several_files_is_read_whole_or_refused(make_network: Make, tmp_path: Path) -> None:
     network = make_network(0)
     state = {
@@ -497,3 +358,11 @@ def test_a_set_of_several_files_is_read_whole_or_refused(make_network: Make, tmp
         assert words in refused(index)
     index.write_text("[" * 100_000)
     assert "no index of weights" in refused(index)
+
+
+def test_unknown_content_is_described_to_the_weights(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "model": {"backbone": {"conv1.weight": torch.zeros(1)}}}, file := tmp_path / "a.pth")
+    assert (
+        "a table of 2 entries: epoch, model (a table of 1 entries: backbone (a table of 1 entries: conv1.weight))"
+        in refused(file)
+    )
