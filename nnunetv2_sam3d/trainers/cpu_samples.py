@@ -65,7 +65,8 @@ class SampleThreads:
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
 
         def of_some(first: int) -> tuple[Tensor, list[Tensor | None]]:
-            value, sums = target.new_zeros(()), [None] * len(parameters)
+            value = target.new_zeros(())
+            sums: list[Tensor | None] = [None] * len(parameters)
             for index in range(first, batch, self.workers):
                 sample = slice(index, index + 1)
                 part = loss(network(*(tensor[sample] for tensor in inputs)), target[sample]) / batch
