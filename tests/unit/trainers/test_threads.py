@@ -1,7 +1,9 @@
-"""The user's limit on threads."""
+"""What trainings on CPUs ask of their process."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -27,3 +29,23 @@ def test_thread_limit(monkeypatch: pytest.MonkeyPatch, limit: str, device: str, 
     monkeypatch.setenv("OMP_NUM_THREADS", limit)
     prepare_process(torch.device(device))
     assert torch.get_num_threads() == threads
+
+
+def test_tiny_numbers_are_zero_in_all_threads_of_a_training() -> None:
+    """Of the process, of those that share an operation, and of those that have a sample each."""
+    program = """
+import torch
+from nnunetv2_sam3d.trainers.cpu_process import prepare_process
+from nnunetv2_sam3d.trainers.cpu_samples import SampleThreads
+torch.set_num_threads(2)
+tiny = torch.full((1_000_000,), 1e-30)
+def products():
+    return int((tiny * 1e-10 != 0).sum())
+print(bool(torch.tensor(1e-30) * 1e-10 != 0))
+prepare_process(torch.device("cpu"))
+print(products(), *SampleThreads(2)._pool.map(lambda _: products(), range(8)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    first, later = done.stdout.splitlines()
+    if torch.set_flush_denormal(False):  # the processor can do it
+        assert (first, later) == ("True", " ".join("0" * 9))
