@@ -83,8 +83,8 @@ def _raise(number: int, _: FrameType | None) -> None:
 def worker_processes(count: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """A ``map`` whose calls are shared out among processes; with one, none is started.
 
-    They end with this process, however that ends: their queue is closed then. Each has one thread for its matrix products:
-    several would wait for those of the others.
+    They end with this process, however that ends: their queue is closed then. Each has one thread for its matrix
+    products: several would wait for those of the others.
     """
     if count <= 1:
         yield map

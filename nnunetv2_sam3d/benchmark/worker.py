@@ -137,6 +137,7 @@ def prepare_step(case: BenchmarkCase, network: nn.Module, image: Tensor, points:
     """What the trainer does with a batch, and the sizes that belong to training."""
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+    from nnunetv2_sam3d.trainers.cpu_samples import sample_threads
     from nnunetv2_sam3d.trainers.losses import DiceCELoss
     from nnunetv2_sam3d.trainers.recipes import clip_groups
 
@@ -147,11 +148,16 @@ def prepare_step(case: BenchmarkCase, network: nn.Module, image: Tensor, points:
     scaler = torch.amp.GradScaler(case.device, enabled=case.precision == "float16")
     target = (image > 0).float()  # any labels do
     in_precision = InPrecision(network, case).train()
+    exact = case.precision == "float32"
+    samples = sample_threads(network, loss_of, case.batch_size, torch.device(case.device)) if exact else None
 
     def work() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(in_precision(image), target)
-        scaler.scale(loss).backward()
+        if samples is None:
+            loss = loss_of(in_precision(image), target)
+            scaler.scale(loss).backward()
+        else:
+            loss = samples.backward(network, loss_of, target, image)
         scaler.unscale_(optimizer)
         for parameters in clipped:
             nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)

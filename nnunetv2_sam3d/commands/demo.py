@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--test-cases", type=int, default=4, help="cases not seen in training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the phantoms (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=10, help="of each training (default: %(default)s)")
-    parser.add_argument("--iterations-per-epoch", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--iterations-per-epoch", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     parser.set_defaults(run=run)
 
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
         val_iterations_per_epoch=2,
-        initial_lr=8e-3,
+        initial_lr=2e-3,
         clicks="none",
         mirror_axes=(),  # eight passes instead of one in every validation, and phantoms have a right side
     )
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
             fold=0,
             settings=settings,
             patch_size=(32, 64, 64),
-            batch_size=2,  # one sample for each of two threads
+            batch_size=1,
             spacing_mm=(4.0, 4.0, 4.0),
             processes=default_processes(),
             test_time_mirroring=False,
