@@ -12,6 +12,7 @@ from threading import Barrier
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
@@ -20,12 +21,13 @@ from nnunetv2_sam3d.trainers.losses import DiceCELoss
 def sample_threads(network: nn.Module, loss: nn.Module, batch_size: int, device: torch.device) -> SampleThreads | None:
     """Threads for a training of this network, where they compute the same function faster.
 
-    That is on CPUs, with several threads and samples, a loss that is the mean over the samples, and no wrapper of DDP
-    or torch.compile around the network.
+    That is on CPUs, with several threads and samples, a loss that is the mean over the samples, no wrapper of DDP or
+    torch.compile around the network, and no batch norm in it, which somebody's own adapter may have.
     """
-    several = batch_size > 1 and torch.get_num_threads() > 1
-    plain = isinstance(network, SAM3D) and isinstance(loss, DiceCELoss) and loss.is_mean_of_samples
-    return SampleThreads(batch_size) if device.type == "cpu" and several and plain else None
+    several = device.type == "cpu" and batch_size > 1 and torch.get_num_threads() > 1
+    apart = isinstance(network, SAM3D) and not any(isinstance(part, _BatchNorm) for part in network.modules())
+    is_mean = isinstance(loss, DiceCELoss) and loss.is_mean_of_samples
+    return SampleThreads(batch_size) if several and apart and is_mean else None
 
 
 class SampleThreads:

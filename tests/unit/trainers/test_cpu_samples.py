@@ -93,6 +93,9 @@ def test_only_where_the_function_is_the_same() -> None:
     assert sample_threads(torch.compile(network, backend="eager"), loss, 2, CPU) is None
     torch.set_num_threads(1)
     assert sample_threads(network, loss, 2, CPU) is None
+    torch.set_num_threads(2)
+    network.encoder.blocks[0].adapter.norm = torch.nn.BatchNorm3d(4)
+    assert sample_threads(network, loss, 2, CPU) is None
 
 
 def test_an_error_in_a_sample_ends_the_step() -> None:
