@@ -64,6 +64,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ):
         check_nnunet_version()
+        prepare_process(device)  # before anything is computed, since threads that are there do not change
         # before nnU-Net makes folders for a run that cannot begin
         plans_manager = PlansManager(deepcopy(plans))
         settings = checked_settings(plans_manager.get_configuration(configuration), configuration)
@@ -78,7 +79,6 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             target = click_target(dataset_json["labels"], labels, settings.click_targets)
             clicks = SimulatedClicks(training, target, settings.signed_clicks, seed_of(fold, settings.repeat))
         super().__init__(plans, configuration, fold, dataset_json, device)
-        prepare_process(device)
         self.settings = settings
         self.seed = seed_of_run(settings.repeat, fold)
         self.clicks = None if clicks is None else ClickSteps(clicks, self.local_rank)

@@ -38,11 +38,11 @@ import torch
 from nnunetv2_sam3d.trainers.cpu_process import prepare_process
 from nnunetv2_sam3d.trainers.cpu_samples import SampleThreads
 torch.set_num_threads(2)
+print(bool(torch.tensor(1e-30) * 1e-10 != 0))
+prepare_process(torch.device("cpu"))
 tiny = torch.full((1_000_000,), 1e-30)
 def products():
     return int((tiny * 1e-10 != 0).sum())
-print(bool(torch.tensor(1e-30) * 1e-10 != 0))
-prepare_process(torch.device("cpu"))
 print(products(), *SampleThreads(2)._pool.map(lambda _: products(), range(8)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
