@@ -153,4 +153,4 @@ class Confirmations:
         self._refused = {key: when for key, when in self._refused.items() if now - when < self._seconds}
         if volume not in self._refused:
             self._refused[volume] = now
-            raise ValueError(f"{warning}. If it does, send it again: it is taken then")
+            raise ValueError(f"{warning}. Is it right as it is? Then send it again: it will be taken")

@@ -131,7 +131,7 @@ def test_one_phantom_in_several_orders_has_one_mask(offer: Offer, volume: np.nda
 def test_a_refusal_is_confirmed_for_a_while() -> None:
     confirmations = Confirmations(seconds=0.2)
     volume = ((1, 1, 1), (9, 9, 9))
-    with pytest.raises(ValueError, match=r"^the sentence\. If it does, send it again"):
+    with pytest.raises(ValueError, match=r"^the sentence\. Is it right as it is\? Then send it again"):
         confirmations.ask("the sentence", *volume)
     confirmations.ask("the sentence", *volume)
     with pytest.raises(ValueError, match="send it again"):
