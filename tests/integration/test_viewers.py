@@ -287,23 +287,34 @@ def test_a_browser_with_a_turned_file(trained: Workspace, tmp_path: Path) -> Non
         assert mask.shape == image.shape and np.allclose(mask.affine, image.affine, atol=1e-4)
 
 
-def test_napari(trained: Workspace, image: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def napari_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Python of an environment with napari."""
+    return require_napari(tmp_path_factory.mktemp("napari"))
+
+
+def napari_window(python: str, folder: Path, *arguments: object) -> str:
+    """What ``napari_window.py`` printed."""
+    result = subprocess.run(
+        ["xvfb-run", "-a", "-s", "-screen 0 1400x900x24", python, Path(__file__).with_name("napari_window.py"),
+         *map(str, arguments)],
+        env={**os.environ, "XDG_CONFIG_HOME": str(folder / "settings")},  # the plugin keeps the address
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_napari(trained: Workspace, napari_python: str, image: Path, tmp_path: Path) -> None:
     """The unmodified plugin in a window: connect, click, and the mask is in its layer."""
-    python = require_napari(tmp_path / "napari")
     i, j, k = lesion(trained, image)
     # napari's reader turns images to superior, anterior, right: k and i of this file run the other way
     depth, width = nibabel.load(image).shape[2], nibabel.load(image).shape[0]
     seen = [str(depth - 1 - k), str(j), str(width - 1 - i)]
     mask_file, picture = tmp_path / "mask.npy", tmp_path / "window.png"
     with served(trained, "--flip", "ki") as url:
-        result = subprocess.run(
-            ["xvfb-run", "-a", "-s", "-screen 0 1400x900x24", python, Path(__file__).with_name("napari_window.py"), url,
-             image, *seen, mask_file, picture],
-            env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "settings")},  # the plugin keeps the address
-            capture_output=True, text=True, timeout=400,
-        )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert f"clicked at [{'.0, '.join(seen)}.0]" in result.stdout
+        said = napari_window(napari_python, tmp_path, url, image, picture, *seen, mask_file)
+    assert f"clicked at [{'.0, '.join(seen)}.0]" in said and "showed" not in said
     clicks = {
         "format": "nnunetv2_sam3d clicks",
         "version": 1,
@@ -317,3 +328,15 @@ def test_napari(trained: Workspace, image: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert np.array_equal(np.load(mask_file)[::-1, :, ::-1].T > 0, voxels(tmp_path / "out" / "case_2.nii.gz") == 2)
     assert picture.stat().st_size > 50_000
+
+
+def test_napari_shows_that_axes_cannot_be_told(
+    trained: Workspace, napari_python: str, image: Path, tmp_path: Path
+) -> None:
+    """With ``--confirm-axes`` the unmodified plugin shows the warning; Initialize once more, and the image is taken."""
+    edge = min(nibabel.load(image).shape)
+    cube = np.asarray(nibabel.load(image).dataobj)[:edge, :edge, :edge]
+    nibabel.save(nibabel.Nifti1Image(cube, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / "cube.nii.gz")
+    with served(trained, "--confirm-axes") as url:
+        said = napari_window(napari_python, tmp_path, url, tmp_path / "cube.nii.gz", tmp_path / "window.png")
+    assert "the window showed" in said and "do not tell its axes apart" in said and "send it again" in said
