@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import napari
 import numpy as np
-from napari.utils.notifications import notification_manager
+from napari.utils.notifications import Notification, notification_manager
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication
@@ -45,9 +45,12 @@ def connect(viewer: napari.Viewer, url: str, image: str) -> object:
     plugin.server_url_edit.setText(url)
     plugin.on_remote_settings_changed()
     warnings = []
-    notification_manager.notification_ready.connect(
-        lambda event: "send image" in event.notification.message and warnings.append(event.notification.message)
-    )
+
+    def keep(notification: Notification) -> None:
+        if "send image" in notification.message:
+            warnings.append(notification.message)
+
+    notification_manager.notification_ready.connect(keep)
 
     def ready() -> bool:  # the point layer takes clicks when the server has the image
         active = viewer.layers.selection.active
