@@ -78,7 +78,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--confirm-axes", action="store_true",
-        help="refuse a volume whose axes cannot be told once, so that the viewers' client raises the warning, and take "
+        help="refuse, once, a volume whose axes cannot be told, so that the viewers' client raises the warning; take "
         "it when it is sent again within ten minutes (default: take it, with a warning in the log and in the answer)",
     )  # fmt: skip
     parser.set_defaults(run=run)
