@@ -82,7 +82,7 @@ def _largest_part(error: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     numbers, count = ndimage.label(error, TOUCHING)
     if not count:
         return None
-    largest = 1 + int(np.bincount(numbers.ravel())[1:].argmax())
+    largest = 1 + int(np.argmax(np.bincount(numbers.ravel())[1:]))
     box = ndimage.find_objects(numbers, largest)[largest - 1]
     return np.array([side.start for side in box]), numbers[box] == largest
 

@@ -161,7 +161,7 @@ def background_points(
         (n, 3) whole (z, y, x), n < count only if there are fewer such voxels.
     """
     near = generator.binomial(count, BORDER_SHARE)
-    found = np.zeros((0, 3), np.int64)
+    found: np.ndarray = np.zeros((0, 3), np.int64)
     if near and target.any():
         steps = generator.integers(-BORDER_VOXELS, BORDER_VOXELS + 1, (near * BORDER_TRIES, 3))
         voxels = np.argwhere(target)

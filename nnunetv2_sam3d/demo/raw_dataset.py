@@ -11,8 +11,9 @@ from tqdm import tqdm
 from nnunetv2_sam3d.children import worker_processes
 from nnunetv2_sam3d.demo.anatomy import BACKGROUND, CYST, KIDNEY, TUMOUR
 from nnunetv2_sam3d.demo.phantoms import PhantomCase, make_phantom
-from nnunetv2_sam3d.files import write_json, written_whole
+from nnunetv2_sam3d.files import write_json
 from nnunetv2_sam3d.json_files import read_table
+from nnunetv2_sam3d.nnunet.image_files import image_written_whole
 
 VERSION = 2
 FILE_ENDING = ".nii.gz"
@@ -32,12 +33,12 @@ def case_seeds(seed: int, train_cases: int, test_cases: int) -> tuple[list[int],
 
 
 def _write_image(array: np.ndarray, case: PhantomCase, path: Path) -> None:
-    """The image with its geometry; a run that is cut off leaves no half of it."""
+    """The image with its geometry; a kill or a full disk leaves no half of it."""
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(case.spacing_mm[::-1])
     image.SetOrigin(case.origin_mm)
     image.SetDirection(case.direction)
-    with written_whole(path, ".nii.gz") as partial:
+    with image_written_whole(path, FILE_ENDING) as partial:
         sitk.WriteImage(image, str(partial), useCompression=True)
 
 

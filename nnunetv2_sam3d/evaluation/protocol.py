@@ -14,6 +14,7 @@ from nnunetv2_sam3d.clicks.click import Click
 from nnunetv2_sam3d.clicks.geometry import Geometry
 from nnunetv2_sam3d.clicks.json_format import write_clicks
 from nnunetv2_sam3d.clicks.slicer import write_markups
+from nnunetv2_sam3d.nnunet.image_files import image_written_whole
 from nnunetv2_sam3d.nnunet.labels import Target
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, Volume
 from nnunetv2_sam3d.results.measure import grid_of, read_mask, voxels_apart
@@ -125,9 +126,9 @@ def clicks_file(output: Path, case: str) -> Path:
 
 def keep_mask(output: Path, fold: TrainedFold, volume: Volume, count: int, segmentation: np.ndarray) -> None:
     """Writes labels (z, y, x) with the geometry of the original image."""
-    file = mask_file(output, count, volume.case, fold.dataset_json["file_ending"])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fold.plans.image_reader_writer_class().write_seg(segmentation, str(file), dict(volume.properties))
+    ending = fold.dataset_json["file_ending"]
+    with image_written_whole(mask_file(output, count, volume.case, ending), ending) as partial:
+        fold.plans.image_reader_writer_class().write_seg(segmentation, str(partial), dict(volume.properties))
 
 
 def keep_clicks(output: Path, fold: TrainedFold, volume: Volume, clicks: Sequence[Click]) -> None:

@@ -27,7 +27,6 @@ from nnunetv2_sam3d.clicks.click import (
 from nnunetv2_sam3d.clicks.click_files import read_clicks
 from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
 from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
-from nnunetv2_sam3d.files import written_whole
 from nnunetv2_sam3d.inference.local_resampling import resampling_of
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.slab_export import SLAB_BYTES, segmentation_by_slabs
@@ -35,6 +34,7 @@ from nnunetv2_sam3d.inference.turns import ONE_EXPORT
 from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES, WindowPredictor
 from nnunetv2_sam3d.memory.model import GB, available_bytes
 from nnunetv2_sam3d.messages import some
+from nnunetv2_sam3d.nnunet.image_files import image_written_whole
 from nnunetv2_sam3d.nnunet.images import ImageError, case_name, read_image
 from nnunetv2_sam3d.nnunet.labels import click_target, find_target
 from nnunetv2_sam3d.nnunet.layout import FINAL
@@ -277,7 +277,7 @@ class ClickPredictor:
         """Writes a segmentation of this image, which came from files, with their geometry; whole or not at all."""
         if not self._of_files:
             raise RuntimeError("the image came without its file's geometry; set it with set_image_files()")
-        with written_whole(file, self.dataset_json["file_ending"]) as partial:
+        with image_written_whole(Path(file), self.dataset_json["file_ending"]) as partial:
             self.plans.image_reader_writer_class().write_seg(segmentation, str(partial), self.properties)
 
     def reset(self) -> None:

@@ -1,10 +1,7 @@
-"""Which images there are to predict, by nnU-Net's names."""
+"""Images and label maps: found by nnU-Net's names, read by its readers."""
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,31 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk
-import tifffile
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.descriptions import channel_names
-
-_CHUNK = 1 << 20
-LONGEST_HEADER, MOST_HEADER_LINES, LONGEST_HEADER_LINE, LONGEST_HEADER_WORD = 4 << 20, 10_000, 1000, 100
-MHA_NUMBERS = {
-    b"CenterOfRotation", b"DimSize", b"ElementSize", b"ElementSpacing", b"Offset", b"Orientation", b"Origin",
-    b"Position", b"Rotation", b"TransformMatrix",
-}  # fmt: skip
-# https://teem.sourceforge.net/nrrd/format.html
-NRRD_FIELDS = {
-    b"axis maxs", b"axis mins", b"axismaxs", b"axismins", b"block size", b"blocksize", b"byte skip", b"byteskip",
-    b"centerings", b"centers", b"content", b"data file", b"datafile", b"dimension", b"encoding", b"endian", b"kinds",
-    b"labels", b"line skip", b"lineskip", b"max", b"measurement frame", b"min", b"number", b"old max", b"old min",
-    b"oldmax", b"oldmin", b"sample units", b"sampleunits", b"sizes", b"space", b"space dimension", b"space directions",
-    b"space origin", b"space units", b"spacings", b"thicknesses", b"type", b"units",
-}  # fmt: skip
-MOST_COMPRESSION = 1100  # deflate makes 1032 bytes of one at most
+from nnunetv2_sam3d.nnunet.image_files import check_header, check_size
 
 
 class ImageError(ValueError):
@@ -121,7 +101,7 @@ def read_image(files: Sequence[Path], reader: Any) -> tuple[np.ndarray, dict[str
     """
     with _damage_named(files):
         for file in files:
-            _check_size(file)
+            check_size(file)
         image, properties = reader.read_images([str(file) for file in files])
     for file, channel in zip(files, image, strict=False):
         _check_finite(file, channel)
@@ -138,7 +118,7 @@ def read_segmentation(file: Path, reader: Any) -> tuple[np.ndarray, dict[str, An
         ImageError: as :func:`read_image`, and for images that are no volume or have several values in a voxel.
     """
     with _damage_named([file]):
-        _check_size(file)
+        check_size(file)
         values, properties = _read_as_stored(file) if type(reader) is SimpleITKIO else reader.read_seg(str(file))
     if values.ndim != 4 or len(values) != 1:
         raise ImageError(f"{file} has the shape {values.shape}; expected a label map with one value in a voxel")
@@ -190,93 +170,6 @@ def _check_finite(file: Path, values: np.ndarray) -> None:
     )
 
 
-def _check_size(file: Path) -> None:
-    """Raises ValueError if a file cannot hold the voxels that its header promises; reads gzip files to their end.
-
-    Of a file that is cut off, ITK reads the rest as if it were there. And memory is asked for by the header alone.
-    """
-    _check_header(file)
-    size, promised = file.stat().st_size, _promised_bytes(file)
-    if file.name.endswith(".gz"):
-        length = 0
-        with gzip.open(file) as content:
-            while block := content.read(_CHUNK):
-                length += len(block)
-        most = length
-    else:
-        most = size if file.name.endswith(".nii") else MOST_COMPRESSION * size
-    if promised > most:
-        raise ValueError(f"its header promises {promised} bytes of voxels, the file has {most} at most")
-
-
-def _check_nrrd_header(file: Path) -> None:
-    """Raises ValueError for a NRRD header that is not of the format's words, before ITK sees it.
-
-    ITK's parser keeps words in buffers of some hundred letters without looking at their length, and other damage ends
-    the process as well. Comments and the entries of 3D Slicer (``key:=value``) may be of any length.
-    """
-    with open(file, "rb") as content:
-        magic, *lines = content.read(LONGEST_HEADER).splitlines()[:MOST_HEADER_LINES] or [b""]
-    sound = bool(re.fullmatch(rb"NRRD000[1-6]", magic))
-    for line in lines if sound else ():
-        if not line.strip():
-            break
-        if line.startswith(b"#") or b":=" in line:
-            continue
-        field, _, words = line.partition(b":")
-        sound = (
-            field in NRRD_FIELDS and len(line) < LONGEST_HEADER_LINE and line.isascii() and line.decode().isprintable()
-        )
-        if not sound or max(map(len, words.split()), default=LONGEST_HEADER_WORD) >= LONGEST_HEADER_WORD:
-            sound = False
-            break
-    if not sound:
-        raise ValueError("its header is no whole NRRD header, with the format's fields and words")
-
-
-def _check_mha_header(file: Path) -> None:
-    """The same for MetaImage: a header of a wrong number of axes ends the process."""
-    with open(file, "rb") as content:
-        lines = content.read(LONGEST_HEADER).splitlines()[:MOST_HEADER_LINES]
-    axes = 0
-    for line in lines:
-        key, equals, value = (part.strip() for part in line.partition(b"="))
-        if not equals or (key in MHA_NUMBERS and len(value.split()) > 16):
-            break
-        if key == b"NDims":
-            axes = int(value) if value in (b"2", b"3", b"4") and not axes else -1
-        if key == b"ElementDataFile":
-            if axes > 0:
-                return
-            break
-    raise ValueError("its header is no whole MetaImage header of two to four axes")
-
-
-def _check_header(file: Path) -> None:
-    """Raises ValueError for headers with which ITK would end the process."""
-    if file.name.endswith(".nrrd"):
-        _check_nrrd_header(file)
-    if file.name.endswith(".mha"):
-        _check_mha_header(file)
-
-
-def _promised_bytes(file: Path) -> int:
-    """Bytes of the voxels by the header of a file; 0 of formats whose headers are not looked at."""
-    if file.name.endswith((".nii", ".nii.gz")):
-        with contextlib.suppress(nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError):
-            image = nibabel.nifti1.load(file)
-            return math.prod(image.shape) * image.header.get_data_dtype().itemsize
-    if file.name.endswith((".nii", ".nii.gz", ".nrrd", ".mha", ".gipl")):
-        header = sitk.ImageFileReader()
-        header.SetFileName(str(file))
-        header.ReadImageInformation()
-        return math.prod(header.GetSize()) * header.GetNumberOfComponents()  # a byte each at least
-    if file.name.lower().endswith((".tif", ".tiff")):
-        with tifffile.TiffFile(file) as content:
-            return sum(int(series.nbytes) for series in content.series)
-    return 0
-
-
 def read_header(case: Case, reader: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
     """What nnU-Net's reader returns beside an image, and the image's shape (z, y, x).
 
@@ -291,7 +184,7 @@ def read_header(case: Case, reader: Any) -> tuple[dict[str, Any], tuple[int, ...
     header = sitk.ImageFileReader()
     header.SetFileName(str(case.files[0]))
     with _damage_named(case.files[:1]):
-        _check_header(case.files[0])
+        check_header(case.files[0])
         header.ReadImageInformation()
     geometry = {"spacing": header.GetSpacing(), "origin": header.GetOrigin(), "direction": header.GetDirection()}
     size = header.GetSize()  # of the file; nnU-Net's array has three axes even for a slice

@@ -236,7 +236,7 @@ def _box(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[slice, ...]:
 
 def _cuts(mask: np.ndarray) -> list[tuple[int, int]]:
     """For axial, coronal, sagittal: axis and the index of the slice that shows most of the mask."""
-    return [(axis, int(mask.sum(axis=tuple(o for o in range(3) if o != axis)).argmax())) for axis in range(3)]
+    return [(axis, int(np.argmax(mask.sum(axis=tuple(o for o in range(3) if o != axis))))) for axis in range(3)]
 
 
 def _cut(volume: np.ndarray, axis: int, index: int) -> np.ndarray:

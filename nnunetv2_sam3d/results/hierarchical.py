@@ -101,7 +101,7 @@ def estimate(values: np.ndarray, folds: np.ndarray) -> Estimate:
     units = np.unique(folds, return_inverse=True)[1]
     if not units.any():  # one fold
         units = np.arange(cases)
-    n = int(units.max()) + 1
+    n = int(np.max(units)) + 1
     if n == 1:
         nothing = np.full(mean[..., 0, 0].shape, np.nan)
         return Estimate(mean[..., 0, 0], nothing, nothing)

@@ -144,13 +144,16 @@ class Mask:
         Raises:
             ValueError: for values that are no known label, naming the file.
         """
-        labels = self.values.astype(np.uint8 if max(known) < 256 else np.uint16)
+        bits = 8 if max(known) < 256 else 16
+        labels = self.values.astype(f"uint{bits}")
         if not np.array_equal(labels, self.values):
             raise ValueError(
                 f"{self.file} holds values from {self.values.min()} to {self.values.max()} that are no integer labels"
             )
         # plane by plane: bincount turns what it counts into 64-bit integers
-        present = sum(np.bincount(plane.ravel(), minlength=np.iinfo(labels.dtype).max + 1) for plane in labels)
+        present = np.zeros(1 << bits, np.int64)
+        for plane in labels:
+            present += np.bincount(plane.ravel(), minlength=1 << bits)
         unknown = sorted(set(np.flatnonzero(present).tolist()) - set(known))
         if unknown:
             raise ValueError(f"{self.file} holds the label {unknown[0]}, dataset.json knows {sorted(known)}")

@@ -112,7 +112,7 @@ def _box(*masks: np.ndarray) -> tuple[slice, ...]:
     limits = []
     for axis in range(masks[0].ndim):
         others = tuple(other for other in range(masks[0].ndim) if other != axis)
-        occupied = np.flatnonzero(np.logical_or.reduce([mask.any(axis=others) for mask in masks]))
+        occupied = np.flatnonzero(np.any([mask.any(axis=others) for mask in masks], axis=0))
         limits.append(slice(int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else slice(0, 0))
     return tuple(limits)
 

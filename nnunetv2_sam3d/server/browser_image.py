@@ -19,6 +19,7 @@ import numpy as np
 from nnunetv2_sam3d.clicks.click import Click
 from nnunetv2_sam3d.clicks.click_files import RECORD_SUFFIX, write_clicks
 from nnunetv2_sam3d.clicks.geometry import Geometry
+from nnunetv2_sam3d.nnunet.image_files import image_written_whole
 from nnunetv2_sam3d.nnunet.images import ImageError, case_name, read_image
 
 ENDING = ".nii.gz"
@@ -185,7 +186,8 @@ class BrowserImage:
         """Name and content of the NIfTI file with a segmentation (z, y, x), as ``predict`` writes it."""
         with tempfile.TemporaryDirectory(prefix=_FOLDERS) as folder:
             file = Path(folder, "mask" + ENDING)
-            self.reader.write_seg(labels, str(file), dict(self.properties))
+            with image_written_whole(file, ENDING) as partial:
+                self.reader.write_seg(labels, str(partial), dict(self.properties))
             return self.case + ENDING, file.read_bytes()
 
     def click_file(self, clicks: Sequence[Click], model: str) -> tuple[str, bytes]:
