@@ -7,10 +7,13 @@ columns that are swapped within square slices, leave no trace in spacing and sha
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
+
+import numpy as np
 
 from nnunetv2_sam3d.server.axis_order import NAMES, AxisOrder
 
@@ -23,7 +26,21 @@ Order = tuple[int, ...]  # for each axis of the model, an axis of the volume
 
 
 class WrongAxes(ValueError):
-    """The volume's axes are in another order than the training's; says which, and what helps."""
+    """The volume's axes are in another order than the training's; says which, what helps, and how to pass over it.
+
+    Attributes:
+        finding: the first of the three.
+        remedy: the second.
+    """
+
+    def __init__(self, finding: str, remedy: str) -> None:
+        super().__init__(f"{finding}. {remedy}. If the volume is right as it is: --unchecked-axes")
+        self.finding, self.remedy = finding, remedy
+
+    @property
+    def warning(self) -> str:
+        """For those who have passed over it."""
+        return f"{self.finding}. {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,7 @@ class TrainingGeometry:
         possible = [order for order in permutations(range(3)) if self._spacing_allows(_ordered(spacing, order))]
         fitting = [order for order in possible if self._ratio(_ordered(shape, order)) <= _FITS]
         if own not in possible or (fitting and self._ratio(shape) > _OFF):
-            raise WrongAxes(self._refusal(spacing, shape, axes, fitting or possible))
+            raise WrongAxes(*self._refusal(spacing, shape, axes, fitting or possible))
         if len(possible) > 2 and not (own in fitting and len(fitting) <= 2):
             return (
                 f"spacing and shape of the volume ({_listed(spacing)} mm, {_listed(shape)} voxels) do not "
@@ -101,13 +118,14 @@ class TrainingGeometry:
 
     def _refusal(
         self, spacing: Sequence[float], shape: Sequence[float], axes: AxisOrder, orders: Sequence[Order]
-    ) -> str:
+    ) -> tuple[str, str]:
+        """Finding and remedy."""
         names = ["".join(NAMES[axes.order[axis]] for axis in order) for order in orders[:2]]
         return (
             f"the volume's axes are not in the training's order. Along {', '.join(axes.name)} it has "
-            f"{_listed(spacing)} mm and {_listed(shape)} voxels; the model was trained with {self}. Start the "
-            f"server with --axes {' or --axes '.join(names)}, or reorient the volume in the viewer first (3D Slicer: "
-            f"Orient Scalar Volume). If the volume is right as it is: --unchecked-axes"
+            f"{_listed(spacing)} mm and {_listed(shape)} voxels; the model was trained with {self}",
+            f"Start the server with --axes {' or --axes '.join(names)}, or reorient the volume in the viewer first "
+            "(3D Slicer: Orient Scalar Volume)",
         )
 
     def __str__(self) -> str:
@@ -139,17 +157,23 @@ class Confirmations:
     """Volumes that cannot be told, refused once with the warning: viewers show refusals, and nothing of a good answer.
 
     Args:
-        seconds: for which the same spacing and shape are then taken.
+        seconds: for which the same volume is then taken, in any session: a viewer may begin another one.
     """
 
     def __init__(self, seconds: float = 600.0) -> None:
         self._seconds = seconds
-        self._refused: dict[tuple[float, ...], float] = {}
+        self._refused: dict[tuple[object, ...], float] = {}
 
-    def ask(self, warning: str, spacing: Sequence[float], shape: Sequence[float]) -> None:
-        """Raises ValueError unless it has done so lately."""
+    def ask(self, warning: str, image: np.ndarray, spacing: Sequence[float]) -> None:
+        """Raises ValueError unless it has done so lately.
+
+        Args:
+            warning: to be shown.
+            image: as the viewer sent it.
+            spacing: mm, the same.
+        """
         now = time.monotonic()
-        volume = (*spacing, *shape)
+        volume = (zlib.crc32(np.ascontiguousarray(image).data), *image.shape, *spacing)
         self._refused = {key: when for key, when in self._refused.items() if now - when < self._seconds}
         if volume not in self._refused:
             self._refused[volume] = now

@@ -21,7 +21,7 @@ from fastapi import FastAPI, Request, Response
 from nnunetv2_sam3d.server.axis_order import AxisOrder
 from nnunetv2_sam3d.server.browser_image import BrowserImage, Upload
 from nnunetv2_sam3d.server.http_app import Service, body_of, json_of
-from nnunetv2_sam3d.server.interactive_session import InteractiveSession, box_of
+from nnunetv2_sam3d.server.interactive_session import CheckAxes, InteractiveSession, box_of
 from nnunetv2_sam3d.server.leases import Lease
 from nnunetv2_sam3d.server.offer import Offer
 from nnunetv2_sam3d.server.wire_format import WireError
@@ -58,6 +58,7 @@ class PageFacts:
         channels: names of the image's channels, in their order.
         reader: nnU-Net's, of the plans.
         sentences: what else they should know, for instance of a model without clicks.
+        check_axes: looks at the files' axes.
     """
 
     model: str
@@ -65,6 +66,7 @@ class PageFacts:
     channels: Sequence[str]
     reader: Any
     sentences: Sequence[str] = ()
+    check_axes: CheckAxes | None = None
 
     @classmethod
     def of(cls, offer: Offer) -> PageFacts:
@@ -78,7 +80,7 @@ class PageFacts:
             sentences = ["The model was trained without background clicks: right clicks are refused."]
         reader = offer.plans.image_reader_writer_class()
         name = f"{offer.plans.dataset_name}, {offer.model.name}"
-        return cls(name, offer.target.name, offer.channels or ["image"], reader, sentences)
+        return cls(name, offer.target.name, offer.channels or ["image"], reader, sentences, offer.check_file)
 
 
 @dataclass
@@ -163,7 +165,7 @@ def _open(session: InteractiveSession, page: _Shown, uploads: list[Upload], fact
     page.image = page.mask = None
     image, voxels = BrowserImage.read(uploads, facts.reader, most)
     session.axes = AxisOrder()  # the model's reader gave the axes
-    session.set_image(voxels, image.spacing)
+    session.set_image(voxels, image.spacing, facts.check_axes)
     page.image = image
     return _answer(session, page)
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 
+from nnunetv2_sam3d.inference.turns import Stopped
 from nnunetv2_sam3d.memory.model import available_bytes
 from nnunetv2_sam3d.server.interactive_session import Change, InteractiveSession
 from nnunetv2_sam3d.server.leases import Lease, Leases
@@ -132,6 +133,9 @@ class Service:
                     self.leases.release(lease.token)
                     request = None
             return await result
+        except Stopped:
+            self.leases.find(lease.token)  # says that the session has ended, if it has, and not the server
+            raise
         finally:
             lease.busy -= 1
             self.leases.use(lease)

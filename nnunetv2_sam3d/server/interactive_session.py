@@ -16,7 +16,10 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """First voxel and the one behind the last, along k, j, i."""
 
 
-CheckAxes = Callable[[Sequence[float], Sequence[float], AxisOrder], str | None]
+CheckAxes = Callable[[np.ndarray, Sequence[float], AxisOrder], str | None]
+"""Takes an image (C, k, j, i), its spacing, how its axes lie to the model's; gives a warning or raises ValueError."""
+
+SPACINGS_MM = (1e-9, 1e9)  # of voxels; beyond, the sizes that follow from them are no numbers
 
 
 class ServedModel(Protocol):
@@ -74,7 +77,7 @@ class InteractiveSession:
     Args:
         model: of this session alone; sessions may share its weights.
         axes: how the viewer's axes lie to the model's.
-        check_axes: takes spacing and shape along the model's axes, and ``axes``; gives a warning or raises ValueError.
+        check_axes: looks at the volumes of viewers.
     """
 
     def __init__(
@@ -105,12 +108,15 @@ class InteractiveSession:
         """The clicks in the model's voxels (z, y, x), in their order."""
         return self._clicks
 
-    def set_image(self, image: np.ndarray, spacing: Sequence[float]) -> str | None:
+    def set_image(
+        self, image: np.ndarray, spacing: Sequence[float], check_axes: CheckAxes | None = None
+    ) -> str | None:
         """Takes an image and predicts it automatically; forgets the earlier image and its clicks.
 
         Args:
             image: (C, k, j, i), of any number type.
             spacing: mm, along k, j, i; negative where the viewer shows an axis backwards, as napari does.
+            check_axes: in place of the session's, for an image that comes from no viewer.
 
         Returns:
             a warning if nobody can tell whether the volume has the axes of the training.
@@ -125,9 +131,10 @@ class InteractiveSession:
                 f"the model takes volumes of {self.model.channels} channels, (C, k, j, i), got {list(image.shape)}"
             )
         spacing = [abs(length) for length in finite_position(spacing)]
-        if not min(spacing):
-            raise ValueError(f"the spacing is three lengths (k, j, i) in mm, got {spacing}")
-        warning = self._check_axes(self.axes.sizes(spacing), self.axes.sizes(image.shape[1:]), self.axes)
+        if not SPACINGS_MM[0] <= min(spacing) <= max(spacing) <= SPACINGS_MM[1]:
+            low, high = SPACINGS_MM
+            raise ValueError(f"the spacing is three lengths (k, j, i) from {low:g} to {high:g} mm, got {spacing}")
+        warning = (check_axes or self._check_axes)(image, spacing, self.axes)
         with np.errstate(over="ignore"):  # becomes infinite
             voxels = np.ascontiguousarray(self.axes.to_model(image), dtype=np.float32)
         if not np.isfinite(voxels).all():

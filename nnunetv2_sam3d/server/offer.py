@@ -20,7 +20,7 @@ from nnunetv2_sam3d.inference.window_predictor import CACHE_BYTES
 from nnunetv2_sam3d.nnunet.labels import Target, click_target, find_target
 from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold, trained_folds
-from nnunetv2_sam3d.server.axis_check import Confirmations, TrainingGeometry
+from nnunetv2_sam3d.server.axis_check import Confirmations, TrainingGeometry, WrongAxes
 from nnunetv2_sam3d.server.axis_order import AxisOrder
 from nnunetv2_sam3d.server.interactive_session import InteractiveSession, ServedModel
 from nnunetv2_sam3d.server.served_models import AutomaticModel, ClickModel, click_label
@@ -169,7 +169,7 @@ class Offer:
 
     def new_session(self) -> InteractiveSession:
         """A session without an image, with memory of its own."""
-        return InteractiveSession(self._new_model(), self.axes, self._check_axes)
+        return InteractiveSession(self._new_model(), self.axes, self._check_volume)
 
     def _new_model(self) -> ServedModel:
         if isinstance(self._predictor, StockPredictor):
@@ -179,16 +179,40 @@ class Offer:
             return ClickModel(own, self.target, only=self.only)
         return AutomaticModel(own, own.windows.config.in_channels, self.target)
 
-    def _check_axes(self, spacing: Sequence[float], shape: Sequence[float], axes: AxisOrder) -> str | None:
-        try:
-            warning = self.geometry.check(spacing, shape, axes)
-        except ValueError as error:
-            if self._refuse:
-                raise
-            warning = str(error)
+    def _check_volume(self, image: np.ndarray, spacing: Sequence[float], axes: AxisOrder) -> str | None:
+        """Of a viewer, which shows refusals only."""
+        warning = self._check_axes(image, spacing, axes)
         if warning is not None and self._confirmations is not None:
-            self._confirmations.ask(warning, spacing, shape)
+            self._confirmations.ask(warning, image, spacing)
         return warning
+
+    def check_file(self, image: np.ndarray, spacing: Sequence[float], axes: AxisOrder) -> str | None:
+        """The axes of a file, which the training's reader has read; its sender is shown the warning.
+
+        Args:
+            image: (C, z, y, x).
+            spacing: mm, (z, y, x).
+            axes: those of the model.
+
+        Returns:
+            a warning, or ``None``.
+
+        Raises:
+            WrongAxes: if they are not in the training's order.
+        """
+        remedy = "Reorient the file as the training's files are (3D Slicer: Orient Scalar Volume)"
+        return self._check_axes(image, spacing, axes, remedy)
+
+    def _check_axes(
+        self, image: np.ndarray, spacing: Sequence[float], axes: AxisOrder, remedy: str | None = None
+    ) -> str | None:
+        try:
+            return self.geometry.check(axes.sizes(spacing), axes.sizes(image.shape[1:]), axes)
+        except WrongAxes as error:
+            wrong = WrongAxes(error.finding, remedy or error.remedy)
+            if self._refuse:
+                raise wrong from error
+            return wrong.warning
 
     @torch.inference_mode()
     def measure(self) -> Timings:

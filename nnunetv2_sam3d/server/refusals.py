@@ -46,10 +46,10 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _network_location(origin) != host:
             return error_response(403, f"requests of pages from {origin[:80]} are not answered")
         if self._key is None:
-            if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            if not is_loopback(_host_name(host)):
                 return error_response(
                     403, f"without --api-key the server answers on this machine only, not as {host[:80]}"
                 )
@@ -60,6 +60,22 @@ class Guard:
         what = "this is not the server's key" if shown else "the server needs its key"
         detail = f"{what}: enter it in the viewer (API key), or as NN_INTERACTIVE_API_KEY"
         return error_response(401, detail, {"WWW-Authenticate": "Bearer"})
+
+
+def _network_location(url: str) -> str | None:
+    """Host and port of an address; ``None`` for what is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return None
+
+
+def _host_name(host: str) -> str:
+    """Without the port; empty for what is no host."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:

@@ -112,7 +112,7 @@ def test_one_phantom_in_several_orders_has_one_mask(offer: Offer, volume: np.nda
         axes = AxisOrder.parse(order, flip)
         stored = axes.from_model(volume[0])[None]  # as a viewer would send it
         back = AxisOrder(tuple(int(place) for place in np.argsort(axes.order)))  # type: ignore[arg-type]
-        session = InteractiveSession(offer._new_model(), axes, offer.geometry.check)
+        session = InteractiveSession(offer._new_model(), axes, offer._check_volume)
         session.set_image(stored, back.sizes(spacing))
         found = [session.automatic]
         for voxel, positive in clicks:
@@ -129,13 +129,17 @@ def test_one_phantom_in_several_orders_has_one_mask(offer: Offer, volume: np.nda
 
 
 def test_a_refusal_is_confirmed_for_a_while() -> None:
+    """For this volume, and no other one of its size."""
     confirmations = Confirmations(seconds=0.2)
-    volume = ((1, 1, 1), (9, 9, 9))
+    volume, spacing = np.zeros((1, 9, 9, 9), np.int16), (1, 1, 1)
+    other = volume.copy()
+    other[0, 4, 4, 4] = 1
     with pytest.raises(ValueError, match=r"^the sentence\. Is it right as it is\? Then send it again"):
-        confirmations.ask("the sentence", *volume)
-    confirmations.ask("the sentence", *volume)
-    with pytest.raises(ValueError, match="send it again"):
-        confirmations.ask("the sentence", (1, 1, 1), (9, 9, 8))
+        confirmations.ask("the sentence", volume, spacing)
+    confirmations.ask("the sentence", volume, spacing)
+    for another, its_spacing in ((other, spacing), (volume, (1, 1, 2)), (volume[:, 1:], spacing)):
+        with pytest.raises(ValueError, match="send it again"):
+            confirmations.ask("the sentence", another, its_spacing)
     time.sleep(0.25)
     with pytest.raises(ValueError, match="send it again"):
-        confirmations.ask("the sentence", *volume)
+        confirmations.ask("the sentence", volume, spacing)

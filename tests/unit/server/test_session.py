@@ -105,6 +105,7 @@ def test_what_is_refused_changes_nothing(session: InteractiveSession, offer: Off
         (volume, (3, 0, 1), "three lengths"),
         (volume, (1, 1, 3), "not in the training's order"),
         (volume, (3e6, 1e6, 1e6), "GB are free"),
+        (volume, (1e308, 1e308, 1e308), "three lengths"),
         (volume, (3e-6, 1e-6, 1e-6), "thinner than a voxel"),
         (nothing, SPACING, "no finite numbers"),
         (volume * np.float64(1e300), SPACING, "no finite numbers"),
