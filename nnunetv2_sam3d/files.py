@@ -94,9 +94,14 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) 
         write(file)
 
 
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes bytes, see :func:`written_whole`."""
+    write_whole(path, lambda file: file.write(content))
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes UTF-8 with the line ends as they are, see :func:`written_whole`."""
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike[str], content: Any, indent: int = 1) -> None:

@@ -16,7 +16,8 @@ from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.commands.common import add_command, say
 from nnunetv2_sam3d.nnunet.version import check_nnunet_version
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
-from nnunetv2_sam3d.weights.sources import ENVIRONMENT, NAMED, cache_folder, cached
+from nnunetv2_sam3d.weights.errors import WeightsError
+from nnunetv2_sam3d.weights.sources import ENVIRONMENT, NAMED, cache_folder, cached, find_sam_checkpoint
 
 FETCH = "none; nnUNetv2_sam3d weights fetch vit_b puts SAM's encoder there"
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -90,7 +91,7 @@ def _trainers() -> list[Finding]:
             "trainers",
             False,
             f"nnU-Net does not find them ({last}). Install the package with pip into this "
-            f"environment: pip install --force-reinstall --no-deps nnunetv2_sam3d",
+            f"environment, in its folder: pip install --force-reinstall --no-deps .",
         )
     ]
 
@@ -153,11 +154,12 @@ def _devices() -> list[Finding]:
 
 
 def _weights() -> list[Finding]:
-    value = os.environ.get(ENVIRONMENT)
     findings = []
-    if value:
-        found = Path(value).is_file()
-        findings.append(Finding(ENVIRONMENT, found, value if found else f"{value} does not exist; correct or unset it"))
+    if value := os.environ.get(ENVIRONMENT):
+        try:
+            findings.append(Finding(ENVIRONMENT, True, f"{value}: {find_sam_checkpoint('', None)}"))
+        except WeightsError as error:
+            findings.append(Finding(ENVIRONMENT, False, str(error)))
     fetched = [name for name in NAMED if cached(name)]
     findings.append(
         Finding("SAM weights", True if fetched else None, f"in {cache_folder()}: {', '.join(fetched) or FETCH}")

@@ -86,11 +86,9 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.weights.reading import read_weights
 
     check_paths()
-    target = dataset_folder(options.dataset) / f"{options.name}.json"
-    earlier = target.read_bytes() if target.is_file() else None
     settings, patch_size, batch_size = settings_from(options), options.patch_size, options.batch_size
     check_sam_checkpoint(settings)
-    _check_class_map(settings, target.parent)
+    _check_class_map(settings, dataset_folder(options.dataset))
     if options.gpu_memory is not None:
         choice = _choice(options, settings)
         settings = replace(settings, checkpointing=choice.checkpointing)
@@ -106,12 +104,11 @@ def run(options: argparse.Namespace) -> int:
         spacing_mm=options.spacing,
         batch_size=batch_size,
         protocol=options.protocol,
+        keep_earlier=True,
     )
     say(f"wrote {plan.file}")
-    if earlier is not None and earlier != target.read_bytes():
-        backup = target.with_suffix(".json.bak")
-        backup.write_bytes(earlier)
-        say(f"  in place of other plans of that name, now {backup.name}; what was not given is at its default")
+    if plan.kept is not None:
+        say(f"  in place of other plans of that name, now {plan.kept.name}; what was not given is at its default")
     for key, value in plan.summary.items():
         say(f"  {key}: {value}")
     say(f"  clicks in training: {settings.clicks if settings.click_preset() else 'none'}")

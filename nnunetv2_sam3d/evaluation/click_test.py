@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.evaluation.clicked import SUMMARY, results_of, summarise_clicked
 from nnunetv2_sam3d.evaluation.protocol import MASKS, PLACED, ClickProtocol, clicks_title
-from nnunetv2_sam3d.files import content_sha256, sha256, write_json
+from nnunetv2_sam3d.files import content_sha256, sha256, write_json, write_text
 from nnunetv2_sam3d.json_files import json_or_none, read_json
 from nnunetv2_sam3d.nnunet.trained_fold import TrainedFold
 from nnunetv2_sam3d.results.measure import told_apart
@@ -92,7 +92,7 @@ def run_protocol(
     records = [read_json(files[case]) for case in cases]
     summary = summarize(run | {"note": NOTE, "provenance": provenance(fold, device)}, records)
     write_json(output / SUMMARY, summary)
-    (output / TABLE).write_text(as_text(summary, per_case=True))
+    write_text(output / TABLE, as_text(summary, per_case=True))
     return summary
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from nnunetv2_sam3d.experiment.crossval import CrossValidation
 from nnunetv2_sam3d.experiment.models import CONFIGURATION, Model
 from nnunetv2_sam3d.experiment.steps import Step, program
+from nnunetv2_sam3d.files import write_text
 from nnunetv2_sam3d.nnunet.descriptions import read_dataset
 from nnunetv2_sam3d.nnunet.folders import dataset_folder
 from nnunetv2_sam3d.nnunet.layout import PLANS_NAME
@@ -141,7 +142,7 @@ class Comparison:
         models = [self.model(trainer) for trainer in self.trainers]
         trained = [model for model in models if model.plans == self.plans and model.fold_folder(self.fold).is_dir()]
         if earlier is not None and trained and json.loads(earlier) != json.loads(file.read_text()):
-            file.write_text(earlier)
+            write_text(file, earlier)
             raise ValueError(
                 f"{trained[0].trainer} was trained with {file} as it is, and these options would change it. Repeat the "
                 f"options of the first run, give the new plans another name (-o NAME), or delete {trained[0].folder}."

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_sam3d.experiment.slurm_scripts import SlurmJob, parse_options, script, script_name, submission
+from nnunetv2_sam3d.experiment.slurm_scripts import SlurmJob, options_in, parse_options, script, script_name, submission
 from nnunetv2_sam3d.own_files import made_anew
 
 if TYPE_CHECKING:  # scripts are made without what trains
@@ -23,6 +23,7 @@ KEPT = (
     "nnUNet_n_proc_DA",
     "nnUNet_def_n_proc",
     "nnUNet_compile",
+    "XDG_CACHE_HOME",
 )
 GPU_OPTIONS = {"gres", "gpus", "gpus-per-node", "gpus-per-task"}
 
@@ -53,9 +54,10 @@ def plan_slurm_jobs(
         environment: from which nnU-Net's variables are kept.
     """
     options = parse_options(sbatch)
-    if device == "cuda" and not GPU_OPTIONS & set(options) and not _asks_for_gpus(template):
+    of_template = options_in(template)
+    if device == "cuda" and not GPU_OPTIONS & {*options, *of_template}:
         options = {"gres": f"gpu:{num_gpus}", **options}
-    if "cpus-per-task" not in options and "--cpus-per-task" not in template:
+    if "cpus-per-task" not in {*options, *of_template}:
         options = {"cpus-per-task": "8", **options}
     logs = str(crossval.folder(crossval.models[0], "all_folds") / "slurm" / "logs")
     kept = {name: environment[name] for name in KEPT if environment.get(name)}
@@ -107,16 +109,10 @@ def plan_slurm_jobs(
                 ),
                 after=tuple(job.name for job in jobs),
                 options={name: value for name, value in options.items() if name not in GPU_OPTIONS},
-                template="\n".join(line for line in template.splitlines() if not _asks_for_gpus(line)),
+                template="\n".join(line for line in template.splitlines() if not GPU_OPTIONS & options_in(line)),
             )
         )
     return jobs
-
-
-def _asks_for_gpus(template: str) -> bool:
-    """Whether ``#SBATCH`` lines ask for GPUs."""
-    lines = [line for line in template.splitlines() if line.startswith("#SBATCH")]
-    return any(f"--{name}" in line for line in lines for name in GPU_OPTIONS)
 
 
 def write_scripts(jobs: Sequence[SlurmJob], folder: Path) -> Path:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 MINUTES_TO_STOP = 2  # before the time limit: a training is ended and queued again
 OPTION = re.compile(r"([a-zA-Z][a-zA-Z0-9-]*)(?:=(.*))?")
 OURS = {"array", "job-name", "output", "open-mode", "requeue", "signal", "dependency"}
-SHORT = {"a": "array", "J": "job-name", "o": "output", "d": "dependency"}
+SHORT = {
+    "a": "array", "J": "job-name", "o": "output", "d": "dependency", "c": "cpus-per-task", "G": "gpus",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,15 @@ def check_template(text: str) -> None:
     for number, line in enumerate(text.splitlines(), 1):
         if "\0" in line:
             raise ValueError(f"line {number} holds a zero byte; give #SBATCH lines and commands")
-        if not line.startswith("#SBATCH"):
-            continue
-        for long, short in re.findall(r"(?<=\s)(?:--([a-z][a-z-]*)|-([a-zA-Z]))", line.partition(" #")[0]):
-            name = long or SHORT.get(short, "")
-            if name in OURS:
-                raise ValueError(f"line {number}, {line.strip()!r:.99}: the scripts set --{name} themselves; delete it")
+        for name in sorted(options_in(line) & OURS):
+            raise ValueError(f"line {number}, {line.strip()!r:.99}: the scripts set --{name} themselves; delete it")
+
+
+def options_in(text: str) -> set[str]:
+    """Long names of the options in the ``#SBATCH`` lines of a text, as far as the scripts care for them."""
+    lines = [line.partition(" #")[0] for line in text.splitlines() if line.startswith("#SBATCH")]
+    found = [pair for line in lines for pair in re.findall(r"(?<=\s)(?:--([a-z][a-z-]*)|-([a-zA-Z]))", line)]
+    return {long or SHORT.get(short, "") for long, short in found} - {""}
 
 
 def script(job: SlurmJob) -> str:

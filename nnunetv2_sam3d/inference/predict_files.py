@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import save_json, save_pickle
 from tqdm import tqdm
 
 from nnunetv2_sam3d import __version__
@@ -20,7 +20,7 @@ from nnunetv2_sam3d.clicks.click_files import RECORD_SUFFIX, case_of, find_click
 from nnunetv2_sam3d.clicks.geometry import Geometry
 from nnunetv2_sam3d.clicks.json_format import PREDICTED_BY
 from nnunetv2_sam3d.clicks.placing import clicks_for_case
-from nnunetv2_sam3d.files import append_json_line, sha256
+from nnunetv2_sam3d.files import append_json_line, sha256, write_json, write_whole, written_whole
 from nnunetv2_sam3d.inference.click_predictor import ClickPredictor, describe
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.messages import some
@@ -219,8 +219,8 @@ def predict_jobs(
     for doubt in dict.fromkeys(doubt for job in jobs if (doubt := predictor.doubt(job.clicks))):
         say(f"Warning: {doubt}")
     output.mkdir(parents=True, exist_ok=True)
-    save_json(predictor.dataset_json, output / "dataset.json", sort_keys=False)
-    save_json(predictor.plans.plans, output / "plans.json", sort_keys=False)
+    write_json(output / "dataset.json", predictor.dataset_json, indent=4)
+    write_json(output / "plans.json", predictor.plans.plans, indent=4)
     settings = settings_of(predictor)
     predicted, failed = 0, list[ValueError]()
     for job in tqdm(jobs, desc="cases", disable=len(jobs) < 2):
@@ -260,8 +260,9 @@ def predict_jobs(
         for suffix in stale:
             (output / f"{name}{suffix}").unlink(missing_ok=True)
         if probabilities:
-            np.savez_compressed(output / f"{name}.npz", probabilities=result[1])
-            save_pickle(predictor.properties, str(output / f"{name}.pkl"))
+            with written_whole(output / f"{name}.npz", ".npz") as partial:
+                np.savez_compressed(partial, probabilities=result[1])
+            write_whole(output / f"{name}.pkl", lambda file: pickle.dump(predictor.properties, file))
         predictor.write(segmentation, output / (name + ending))
         _write_record(job, output, predictor.checkpoints, made_with)
         records.done(name, made_with | {"sha256": sha256(output / (name + ending))})

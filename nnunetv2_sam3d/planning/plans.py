@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,9 +10,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunetv2_sam3d.files import write_bytes, write_text
 from nnunetv2_sam3d.network_architecture.config import as_token_stride
 from nnunetv2_sam3d.network_architecture.windows import WINDOW
 from nnunetv2_sam3d.nnunet.descriptions import channel_names, configuration_of, read_dataset, read_plans
@@ -66,12 +67,14 @@ class Plan:
         data_identifier: folder of the preprocessed data that they use.
         preprocess: the command that must be run before training, or ``None`` if the preprocessed data fit.
         summary: what was chosen, for people.
+        kept: other plans that had the name before; ``None`` if there were none, or if nobody asked to keep them.
     """
 
     file: Path
     data_identifier: str
     preprocess: str | None
     summary: dict[str, Any]
+    kept: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,7 @@ def derive_plans(
     spacing_mm: Sequence[float] | None = None,
     batch_size: int | None = None,
     protocol: str | None = None,
+    keep_earlier: bool = False,
 ) -> Plan:
     """Writes ``nnUNet_preprocessed/DATASET/NAME.json``.
 
@@ -182,6 +186,7 @@ def derive_plans(
         protocol: a key of ``PROTOCOLS``: sets spacing, patch size and intensity window. The derived plans then hold
             the one configuration, since nnU-Net's plans have one intensity window for all of them, and the others'
             data were made with another one.
+        keep_earlier: other plans of that name are kept as ``NAME.json.bak``.
 
     Raises:
         ValueError: for values that cannot work, before anything is written.
@@ -215,7 +220,12 @@ def derive_plans(
     plans["plans_name"] = name
     target = folder / f"{name}.json"
     _keep_preprocessed_data(target, plans, configuration)
-    save_json(plans, str(target), sort_keys=False)
+    text = json.dumps(plans, indent=4) + "\n"
+    kept = None
+    if keep_earlier and target.is_file() and (earlier := target.read_bytes()) != text.encode():
+        kept = target.with_suffix(".json.bak")
+        write_bytes(kept, earlier)
+    write_text(target, text)
     present = (folder / chosen["data_identifier"]).is_dir()
     command = f"nnUNetv2_preprocess -d {dataset_number(folder.name)} -plans_name {name} -c {configuration}"
     return Plan(
@@ -229,6 +239,7 @@ def derive_plans(
             **({"intensity window [HU]": PROTOCOLS[protocol].intensities()} if protocol else {}),
             **settings.to_dict(),
         },
+        kept,
     )
 
 

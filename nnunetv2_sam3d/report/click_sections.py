@@ -18,6 +18,7 @@ from nnunetv2_sam3d.evaluation.clicked import (
     summarise_clicked,
 )
 from nnunetv2_sam3d.evaluation.protocol import clicks_file, clicks_title, mask_file
+from nnunetv2_sam3d.files import write_text
 from nnunetv2_sam3d.json_files import entries, is_number, list_of, read_table
 from nnunetv2_sam3d.report.overlays import draw_overlays, load_view, worst_median_best
 from nnunetv2_sam3d.report.page import Picture, Section
@@ -138,7 +139,7 @@ def clicks_csv(clicked: Sequence[ClickedResults]) -> str:
 
 def write_curves(results: ClickedResults, model: str, output: Path) -> None:
     """``metrics.csv``, ``curves.svg`` and ``curves.png`` of one model's fold."""
-    (output / "metrics.csv").write_text(clicks_csv([results]), encoding="utf-8", newline="\n")
+    write_text(output / "metrics.csv", clicks_csv([results]))
     if results.cases:
         with plot_style():
             save(click_curves(results, summarise_clicked(results), [model]), output, "curves")

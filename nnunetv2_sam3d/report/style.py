@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from nnunetv2_sam3d.files import write_bytes
 from nnunetv2_sam3d.report.page import Picture
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; every model has a marker and line style as well
@@ -72,7 +73,7 @@ def save(figure: Figure, folder: Path, name: str, dpi: int = 150, kinds: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     _settle(figure)
     for kind in kinds:
-        (folder / f"{name}.{kind}").write_bytes(as_bytes(figure, kind, dpi))
+        write_bytes(folder / f"{name}.{kind}", as_bytes(figure, kind, dpi))
 
 
 def picture(figure: Figure, folder: Path, name: str, caption: str, kind: str = "svg") -> Picture:

@@ -108,9 +108,7 @@ class InteractiveSession:
         """The clicks in the model's voxels (z, y, x), in their order."""
         return self._clicks
 
-    def set_image(
-        self, image: np.ndarray, spacing: Sequence[float], check_axes: CheckAxes | None = None
-    ) -> str | None:
+    def set_image(self, image: np.ndarray, spacing: Sequence[float], check_axes: CheckAxes | None = None) -> str | None:
         """Takes an image and predicts it automatically; forgets the earlier image and its clicks.
 
         Args:

@@ -219,9 +219,19 @@ def test_doctor_names_absent_weights_and_a_full_disk(
     monkeypatch.setattr(doctor, "MIN_FREE_GB", 1e9)
     assert main(["doctor"]) == 1
     output = capsys.readouterr().out
-    assert "absent.pth does not exist" in output
+    assert f"the variable nnUNet_sam_checkpoint names {paths / 'absent.pth'} as SAM's weights, but" in output
     assert output.count("GB free") >= 2
     assert "3 problems found" in output
+
+
+def test_doctor_knows_weights_by_name(
+    paths: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_trainers", list)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(paths / "cache"))
+    monkeypatch.setenv("nnUNet_sam_checkpoint", "medsam")
+    main(["doctor"])
+    assert "names medsam, which is not fetched yet: nnUNetv2_sam3d weights fetch medsam" in capsys.readouterr().out
 
 
 def test_doctor_survives_a_broken_check(

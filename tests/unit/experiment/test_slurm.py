@@ -18,6 +18,7 @@ from nnunetv2_sam3d.experiment.slurm_jobs import write_scripts
 from nnunetv2_sam3d.experiment.slurm_scripts import (
     SlurmJob,
     check_template,
+    options_in,
     parse_options,
     script,
     script_name,
@@ -163,3 +164,10 @@ def test_templates_that_are_fine() -> None:
     check_template("#SBATCH --comment=my-array # --array=1\n#SBATCH -p gpu -A x --mail-user=a-o@b.c\n# --array\n")
     with pytest.raises(ValueError, match="^line 1 holds a zero byte"):
         check_template("\0ELF")
+
+
+def test_short_options_of_a_template() -> None:
+    """They count like the long ones."""
+    assert options_in("#SBATCH -c 12 -G 1 -p gpu\n#SBATCH --mem=4G # -J x\necho --gres\n") == {
+        "cpus-per-task", "gpus", "mem",
+    }  # fmt: skip

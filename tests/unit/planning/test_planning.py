@@ -276,3 +276,14 @@ def test_click_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert main(["plan", "-d", "991", "--variant", "vit_tiny", *options]) == 1
         assert message in capsys.readouterr().err
     assert (folder / "nnUNetSAM3DPlans.json").read_text() == before
+
+
+def test_other_plans_of_the_name_are_kept() -> None:
+    """Once: the same plans again leave them alone."""
+    earlier = derive_plans(991, settings=TINY, batch_size=3, keep_earlier=True)
+    assert earlier.kept is None
+    content = earlier.file.read_bytes()
+    replaced = derive_plans(991, settings=TINY, batch_size=4, keep_earlier=True)
+    assert replaced.kept is not None and replaced.kept.read_bytes() == content != replaced.file.read_bytes()
+    assert derive_plans(991, settings=TINY, batch_size=4, keep_earlier=True).kept is None
+    assert replaced.kept.read_bytes() == content
