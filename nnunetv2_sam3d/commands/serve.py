@@ -92,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2_sam3d.server.axis_order import AxisOrder
     from nnunetv2_sam3d.server.browser_page import PageFacts, add_page
     from nnunetv2_sam3d.server.http_app import Served, create_app
+    from nnunetv2_sam3d.server.browser_image import delete_temporary_folders
     from nnunetv2_sam3d.server.leases import Leases
     from nnunetv2_sam3d.server.listening import bind, serve
     from nnunetv2_sam3d.server.offer import Offer
@@ -131,6 +132,7 @@ def run(options: argparse.Namespace) -> int:
             serve(app, listener, offer.stop)
         say("stopped")
     if app.state.service.working:  # a window takes long on a slow machine, and nothing of it would be kept
+        delete_temporary_folders()
         sys.stdout.flush()
         os._exit(0)
     return 0
@@ -193,5 +195,5 @@ def _say_where(port: int, host: str, *, with_key: bool, flipped: bool) -> None:
     )
     say(f"napari: plugin napari-nninteractive 2.5 or newer, remote server, URL {url}{key}; Initialize, then add points")
     if not flipped:
-        say("        (it shows files as they are stored; for most NIfTI files start this command with --flip ji)")
+        say("        (its reader turns files around; for most NIfTI files start this command with --flip ji)")
     say(f"a browser: {url}{key}; drop a NIfTI file, then click")

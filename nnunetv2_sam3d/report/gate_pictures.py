@@ -24,7 +24,7 @@ CHANGED_COLOUR = EXCESS_COLOUR
 def draw_gate_maps(view: MapView, target: str, title: str) -> Figure:
     """Above: the image and each block's gate. Below: what changes without the local path, and each block's share of it.
 
-    Every map has a colour scale of its own, from its 2nd to its 98th percentile: blocks differ more than places.
+    The maps of a row share one colour scale, from the 2nd to the 98th percentile of all of them.
 
     Args:
         view: the slice.

@@ -6,9 +6,11 @@ import gzip
 import io
 import math
 import re
+import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -26,7 +28,23 @@ ENDING = ".nii.gz"
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
 _MEMORY_BYTES = 4  # of a voxel in memory, float32
-_FOLDERS = "nnunetv2_sam3d_"  # of temporary files
+_in_use: set[Path] = set()
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="nnunetv2_sam3d_") as name:
+        _in_use.add(folder := Path(name))
+        try:
+            yield folder
+        finally:
+            _in_use.discard(folder)
+
+
+def delete_temporary_folders() -> None:
+    """Those of threads that will not come to it, before a process ends without them."""
+    for folder in list(_in_use):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -139,13 +157,13 @@ class BrowserImage:
         Raises:
             ImageError: for files that are damaged, too large, or no volume, naming the file.
         """
-        with tempfile.TemporaryDirectory(prefix=_FOLDERS) as folder:
+        with _temporary_folder() as folder:
             files, left = list[Path](), most_bytes
             for channel, upload in enumerate(uploads):
                 content = unpacked(upload, left)
                 check_header(upload.name, content, left)
                 left -= len(content)
-                files.append(Path(folder, f"image_{channel:04d}.nii"))
+                files.append(folder / f"image_{channel:04d}.nii")
                 files[-1].write_bytes(content)
             try:
                 voxels, properties = read_image(files, reader)
@@ -184,16 +202,16 @@ class BrowserImage:
 
     def mask_file(self, labels: np.ndarray) -> tuple[str, bytes]:
         """Name and content of the NIfTI file with a segmentation (z, y, x), as ``predict`` writes it."""
-        with tempfile.TemporaryDirectory(prefix=_FOLDERS) as folder:
-            file = Path(folder, "mask" + ENDING)
+        with _temporary_folder() as folder:
+            file = folder / f"mask{ENDING}"
             with image_written_whole(file, ENDING) as partial:
                 self.reader.write_seg(labels, str(partial), dict(self.properties))
             return self.case + ENDING, file.read_bytes()
 
     def click_file(self, clicks: Sequence[Click], model: str) -> tuple[str, bytes]:
         """Name and content of the JSON file of clicks, which ``predict --clicks`` reads."""
-        with tempfile.TemporaryDirectory(prefix=_FOLDERS) as folder:
-            file = Path(folder, "clicks.json")
+        with _temporary_folder() as folder:
+            file = folder / "clicks.json"
             space = "LPS" if "LPS" in self.geometry.spaces() else "zyx"
             provenance = {"model": model, "made_in": "the browser page of nnUNetv2_sam3d serve"}
             write_clicks(file, clicks, self.geometry, space=space, image=self.name, provenance=provenance)

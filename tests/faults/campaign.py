@@ -2,8 +2,8 @@
 
     python -m pytest --run-slow -s tests/faults
 
-Every command is first run undisturbed. A disturbed run is started again until it ends by itself. It has to leave the
-same files then: the same masks, the same tables, and nothing of a temporary name. The counts are printed.
+Every command is first run undisturbed. A disturbed run is started again and ends by itself. It has to leave the same
+files then: the same masks, the same tables, and nothing of a temporary name. The counts are printed.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class Task:
         return output
 
 
-def contents(folder: Path) -> dict[str, str]:
+def contents(folder: Path, unequal: tuple[str, ...] = UNEQUAL) -> dict[str, str]:
     """A hash for each file that two runs have to share."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.endswith(UNEQUAL) and not path.name.startswith("training_log"):
+        if path.is_file() and not path.name.endswith(unequal) and not path.name.startswith("training_log"):
             data = path.read_bytes()
             data = gzip.decompress(data) if path.name.endswith(".gz") else data
             if path.name == PREDICTIONS:  # a line for each time that a case was predicted; the last one counts
@@ -92,7 +92,7 @@ def of_trainings(folder: Path) -> dict[str, str]:
 def measured_cases(folder: Path) -> dict[str, str]:
     """What a benchmark has measured; seconds differ from run to run."""
     records = json.loads((folder / "records.json").read_text())["records"]
-    return {str(number): str(record["what"]) for number, record in enumerate(records) if record["seconds"] > 0}
+    return {str(record["what"]): "measured" for record in records if record["seconds"] > 0}
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -100,7 +100,7 @@ def left_behind(folder: Path) -> list[str]:
 
 
 def kills(task: Task, folder: Path, expected: dict[str, str], seconds: float, tries: int, seed: int) -> Counter[str]:
-    """Kills the command again and again, each time at a random moment, and lets it finish in the end."""
+    """Kills the command at a random moment in each of ``tries`` folders, then starts it again and lets it finish."""
     counts, moments = Counter[str](), random.Random(seed)
     for number in range(tries):
         target = folder / f"{task.name}_{number}"

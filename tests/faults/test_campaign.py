@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign import Task, bound_by_permissions, kills, left_behind, measured_cases, of_trainings, show, twice_at_once
+from campaign import (
+    Task,
+    bound_by_permissions,
+    contents,
+    kills,
+    left_behind,
+    measured_cases,
+    of_trainings,
+    show,
+    twice_at_once,
+)
 
 TRIES = int(os.environ.get("nnUNet_sam3d_test_tries", "10"))
 Workspace = Any  # the class in tests/integration/conftest.py
@@ -67,7 +77,7 @@ def tasks(trained: Workspace) -> dict[str, Task]:
         return trained.environment(nnUNet_results=str(folder))
 
     return {
-        "report": Task("report", report, variables),
+        "report": Task("report", report, variables, compared=lambda folder: contents(folder, (".lock",))),
         "predict": Task("predict", predict, variables),
         "convert": Task("convert", convert, variables, prepared=lambda folder: folder.mkdir()),
         "evaluate": Task("evaluate", evaluate, variables),
