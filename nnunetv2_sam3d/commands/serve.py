@@ -90,9 +90,9 @@ def run(options: argparse.Namespace) -> int:
     import logging
 
     from nnunetv2_sam3d.server.axis_order import AxisOrder
+    from nnunetv2_sam3d.server.browser_image import delete_temporary_folders
     from nnunetv2_sam3d.server.browser_page import PageFacts, add_page
     from nnunetv2_sam3d.server.http_app import Served, create_app
-    from nnunetv2_sam3d.server.browser_image import delete_temporary_folders
     from nnunetv2_sam3d.server.leases import Leases
     from nnunetv2_sam3d.server.listening import bind, serve
     from nnunetv2_sam3d.server.offer import Offer

@@ -27,7 +27,7 @@ from nnunetv2_sam3d.clicks.click import (
 from nnunetv2_sam3d.clicks.click_files import read_clicks
 from nnunetv2_sam3d.clicks.geometry import PreprocessedGrid
 from nnunetv2_sam3d.clicks.placing import clicks_for_case, clicks_in_grid
-from nnunetv2_sam3d.inference.local_resampling import resampling_of
+from nnunetv2_sam3d.inference.local_resampling import is_local, resampling_of
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.slab_export import SLAB_BYTES, segmentation_by_slabs
 from nnunetv2_sam3d.inference.turns import ONE_EXPORT
@@ -188,19 +188,27 @@ class ClickPredictor:
         Raises:
             ImageError: with what is needed and what there is.
         """
-        voxels, grid = prod(self.properties["shape_before_cropping"]), prod(self.grid.shape)
-        copies = self.windows.config.num_classes * (1 if len(self.windows.networks) == 1 else 2)
-        logits = 2 * grid * (copies + 1)  # float16; one more for the windows' weights
-        by_slabs = resampling_of(self.plans, self.configuration, self.spacing, self.grid) is not None
-        # whole, all classes are resampled in single precision and one of them in double precision
-        export = 6 * SLAB_BYTES if by_slabs else voxels * (4 * self.windows.config.num_classes + 16)
-        needed, free = logits + export + 2 * voxels, available_bytes()
+        needed = self.prediction_bytes(prod(self.grid.shape), prod(self.properties["shape_before_cropping"]))
+        free = available_bytes()
         if free is not None and needed > free:
             raise ImageError(
                 f"the prediction of {self._case}, {list(self.grid.shape)} voxels of the network, takes "
                 f"{needed / GB:.1f} GB beside the image, and {free / GB:.1f} GB are free: close other programs, crop "
                 f"the image, or use a machine with more memory"
             )
+
+    def prediction_bytes(self, grid: int, voxels: int) -> int:
+        """About what a prediction takes beside the image, labels of the whole image included.
+
+        Args:
+            grid: voxels of the preprocessed image.
+            voxels: of the original image.
+        """
+        copies = self.windows.config.num_classes * (1 if len(self.windows.networks) == 1 else 2)
+        logits = 2 * grid * (copies + 1)  # float16; one more for the windows' weights
+        # whole, all classes are resampled in single precision and one of them in double precision
+        whole = voxels * (4 * self.windows.config.num_classes + 16)
+        return logits + (6 * SLAB_BYTES if is_local(self.configuration) else whole) + 2 * voxels
 
     def clicks_from_file(self, file: str | Path) -> list[Click]:
         """The clicks of a file for this image, which came from files itself; of a table, its lines for this case.

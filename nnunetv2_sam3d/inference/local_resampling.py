@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from nnunetv2.preprocessing.resampling.default_resampling import (
@@ -86,11 +87,8 @@ def resampling_of(
         spacing_mm: of the image, (z, y, x).
         grid: of the preprocessed image.
     """
-    function = configuration.resampling_fn_probabilities
-    if not isinstance(function, partial) or function.func is not resample_data_or_seg_to_shape:
-        return None
-    options = {"order": 3, "order_z": 0, "force_separate_z": False, "is_seg": False} | function.keywords
-    if options["order"] != 1 or options["order_z"] != 0 or options["is_seg"]:
+    options = _local_options(configuration)
+    if options is None:
         return None
     threshold = {name: options[name] for name in ("separate_z_anisotropy_threshold",) if name in options}
     transposed = [spacing_mm[axis] for axis in plans.transpose_forward]
@@ -101,6 +99,20 @@ def resampling_of(
         Axis(old, new, not separate or axis != stacked)
         for axis, (old, new) in enumerate(zip(grid.shape, grid.cropped_shape, strict=True))
     ]
+
+
+def is_local(configuration: ConfigurationManager) -> bool:
+    """Whether a voxel's labels follow from the logits next to it, so that an image can be exported by parts."""
+    return _local_options(configuration) is not None
+
+
+def _local_options(configuration: ConfigurationManager) -> dict[str, Any] | None:
+    """How nnU-Net's own function resamples logits; ``None`` if another one does, or not linearly."""
+    function = configuration.resampling_fn_probabilities
+    if not isinstance(function, partial) or function.func is not resample_data_or_seg_to_shape:
+        return None
+    options = {"order": 3, "order_z": 0, "force_separate_z": False, "is_seg": False} | function.keywords
+    return options if options["order"] == 1 and options["order_z"] == 0 and not options["is_seg"] else None
 
 
 def labels_of(logits: Tensor, parts: Sequence[Part], grid: PreprocessedGrid, labels: LabelManager) -> np.ndarray:

@@ -146,9 +146,13 @@ def check_memory(predictor: ClickPredictor | StockPredictor, shape: Sequence[int
         )
     if len(wanted) == 2:  # each slice for itself
         grid.append(shape[1 + predictor.plans.transpose_forward[0]])
-    heads = predictor.label_manager.num_segmentation_heads
-    # resampled in double precision; logits in half, and twice while they are exported
-    needed = prod(grid) * (16 * shape[0] + 12 * heads) + prod(shape[1:]) * (8 * shape[0] + 4 * heads)
+    cells, voxels = prod(grid), prod(shape[1:])
+    image = (16 * cells + 8 * voxels) * shape[0]  # resampled in double precision
+    if isinstance(predictor, ClickPredictor):
+        prediction = predictor.prediction_bytes(cells, voxels)
+    else:  # logits in half precision, and twice while they are exported
+        prediction = (12 * cells + 4 * voxels) * predictor.label_manager.num_segmentation_heads
+    needed = image + prediction
     free = available_bytes()
     if free is not None and needed > free:
         raise VolumeTooLarge(
