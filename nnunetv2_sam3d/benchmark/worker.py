@@ -58,7 +58,7 @@ def fill(network: nn.Module) -> None:
                 value.copy_(noise * (value.shape[0] / value.numel()) ** 0.5)
 
 
-def measure(case: BenchmarkCase, repeats: int, time_limit_s: float, logits_file: str | None) -> dict[str, Any]:
+def measure_case(case: BenchmarkCase, repeats: int, time_limit_s: float, logits_file: str | None) -> dict[str, Any]:
     """Time, memory and sizes of one case.
 
     Args:
@@ -293,7 +293,7 @@ def main(job_file: str) -> None:
     try:
         if "case" in job:
             case = BenchmarkCase.from_dict(job["case"])
-            result = measure(case, job["repeats"], job["time_limit_s"], job["logits_file"])
+            result = measure_case(case, job["repeats"], job["time_limit_s"], job["logits_file"])
         else:
             rates = {precision: machine.product_rate(job["device"], precision) for precision in job["precisions"]}
             result = machine.environment(job["device"]) | {"products_per_second": rates}

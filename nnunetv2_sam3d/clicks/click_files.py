@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_sam3d.clicks.click import ClickError, ClickFile, FileClick
-from nnunetv2_sam3d.clicks.csv_format import read_table
+from nnunetv2_sam3d.clicks.csv_format import read_csv
 from nnunetv2_sam3d.clicks.json_format import read_own_json, write_clicks
 from nnunetv2_sam3d.clicks.slicer import read_fcsv, read_markups
 from nnunetv2_sam3d.messages import shown
@@ -40,7 +40,7 @@ def read_clicks(file: str | os.PathLike[str]) -> ClickFile:
         if path.name.lower().endswith(".fcsv"):
             return read_fcsv(path, text)
         if path.name.lower().endswith((".csv", ".tsv")):
-            return read_table(path, text)
+            return read_csv(path, text)
         if path.name.lower().endswith(".json"):
             content = _parse_json(text)
             if isinstance(content, dict) and "markups" in content:

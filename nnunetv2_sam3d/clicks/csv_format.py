@@ -25,7 +25,7 @@ _OPTIONAL = {"case", "space", "label", "sign", "order"}
 _SLICER = {"defined", "selected", "visible", "locked", "description"}  # in its exported tables
 
 
-def read_table(path: Path, text: str) -> ClickFile:
+def read_csv(path: Path, text: str) -> ClickFile:
     """A CSV with a header; separated by commas, semicolons or tabs.
 
     The columns of the position are ``x, y, z`` with the space in a column ``space`` or a first line ``# space = LPS``,

@@ -90,7 +90,7 @@ def run_protocol(
             write_json(files[volume.case], record | {"sha256": content_sha256(record)})
             bar.update()
     records = [read_json(files[case]) for case in cases]
-    summary = summarize(run | {"note": NOTE, "provenance": provenance(fold, device)}, records)
+    summary = summarize(run | {"note": NOTE, "provenance": fold_provenance(fold, device)}, records)
     write_json(output / SUMMARY, summary)
     write_text(output / TABLE, as_text(summary, per_case=True))
     return summary
@@ -132,8 +132,8 @@ def as_text(summary: Mapping[str, Any], *, per_case: bool = False) -> str:
         f"({'but for the column automatic' if '0' in summary['mean'] else 'not automatic'}): "
         f"{settings['target']} (labels {', '.join(map(str, settings['target_labels']))}), "
         f"fold {source['fold']} of {source['model']}, {summary['cases_evaluated']} of "
-        f"{len(summary['validation_cases'])} validation cases, {describe(settings)}, seed {settings['seed']}, voxels "
-        f"of {summary['spacing_mm']} mm for the network; mean over the cases with 95 % interval over folds and cases.",
+        f"{len(summary['validation_cases'])} validation cases, {settings_in_words(settings)}, seed {settings['seed']}, "
+        f"voxels of {summary['spacing_mm']} mm for the network; mean over the cases with 95 % interval over folds and cases.",
         "",
         _mean_table(summary),
     ]
@@ -147,7 +147,7 @@ def as_text(summary: Mapping[str, Any], *, per_case: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def describe(settings: Mapping[str, Any]) -> str:
+def settings_in_words(settings: Mapping[str, Any]) -> str:
     """What was predicted, and how it was clicked on."""
     if "crop_size" in settings:
         return f"one crop of {'x'.join(map(str, settings['crop_size']))} voxels around random clicks"
@@ -157,7 +157,7 @@ def describe(settings: Mapping[str, Any]) -> str:
     return f"the whole volume, {kind}, the first in the target's middle, later ones in that of the largest error"
 
 
-def provenance(fold: TrainedFold, device: torch.device) -> dict[str, Any]:
+def fold_provenance(fold: TrainedFold, device: torch.device) -> dict[str, Any]:
     """What computed the metrics: model, device, versions."""
     return {
         "model": fold.model.name,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunetv2_sam3d.evaluation.click_test import provenance
+from nnunetv2_sam3d.evaluation.click_test import fold_provenance
 from nnunetv2_sam3d.evaluation.gate_maps import ZONES, MapView, look_at
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.inference.window_predictor import WindowPredictor
@@ -92,7 +92,7 @@ class AdapterStudy:
                 for index in self._records
             ],
             "logged": logged_epochs(self.fold),
-            "provenance": provenance(self.fold, self.device),
+            "provenance": fold_provenance(self.fold, self.device),
         }
 
     def _add(self, volume: Volume, bar: tqdm[Any]) -> None:

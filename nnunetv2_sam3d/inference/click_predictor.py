@@ -274,7 +274,7 @@ class ClickPredictor:
             return segmentation
         segmentation, missed = only_clicked(segmentation, clicks, self.dataset_json["labels"], self.spacing)
         if missed:
-            warnings.warn(f"nothing of that kind was found near {', '.join(map(describe, missed))}", stacklevel=2)
+            warnings.warn(f"nothing of that kind was found near {', '.join(map(click_in_words, missed))}", stacklevel=2)
         return segmentation
 
     def refine(self, more: Sequence[Click], *, only: bool = False) -> np.ndarray:
@@ -302,7 +302,7 @@ class ClickPredictor:
                 try:
                     find_target(self.dataset_json["labels"], str(click.label))
                 except ValueError as error:
-                    raise ClickError(f"{describe(click)}: {error}") from error
+                    raise ClickError(f"{click_in_words(click)}: {error}") from error
 
     def doubt(self, clicks: Sequence[Click]) -> str | None:
         """Why clicks may be worth little: the training had none, or none on their labels; ``None`` if it had."""
@@ -341,7 +341,8 @@ class ClickPredictor:
         self.check(clicks)
         for click in clicks:
             if not all(-0.5 <= place <= size - 0.5 for place, size in zip(click.zyx, self._shape, strict=True)):
-                raise ClickError(f"{describe(click)} lies outside the image of {list(self._shape)} voxels (z, y, x)")
+                words = click_in_words(click)
+                raise ClickError(f"{words} lies outside the image of {list(self._shape)} voxels (z, y, x)")
         shape = np.asarray(self.grid.shape)
         # rounding may put a click on the surface of the grid a little beyond it
         points = np.clip(clicks_in_grid(clicks, self.grid), -0.5, shape - 0.5)
@@ -368,6 +369,6 @@ class ClickPredictor:
             )
 
 
-def describe(click: Click) -> str:
+def click_in_words(click: Click) -> str:
     """For sentences."""
     return f"the click at {tuple(round(place, 2) for place in click.zyx)} (z, y, x, {click.label or 'no label'})"

@@ -21,7 +21,7 @@ from nnunetv2_sam3d.clicks.geometry import Geometry
 from nnunetv2_sam3d.clicks.json_format import PREDICTED_BY
 from nnunetv2_sam3d.clicks.placing import clicks_for_case
 from nnunetv2_sam3d.files import append_json_line, sha256, write_json, write_whole, written_whole
-from nnunetv2_sam3d.inference.click_predictor import ClickPredictor, describe
+from nnunetv2_sam3d.inference.click_predictor import ClickPredictor, click_in_words
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.messages import some
 from nnunetv2_sam3d.nnunet.images import Case, ImageError, read_header
@@ -41,7 +41,7 @@ _WORDS = {
 }
 
 
-def settings_of(predictor: ClickPredictor) -> dict[str, Any]:
+def prediction_conditions(predictor: ClickPredictor) -> dict[str, Any]:
     """What decides the result beside the image and its clicks, as JSON has it; the same wherever the model lies."""
     described = [predictor.plans.plans, predictor.dataset_json, predictor.configuration.configuration]
     return {
@@ -221,7 +221,7 @@ def predict_jobs(
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "dataset.json", predictor.dataset_json, indent=4)
     write_json(output / "plans.json", predictor.plans.plans, indent=4)
-    settings = settings_of(predictor)
+    settings = prediction_conditions(predictor)
     predicted, failed = 0, list[ValueError]()
     for job in tqdm(jobs, desc="cases", disable=len(jobs) < 2):
         name = job.case.name
@@ -253,7 +253,7 @@ def predict_jobs(
             labels = predictor.dataset_json["labels"]
             segmentation, missed = only_clicked(segmentation, job.clicks, labels, predictor.spacing)
             for click in missed:
-                say(f"{name}: nothing of that kind was found near {describe(click)}")
+                say(f"{name}: nothing of that kind was found near {click_in_words(click)}")
         records.begin(name)
         # They are of an earlier segmentation. A record is replaced where there are clicks, as it may be their file.
         stale = (".npz", ".pkl", *((RECORD_SUFFIX,) if job.click_file is None else ()))

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nnunetv2_sam3d.clicks.click_files import read_clicks
-from nnunetv2_sam3d.evaluation.click_test import describe
+from nnunetv2_sam3d.evaluation.click_test import settings_in_words
 from nnunetv2_sam3d.evaluation.clicked import (
     ClickedResults,
     ClickedSummary,
@@ -85,8 +85,8 @@ def clicked_table(results: ClickedResults, summaries: Sequence[ClickedSummary], 
     columns = ["metric", "model", "folds", "cases", *map(clicks_title, counts)]
     caption = (
         f"Results with clicks placed on the ground truth, {results.protocol} protocol: "
-        f"{results.settings['target']}, {describe(results.settings)}, seed {results.settings['seed']}; mean over the "
-        f"cases with 95 % interval over folds and cases."
+        f"{results.settings['target']}, {settings_in_words(results.settings)}, seed {results.settings['seed']}; mean over "
+        f"the cases with 95 % interval over folds and cases."
     )
     return Table(name, caption, pd.DataFrame(lines, columns=columns), ("metric", "model", "folds"))
 

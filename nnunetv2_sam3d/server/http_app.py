@@ -148,7 +148,7 @@ class Service:
         if await request.is_disconnected() and len(lease.session.clicks) > before:
             lease.session.undo()
             _log.warning("a client did not wait for the answer to its click, which is taken back")
-        return await self.compute(lease, partial(answer, change=change))
+        return await self.compute(lease, partial(change_response, change=change))
 
 
 def _size_of(change: Change) -> str:
@@ -157,7 +157,7 @@ def _size_of(change: Change) -> str:
     return f"a box of {' x '.join(map(str, change.values.shape))} voxels changed"
 
 
-def answer(session: InteractiveSession, change: Change) -> Response:
+def change_response(session: InteractiveSession, change: Change) -> Response:
     """A change of the mask as the clients read it."""
     meta: dict[str, Any] = {"ran_prediction": change.ran, "bbox": change.box}
     body = b""

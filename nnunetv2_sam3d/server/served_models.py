@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_sam3d.clicks.click import BACKGROUND, Click
-from nnunetv2_sam3d.inference.click_predictor import ClickPredictor, describe
+from nnunetv2_sam3d.inference.click_predictor import ClickPredictor, click_in_words
 from nnunetv2_sam3d.inference.live_segmentation import LiveSegmentation
 from nnunetv2_sam3d.inference.only_clicked import only_clicked
 from nnunetv2_sam3d.inference.stock_predictor import StockPredictor
@@ -71,7 +71,7 @@ class ClickModel:
             return segmentation
         kept, missed = only_clicked(segmentation, clicks, self._labels, self._predictor.spacing)
         for click in missed:
-            _log.warning("no %s was found near %s", self._target.name, describe(click))
+            _log.warning("no %s was found near %s", self._target.name, click_in_words(click))
         return kept
 
 
@@ -120,7 +120,7 @@ class AutomaticModel:
             return self._segmentation
         kept, missed = only_clicked(self._segmentation, clicks, self._labels, self._predictor.spacing)
         if clicks[-1] in missed:
-            raise ValueError(f"the model found no {self._target.name} near {describe(clicks[-1])}")
+            raise ValueError(f"the model found no {self._target.name} near {click_in_words(clicks[-1])}")
         return kept
 
 
