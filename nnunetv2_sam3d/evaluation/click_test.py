@@ -133,7 +133,8 @@ def as_text(summary: Mapping[str, Any], *, per_case: bool = False) -> str:
         f"{settings['target']} (labels {', '.join(map(str, settings['target_labels']))}), "
         f"fold {source['fold']} of {source['model']}, {summary['cases_evaluated']} of "
         f"{len(summary['validation_cases'])} validation cases, {settings_in_words(settings)}, seed {settings['seed']}, "
-        f"voxels of {summary['spacing_mm']} mm for the network; mean over the cases with 95 % interval over folds and cases.",
+        f"voxels of {summary['spacing_mm']} mm for the network; mean over the cases with 95 % interval over folds "
+        "and cases.",
         "",
         _mean_table(summary),
     ]

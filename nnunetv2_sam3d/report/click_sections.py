@@ -85,8 +85,8 @@ def clicked_table(results: ClickedResults, summaries: Sequence[ClickedSummary], 
     columns = ["metric", "model", "folds", "cases", *map(clicks_title, counts)]
     caption = (
         f"Results with clicks placed on the ground truth, {results.protocol} protocol: "
-        f"{results.settings['target']}, {settings_in_words(results.settings)}, seed {results.settings['seed']}; mean over "
-        f"the cases with 95 % interval over folds and cases."
+        f"{results.settings['target']}, {settings_in_words(results.settings)}, seed {results.settings['seed']}; mean "
+        f"over the cases with 95 % interval over folds and cases."
     )
     return Table(name, caption, pd.DataFrame(lines, columns=columns), ("metric", "model", "folds"))
 
