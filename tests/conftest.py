@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,17 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the weights that this machine's user has, or leaves any for the next one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg-cache"))
     monkeypatch.delenv("nnUNet_sam_checkpoint", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _imported() -> None:
+    """Modules that import others when they are asked for their file do so now, and not while nnU-Net asks them.
+
+    Some of transformers, which other tests import; nnU-Net's search for a trainer would fail as sys.modules grows.
+    """
+    for module in list(sys.modules.values()):
+        with contextlib.suppress(ImportError):
+            getattr(module, "__file__", None)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -111,6 +112,10 @@ def trainer_class(name: str) -> type:
     """
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+    for module in list(sys.modules.values()):
+        # the search asks as well, and fails if a module (one of transformers', say) imports others to answer
+        with contextlib.suppress(ImportError):
+            getattr(module, "__file__", None)
     try:
         # the search reports every file it looks into, and imports modules that warn
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

@@ -117,9 +117,10 @@ def installation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
     root = base / "environment"
     venv.EnvBuilder(with_pip=False, symlinks=os.name != "nt").create(root)
-    scheme = {"base": str(root), "platbase": str(root)}
-    site_packages = Path(sysconfig.get_path("purelib", "venv", scheme))
-    scripts = Path(sysconfig.get_path("scripts", "venv", scheme))
+    bases = {"base": str(root), "platbase": str(root)}
+    scheme = "venv" if "venv" in sysconfig.get_scheme_names() else "posix_prefix"  # the same before Python 3.11
+    site_packages = Path(sysconfig.get_path("purelib", scheme, bases))
+    scripts = Path(sysconfig.get_path("scripts", scheme, bases))
     shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     # Processed last, so that a copy of the package in the running environment comes last, too.
     (site_packages / "zz_running_environment.pth").write_text("\n".join(shared) + "\n")
