@@ -157,7 +157,7 @@ def test_two_processes_do_what_one_does(kind: str, batch_dice: bool, clicks: str
                 continue  # in front of a norm, which removes it: its gradient is rounding
             error = (ours[name] - gradient).norm() / (gradient.norm() + 1e-6)
             # a wrong share of a process would be an error of 1; what rounding turned in the first step is left
-            assert error < (1e-4 if step == 0 else 1e-2), (name, step)
+            assert error < (1e-4 if step == 0 else 5e-2), (name, step)
         losses = (first["losses"][step] + second["losses"][step]) / 2
         assert losses == pytest.approx(joint["losses"][step], rel=1e-4)
     assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in joint["weights"])
