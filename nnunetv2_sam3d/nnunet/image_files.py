@@ -52,6 +52,15 @@ def check_size(file: Path) -> None:
         raise ValueError(f"its header promises {promised} bytes of voxels, the file has {max(0, most)} at most")
 
 
+def is_whole(file: Path) -> bool:
+    """Whether an image file holds what its header promises; true of files of other kinds."""
+    try:
+        check_size(file)
+    except Exception:  # the libraries' errors have no class in common
+        return False
+    return True
+
+
 @contextmanager
 def image_written_whole(path: Path, ending: str) -> Iterator[Path]:
     """:func:`~nnunetv2_sam3d.files.written_whole` for images; on a full disk ITK cuts NIfTI and GIPL off in silence.

@@ -10,6 +10,8 @@ from typing import Any
 
 from nnunetv2_sam3d.files import sha256, write_json
 from nnunetv2_sam3d.json_files import json_or_none
+from nnunetv2_sam3d.messages import some
+from nnunetv2_sam3d.nnunet.image_files import is_whole
 from nnunetv2_sam3d.nnunet.layout import FINAL, validation_summary
 
 NOTE = "made_from.json"
@@ -17,9 +19,18 @@ CLOCK_NS = 2_000_000_000  # some file systems note times to 2 s only
 
 
 def note_validated(fold: Path, conditions: Mapping[str, Any], taken_over_from: Path | None = None) -> None:
-    """Notes beside a finished validation the final checkpoint that it is of, its conditions, and its files."""
-    folder = validation_summary(fold).parent
+    """Notes beside a finished validation the final checkpoint that it is of, its conditions, and its files.
+
+    Raises:
+        OSError: if a mask is cut off, as ITK leaves it on a full disk. The summary is made of it and deleted, so that
+            the validation does not count as finished.
+    """
+    summary = validation_summary(fold)
+    folder = summary.parent
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != NOTE)
+    if cut_off := [str(path) for path in files if path.suffix != ".json" and not is_whole(path)]:
+        summary.unlink(missing_ok=True)
+        raise OSError(f"{some(cut_off)}: not written to the end. Free disk space, then validate again (--val)")
     note = {
         "checkpoint": FINAL,
         "sha256": sha256(fold / FINAL),

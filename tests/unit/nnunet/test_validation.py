@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from nnunetv2_sam3d.nnunet.layout import FINAL, validation_summary
@@ -28,7 +30,7 @@ def fold(tmp_path: Path) -> Path:
     made = tmp_path / "Full" / "fold_0"
     (made / "validation").mkdir(parents=True)
     (made / FINAL).write_bytes(b"first")
-    (made / "validation" / "case.nii.gz").write_bytes(b"mask")
+    nibabel.save(nibabel.Nifti1Image(np.eye(4, dtype=np.uint8)[None], np.eye(4)), made / "validation" / "case.nii.gz")
     prediction = str(made / "validation" / "case.nii.gz")
     validation_summary(made).write_text(json.dumps({"metric_per_case": [{"prediction_file": prediction}]}))
     note_validated(made, CONDITIONS)
@@ -60,7 +62,8 @@ def test_of_an_earlier_training(fold: Path) -> None:
 
 def test_taken_over(fold: Path, other: Path) -> None:
     assert take_over(other, fold, CONDITIONS) is None
-    assert (other / "validation" / "case.nii.gz").read_bytes() == b"mask"
+    ours, theirs = ((made / "validation" / "case.nii.gz").read_bytes() for made in (other, fold))
+    assert ours == theirs
     (entry,) = json.loads(validation_summary(other).read_text())["metric_per_case"]
     assert entry["prediction_file"] == str(other / "validation" / "case.nii.gz")
     assert is_validated(other) and taken_over_from(other) == fold and taken_over_from(fold) is None
@@ -93,3 +96,13 @@ def test_not_taken_over_under_other_conditions(key: str, fold: Path, other: Path
     assert take_over(other, fold, CONDITIONS | {"device": "cuda"}) == "different device"
     assert "probabilities" in str(take_over(other, fold, CONDITIONS, probabilities=True))
     assert not (other / "validation").exists()
+
+
+@pytest.mark.parametrize("left", [0, 30, -1])
+def test_a_mask_that_is_cut_off_is_no_validation(left: int, fold: Path) -> None:
+    """The summary may have fitted onto the disk after all; its metrics are of half a mask."""
+    mask = fold / "validation" / "case.nii.gz"
+    mask.write_bytes(mask.read_bytes()[:left])
+    with pytest.raises(OSError, match=f"^{mask}: not written to the end"):
+        note_validated(fold, CONDITIONS)
+    assert not is_validated(fold)
