@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnunetv2_sam3d.experiment.crossval import CrossValidation
 from nnunetv2_sam3d.experiment.models import CONFIGURATION, Model
-from nnunetv2_sam3d.experiment.steps import Step, program
+from nnunetv2_sam3d.experiment.steps import Step, is_whole, program
 from nnunetv2_sam3d.files import write_text
 from nnunetv2_sam3d.nnunet.descriptions import read_dataset
 from nnunetv2_sam3d.nnunet.folders import dataset_folder
@@ -171,7 +171,7 @@ class Comparison:
         checkpoint = training.results[0]
         there = [result for result in results if result.exists()]
         newest = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        current = newest > 0 and all(result.stat().st_mtime_ns >= newest for result in there)
+        current = newest > 0 and all(result.stat().st_mtime_ns >= newest and is_whole(result) for result in there)
         return Step(
             title=f"predict unseen cases with {trainer}",
             command=(

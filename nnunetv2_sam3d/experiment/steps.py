@@ -8,12 +8,14 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
 
 from nnunetv2_sam3d.files import write_json
 from nnunetv2_sam3d.json_files import entries, is_number, is_table, read_json, read_table, table_of
+from nnunetv2_sam3d.nnunet import image_files
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def is_whole(file: Path, *, thoroughly: bool = False) -> bool:
     """Whether a result exists and was written to its end, for the kinds whose end can be told.
 
     Args:
-        file: ``.json`` has to hold a table; of a ``.pth``, which is a zip file, the directory at its end is looked for.
+        file: ``.json`` has to hold a table; of a ``.pth``, which is a zip file, the directory at its end is looked for;
+            an image has to hold what its header promises.
         thoroughly: whether the check sums of a ``.pth`` are computed as well.
     """
     if not file.exists():
@@ -106,7 +109,14 @@ def is_whole(file: Path, *, thoroughly: bool = False) -> bool:
                     return not thoroughly or archive.testzip() is None
             except Exception:  # a damaged directory raises nearly anything: OSError, NotImplementedError, zlib.error
                 return False
-    return True
+    about = file.stat()
+    return _is_whole_image(file, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _is_whole_image(file: Path, size: int, time_ns: int) -> bool:
+    """Looked at once as long as the file stays as it is: images are read to their end for it."""
+    return image_files.is_whole(file)
 
 
 class StepCosts:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import SimpleITK as sitk
 import torch
 
 from nnunetv2_sam3d.experiment import execute
@@ -113,6 +114,12 @@ def test_results_cut_off_or_older_than_their_inputs_are_none(tmp_path: Path) -> 
     os.utime(source, ns=(0, summary.stat().st_mtime_ns + 1))
     assert not step.finished
     assert replace(step, unchanged=lambda: True).finished and not replace(step, unchanged=lambda: False).finished
+
+    mask = tmp_path / "case.nii.gz"
+    sitk.WriteImage(sitk.Image(9, 9, 9, sitk.sitkUInt8), str(mask), useCompression=True)
+    assert replace(step, results=(mask,), inputs=()).finished
+    mask.write_bytes(mask.read_bytes()[:-1])  # nnUNetv2_predict was killed while it wrote it
+    assert not replace(step, results=(mask,), inputs=()).finished
 
 
 def test_devices(shell: Callable[..., Step], tmp_path: Path) -> None:
