@@ -14,13 +14,13 @@ from typing import Any
 
 from nnunetv2_sam3d import __version__
 from nnunetv2_sam3d.commands.common import add_command, say
+from nnunetv2_sam3d.nnunet.layout import PATHS
 from nnunetv2_sam3d.nnunet.version import check_nnunet_version
 from nnunetv2_sam3d.trainers.names import SHORT_NAMES
 from nnunetv2_sam3d.weights.errors import WeightsError
 from nnunetv2_sam3d.weights.sources import ENVIRONMENT, NAMED, cache_folder, cached, find_sam_checkpoint
 
 FETCH = "none; nnUNetv2_sam3d weights fetch vit_b puts SAM's encoder there"
-PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 MIN_FREE_GB = 5.0
 
 

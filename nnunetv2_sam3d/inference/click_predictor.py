@@ -278,7 +278,11 @@ class ClickPredictor:
         return segmentation
 
     def refine(self, more: Sequence[Click], *, only: bool = False) -> np.ndarray:
-        """The segmentation with the clicks of the last prediction and more."""
+        """The segmentation with the clicks of the last prediction and more; arguments and errors as in :meth:`predict`.
+
+        Returns:
+            (z, y, x), labels of the data set.
+        """
         return self.predict([*self._clicks, *more], only=only)
 
     def write(self, segmentation: np.ndarray, file: str | Path) -> None:
@@ -328,7 +332,7 @@ class ClickPredictor:
         """Where :meth:`logits` differ from those without clicks; arguments and errors as there.
 
         Returns:
-            for each window its box in the preprocessed grid, with channels, and the logits in it.
+            for each window its box (C, D, H, W) in the preprocessed grid, and the logits in it, (classes, d, h, w).
         """
         parts = self.windows.parts(*self._points(clicks))
         self._clicks = list(clicks)

@@ -169,7 +169,8 @@ class WindowPredictor:
         """Where :meth:`logits` differ from the automatic ones, and those logits; arguments and errors as there.
 
         Returns:
-            for each window the box in the image, with channels, and the logits in it; where boxes overlap they agree.
+            for each window the box (C, D, H, W) in the image, and the logits in it, (classes, d, h, w); where boxes
+            overlap they agree.
         """
         self._check(points, signs)
         points = points.detach().cpu().float() + torch.tensor([float(s.start) for s in self._inner[1:]])

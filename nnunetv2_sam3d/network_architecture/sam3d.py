@@ -74,7 +74,17 @@ class SAM3D(nn.Module):
         return self.decode(self.encode(image), points, signs)
 
     def encode(self, image: Tensor) -> Features:
-        """The image encoder's part of ``forward``, by far the largest, which no click changes."""
+        """The image encoder's part of ``forward``, by far the largest, which no click changes.
+
+        Args:
+            image: (B, C, D, H, W), preprocessed.
+
+        Returns:
+            the taps, and what the decoder needs of the image.
+
+        Raises:
+            ValueError: for another shape.
+        """
         if image.ndim != 5 or image.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"expected an image of shape (B, {self.config.in_channels}, D, H, W), got {tuple(image.shape)}"
@@ -89,7 +99,19 @@ class SAM3D(nn.Module):
         return Features(tuple(self.encoder(image)), image, size)
 
     def decode(self, features: Features, points: Tensor | None = None, signs: Tensor | None = None) -> Tensor:
-        """Prompt encoder and mask decoder: ``forward`` for an image that is encoded already."""
+        """Prompt encoder and mask decoder: ``forward`` for an image that is encoded already.
+
+        Args:
+            features: of :meth:`encode`.
+            points: as in ``forward``.
+            signs: as in ``forward``.
+
+        Returns:
+            logits (B, classes, D, H, W).
+
+        Raises:
+            ValueError: for points or signs of another shape.
+        """
         points = self._checked(features.image, points, signs)
         if self._in_bfloat16(features.image):
             with torch.autocast("cpu", torch.bfloat16):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from nnunetv2_sam3d.evaluation.two_paths import FILE
 from nnunetv2_sam3d.files import sha256
 from nnunetv2_sam3d.json_files import read_table
 from nnunetv2_sam3d.network_architecture.adapters import ADAPTERS
@@ -19,7 +20,6 @@ from nnunetv2_sam3d.report.tables import Table, interval
 from nnunetv2_sam3d.report.training_record import Training
 from nnunetv2_sam3d.results.trained_models import RepeatedModel
 
-FILE = "adapters.json"
 COMMAND = "nnUNetv2_sam3d adapters"
 TITLES = {"gate_mean": "mean of the gate", "gate_sd": "SD of the gate", "local_share": "share of the local path"}
 MAPS = 2  # pictures of gate maps that the page shows of one arm
