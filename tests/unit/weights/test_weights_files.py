@@ -236,7 +236,7 @@ def test_full_disk_leaves_the_earlier_file(tmp_path: Path, earlier: bool) -> Non
 def test_content_that_cannot_be_saved_leaves_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "file.pth"
     write_checkpoint({"a": torch.ones(3)}, path)
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(Exception, match="pickle|local object"):
         write_checkpoint({"a": torch.ones(3), "b": lambda: 0}, path)
     assert torch.equal(read_checkpoint(path)["a"], torch.ones(3))
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.pth"]
