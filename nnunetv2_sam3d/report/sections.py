@@ -12,7 +12,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from nnunetv2_sam3d.evaluation.clicked import ClickedResults
 from nnunetv2_sam3d.nnunet.descriptions import channel_names
 from nnunetv2_sam3d.report import click_sections as clicks
-from nnunetv2_sam3d.report import contents, plots
+from nnunetv2_sam3d.report import metric_tables, plots
 from nnunetv2_sam3d.report.answer import answer, answer_figure, caption
 from nnunetv2_sam3d.report.arms import arms_table, noise_table
 from nnunetv2_sam3d.report.click_sections import click_pictures
@@ -81,7 +81,7 @@ def _answer(results: Results, figures: Path, dangers: int) -> Section:
 
 
 def _differences(results: Results) -> list[Section]:
-    tables = contents.difference_tables(results.differences, results.structures)
+    tables = metric_tables.difference_tables(results.differences, results.structures)
     title = "Differences from the declared controls" if results.controls else "Differences"
     return [Section("differences", title, tables=tables, folded=True)] if tables else []
 
@@ -137,13 +137,13 @@ def _results(results: Results, figures: Path) -> Section:
 def _tables(results: Results) -> Section:
     structures, models, rows = results.structures, results.names, results.rows
     tables = [
-        contents.pooled_table(results.summaries, structures, rows),
-        contents.fold_table(results.summaries, structures),
-        contents.detection_table(rows, models, structures),
+        metric_tables.pooled_table(results.summaries, structures, rows),
+        metric_tables.fold_table(results.summaries, structures),
+        metric_tables.detection_table(rows, models, structures),
     ]
     texts = []
     if results.groups:
-        tables.append(contents.group_table(rows, models, results.focus, results.groups))
+        tables.append(metric_tables.group_table(rows, models, results.focus, results.groups))
     else:
         texts.append(f"Too few cases with {results.focus.name} for sub-groups by its volume.")
     return Section("tables", "Tables of the automatic results", texts=texts, tables=tables, folded=True)

@@ -23,7 +23,7 @@ assert controls()[trainer.__name__] == full_name("DualPath")
 """
 METRIC = """
 import numpy as np
-from nnunetv2_sam3d.report.contents import pooled_table
+from nnunetv2_sam3d.report.metric_tables import pooled_table
 from nnunetv2_sam3d.report.data_files import cases_csv
 from nnunetv2_sam3d.results.measure import Row
 from nnunetv2_sam3d.results.metrics import measure

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nnunetv2_sam3d.report import contents
+from nnunetv2_sam3d.report import metric_tables
 from nnunetv2_sam3d.report.arms import arms_table
 from nnunetv2_sam3d.report.meshes import scene
 from nnunetv2_sam3d.report.overlays import View
@@ -48,7 +48,7 @@ def column(table: Table, title: str) -> list[str]:
 
 def test_cases_empty_in_both_are_counted_beside_dice() -> None:
     summaries = [entry for metric in METRICS for entry in summarise(rows(), metric)]
-    table = contents.pooled_table(summaries, [TUMOUR, CYST], rows())
+    table = metric_tables.pooled_table(summaries, [TUMOUR, CYST], rows())
     assert column(table, "both empty") == ["0", "0", "3", "3"]
     assert [cell.split()[0] for cell in column(table, "Dice")] == ["0.800", "1.000", "1.000", "0.500"]
     assert [cell.split()[-1] for cell in column(table, "HD95 [mm] (defined in)")[2:]] == ["(3/6)", "(0/6)"]
@@ -56,7 +56,7 @@ def test_cases_empty_in_both_are_counted_beside_dice() -> None:
 
 def test_a_mean_says_of_how_many_folds() -> None:
     summaries = [entry for metric in METRICS for entry in summarise(rows(), metric)]
-    cells = {tuple(line[:3]): line[3:] for line in contents.fold_table(summaries, [TUMOUR, CYST]).lines}
+    cells = {tuple(line[:3]): line[3:] for line in metric_tables.fold_table(summaries, [TUMOUR, CYST]).lines}
     assert cells["tumour", "Dice", "A"] == ["0.800", "0.800", "0.800 ± 0.000"]
     assert cells["cyst", "HD95 [mm]", "A"] == ["0.00", "-", "0.00 (1 of 2 folds)"]
     assert cells["cyst", "HD95 [mm]", "B"] == ["-", "-", "-"]
@@ -64,7 +64,7 @@ def test_a_mean_says_of_how_many_folds() -> None:
 
 def test_comparisons_without_pairs_have_dashes() -> None:
     found = [entry for metric in METRICS for entry in differences(rows(), metric)]
-    tables = {table.name: table for table in contents.difference_tables(found, [TUMOUR, CYST])}
+    tables = {table.name: table for table in metric_tables.difference_tables(found, [TUMOUR, CYST])}
     assert list(tables) == [f"differences_{metric.key}_automatic" for metric in METRICS]
     tumour, cyst = tables["differences_hd95_mm_automatic"].lines
     assert cyst[2:] == ["0", "1", "-", "-", "-", "-", "-", "-", "-", "No case has a value for both models."]
@@ -72,7 +72,7 @@ def test_comparisons_without_pairs_have_dashes() -> None:
     assert tumour[6] == "-"  # one repeat
     assert "over the 1 comparisons" in tables["differences_hd95_mm_automatic"].caption
     assert "over the 2 comparisons" in tables["differences_dice_automatic"].caption
-    assert contents.difference_tables([], [TUMOUR]) == []
+    assert metric_tables.difference_tables([], [TUMOUR]) == []
 
 
 def test_sentences_and_long_tables_break_on_paper() -> None:
