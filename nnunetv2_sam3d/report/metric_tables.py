@@ -1,4 +1,4 @@
-"""The tables of a report, folds and their pooled means among them, from rows and statistics that were computed before."""
+"""The tables of a report, those of folds among them, from rows and statistics that were computed before."""
 
 from __future__ import annotations
 
