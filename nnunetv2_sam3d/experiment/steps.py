@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from nnunetv2_sam3d.files import write_json
 from nnunetv2_sam3d.json_files import entries, is_number, is_table, read_json, read_table, table_of
-from nnunetv2_sam3d.nnunet import image_files
+from nnunetv2_sam3d.nnunet.image_files import is_whole_image
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,13 @@ def is_whole(file: Path, *, thoroughly: bool = False) -> bool:
             except Exception:  # a damaged directory raises nearly anything: OSError, NotImplementedError, zlib.error
                 return False
     about = file.stat()
-    return _is_whole_image(file, about.st_size, about.st_mtime_ns)
+    return _was_whole(file, about.st_size, about.st_mtime_ns)
 
 
 @cache
-def _is_whole_image(file: Path, size: int, time_ns: int) -> bool:
+def _was_whole(file: Path, size: int, time_ns: int) -> bool:
     """Looked at once as long as the file stays as it is: images are read to their end for it."""
-    return image_files.is_whole(file)
+    return is_whole_image(file)
 
 
 class StepCosts:

@@ -52,7 +52,7 @@ def check_size(file: Path) -> None:
         raise ValueError(f"its header promises {promised} bytes of voxels, the file has {max(0, most)} at most")
 
 
-def is_whole(file: Path) -> bool:
+def is_whole_image(file: Path) -> bool:
     """Whether an image file holds what its header promises; true of files of other kinds."""
     try:
         check_size(file)

@@ -11,7 +11,7 @@ from typing import Any
 from nnunetv2_sam3d.files import sha256, write_json
 from nnunetv2_sam3d.json_files import json_or_none
 from nnunetv2_sam3d.messages import some
-from nnunetv2_sam3d.nnunet.image_files import is_whole
+from nnunetv2_sam3d.nnunet.image_files import is_whole_image
 from nnunetv2_sam3d.nnunet.layout import FINAL, validation_summary
 
 NOTE = "made_from.json"
@@ -28,7 +28,7 @@ def note_validated(fold: Path, conditions: Mapping[str, Any], taken_over_from: P
     summary = validation_summary(fold)
     folder = summary.parent
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != NOTE)
-    if cut_off := [str(path) for path in files if path.suffix != ".json" and not is_whole(path)]:
+    if cut_off := [str(path) for path in files if path.suffix != ".json" and not is_whole_image(path)]:
         summary.unlink(missing_ok=True)
         raise OSError(f"{some(cut_off)}: not written to the end. Free disk space, then validate again (--val)")
     note = {

@@ -222,7 +222,7 @@ def derive_plans(
     _keep_preprocessed_data(target, plans, configuration)
     text = json.dumps(plans, indent=4) + "\n"
     kept = None
-    if keep_earlier and target.is_file() and (earlier := target.read_bytes()) != text.encode():
+    if keep_earlier and target.is_file() and (earlier := target.read_bytes()).strip() != text.strip().encode():
         kept = target.with_suffix(".json.bak")
         write_bytes(kept, earlier)
     write_text(target, text)

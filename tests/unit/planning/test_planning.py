@@ -287,3 +287,5 @@ def test_other_plans_of_the_name_are_kept() -> None:
     assert replaced.kept is not None and replaced.kept.read_bytes() == content != replaced.file.read_bytes()
     assert derive_plans(991, settings=TINY, batch_size=4, keep_earlier=True).kept is None
     assert replaced.kept.read_bytes() == content
+    replaced.file.write_bytes(replaced.file.read_bytes().rstrip())  # as nnU-Net and earlier versions end it
+    assert derive_plans(991, settings=TINY, batch_size=4, keep_earlier=True).kept is None
