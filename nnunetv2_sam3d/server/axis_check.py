@@ -99,6 +99,20 @@ class TrainingGeometry:
             )
         return None
 
+    def advice(self, axes: AxisOrder) -> str:
+        """How volumes must lie, and whether that is checked: for people, before they send one.
+
+        Args:
+            axes: which axis of a volume goes where.
+        """
+        wanted = f"lie in the array as the training's images do ({self.along(axes)})"
+        if self.spacing is None or self.check(self.spacing, self.shape or self.spacing, AxisOrder()) is not None:
+            return f"Make sure that a volume's axes {wanted}: nobody can tell them apart"
+        return (
+            f"A volume's axes must {wanted}: another order is refused where spacing and shape show it, but a volume "
+            "that cannot be judged is taken"
+        )
+
     def _spacing_allows(self, spacing: Sequence[float]) -> bool:
         """Whether spacings along the model's axes are in the training's order, as far as that can be told."""
         assert self.spacing is not None
@@ -130,9 +144,17 @@ class TrainingGeometry:
 
     def __str__(self) -> str:
         """For sentences: spacing and shape along z, y, x."""
-        parts = [f"{' x '.join(f'{length:.3g}' for length in self.spacing)} mm"] if self.spacing else []
-        parts += [f"{' x '.join(f'{length:.0f}' for length in self.shape)} voxels"] if self.shape else []
-        return " and ".join(parts) + " along z, y, x" if parts else "images of unknown size"
+        return self._lengths((0, 1, 2), "z, y, x")
+
+    def along(self, axes: AxisOrder) -> str:
+        """For sentences: spacing and shape along the axes k, j, i of a volume."""
+        k, j, i = (axes.order.index(axis) for axis in range(3))
+        return self._lengths((k, j, i), ", ".join(NAMES))
+
+    def _lengths(self, order: Order, names: str) -> str:
+        parts = [f"{' x '.join(f'{self.spacing[axis]:.3g}' for axis in order)} mm"] if self.spacing else []
+        parts += [f"{' x '.join(f'{self.shape[axis]:.0f}' for axis in order)} voxels"] if self.shape else []
+        return f"{' and '.join(parts)} along {names}" if parts else "images of unknown size"
 
 
 def _odd_one(values: Sequence[float]) -> int | None:

@@ -47,7 +47,8 @@ class Served:
         patch_size: of the model, (z, y, x).
         facts: what else the capabilities say; the viewers do not read it.
         image_bytes: that an unpacked image may have.
-        licence: of the model.
+        licence: of the model, and what else people must know: 3D Slicer and napari show it as long as they are
+            connected, and nothing else of a good answer.
         api_key: that clients must show; ``None`` for no key.
     """
 
@@ -72,7 +73,8 @@ class Served:
         }
         most = min(MOST_IMAGE_BYTES, (available_bytes() or 4 * MOST_IMAGE_BYTES) // 4)
         title = f"{offer.plans.dataset_name}, {offer.model.name}"
-        return cls(title, offer.patch_size, facts, image_bytes=most, api_key=api_key)
+        licence = f"{cls.licence}. {offer.geometry.advice(offer.axes)}"
+        return cls(title, offer.patch_size, facts, image_bytes=most, licence=licence, api_key=api_key)
 
 
 class Service:

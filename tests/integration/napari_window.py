@@ -1,7 +1,8 @@
 """Run by an environment with napari: opens an image in a window, connects to a server, clicks with the mouse.
 
 Arguments: address of the server, image, file for a picture of the window; and if it is to click: voxel k, j, i as
-napari has them, file for the mask (NumPy). Prints what the window showed as a warning, and where it was clicked.
+napari has them, file for the mask (NumPy). Prints what the window showed as a warning, what it shows of the model, and
+where it was clicked.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def connect(viewer: napari.Viewer, url: str, image: str) -> object:
         plugin.init_button.click()
         wait(ready, "the server after its warning")
     settle(1)
+    print("the window shows:", plugin.model_license_label.text())
     return plugin
 
 

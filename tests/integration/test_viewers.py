@@ -315,6 +315,7 @@ def test_napari(trained: Workspace, napari_python: str, image: Path, tmp_path: P
     with served(trained, "--flip", "ki") as url:
         said = napari_window(napari_python, tmp_path, url, image, picture, *seen, mask_file)
     assert f"clicked at [{'.0, '.join(seen)}.0]" in said and "showed" not in said
+    assert "the window shows: Model license: " in said and "A volume's axes must lie" in said
     clicks = {
         "format": "nnunetv2_sam3d clicks",
         "version": 1,

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,7 @@ def serving(
 ) -> Iterator[tuple[str, Any]]:
     """A server that listens; its URL and its leases."""
     made = Leases(offer.new_session, **leases)
-    served = Served.of(offer, key)
-    app = create_app(made, Served(served.title, served.patch_size, served.facts, image_bytes, api_key=key))
+    app = create_app(made, replace(Served.of(offer, key), image_bytes=image_bytes))
     with bind("127.0.0.1", 0) as listener:
         server: uvicorn.Server = server_of(app, lambda: None)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from itertools import permutations, product
 
@@ -92,6 +93,24 @@ def test_what_cannot_be_told_gets_a_warning(
 ) -> None:
     warning = training.check(spacing, shape, SAME)
     assert warning is not None and "axes" in warning
+
+
+@pytest.mark.parametrize(
+    ("training", "order", "words"),
+    [
+        (CT, "kji", "axes must lie .* (5 x 0.8 x 0.8 mm and 60 x 512 x 512 voxels along k, j, i): another order"),
+        (CT, "ikj", "axes must lie .* (0.8 x 0.8 x 5 mm and 512 x 512 x 60 voxels along k, j, i): another order"),
+        (TrainingGeometry((3, 1, 1)), "jki", "axes must lie .* (1 x 3 x 1 mm along k, j, i): another order"),
+        (BRAIN, "kji", "axes must lie .* (1 x 1 x 1 mm and 155 x 240 x 240 voxels along k, j, i): another order"),
+        (TrainingGeometry((1, 1, 1), (64, 64, 64)), "kji", "Make sure .* along k, j, i): nobody can tell them apart"),
+        (TrainingGeometry((1, 1, 1)), "kji", "Make sure .* (1 x 1 x 1 mm along k, j, i): nobody can tell them apart"),
+        (TrainingGeometry(), "kji", "Make sure .* (images of unknown size): nobody can tell them apart"),
+    ],
+)
+def test_what_people_are_told_before(training: TrainingGeometry, order: str, words: str) -> None:
+    """In a volume's own axes; and whether the server can check it."""
+    pattern = words.replace("(", r"\(").replace(")", r"\)")
+    assert re.search(pattern, training.advice(AxisOrder.parse(order)))
 
 
 def test_medians_of_the_plans_are_transposed() -> None:

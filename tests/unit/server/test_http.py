@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from server_kit import KEY, SPACING, serving
 
+from nnunetv2_sam3d.server.axis_order import AxisOrder
 from nnunetv2_sam3d.server.interactive_session import InteractiveSession
 from nnunetv2_sam3d.server.offer import Offer
 from nnunetv2_sam3d.server.wire_format import pack, unpack
@@ -108,6 +109,15 @@ def test_a_volume_whose_axes_cannot_be_told(
             reply = send(client, cube, json.dumps({"image_properties": properties})).json()
     assert "do not tell its axes apart" in reply["warning"]
     assert "do not tell its axes apart" in caplog.text
+
+
+def test_the_viewers_are_told_how_volumes_must_lie(served_model: Path) -> None:
+    """In the one text of a good answer that 3D Slicer and napari show: what they take for the model's licence."""
+    remote = pytest.importorskip("nnInteractive.inference.remote.remote_session")
+    offer = Offer(served_model, axes=AxisOrder.parse("ikj"))
+    with serving(offer) as (url, _), remote.nnInteractiveRemoteInferenceSession(url) as viewer:
+        assert viewer.license.endswith(offer.geometry.advice(offer.axes))
+        assert "1 x 1 x 3 mm" in viewer.license
 
 
 def test_refusals_have_a_sentence(client: httpx.Client, volume: np.ndarray) -> None:
