@@ -56,7 +56,7 @@ class Served:
     patch_size: Sequence[int]
     facts: Mapping[str, Any] = field(default_factory=dict)
     image_bytes: int = MOST_IMAGE_BYTES
-    licence: str = "that of the model's training data and weights; ask who trained it"
+    licence: str = "that of its training data and weights"
     api_key: str | None = field(default=None, repr=False)
 
     @classmethod
