@@ -5,7 +5,7 @@ Imports no PyTorch, for the command line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,9 @@ class Settings:
         choices=PRECISIONS,
     )
     epochs: int = _setting(500, "of training, and of the learning rate's way down (default: 500)", type=int)
+    continued_epochs: int | None = _setting(
+        None, "the same, of trainings that start from a finished model (default: as many as epochs)", type=int
+    )
     iterations_per_epoch: int = _setting(250, "training steps (default: 250)", type=int)
     val_iterations_per_epoch: int = _setting(50, "validation steps (default: 50)", type=int)
     initial_lr: float = _setting(4e-4, "learning rate of the first epoch (default: 4e-4)", type=float)
@@ -143,9 +146,11 @@ class Settings:
         if not isinstance(self.variant, str) or self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r}; choose one of {sorted(VARIANTS)}")
         as_token_stride(self.token_stride)
-        for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "adapter_dim", "repeat"):
+        for name in (
+            "epochs", "continued_epochs", "iterations_per_epoch", "val_iterations_per_epoch", "adapter_dim", "repeat"
+        ):  # fmt: skip
             value = getattr(self, name)
-            if value is None and name == "adapter_dim":
+            if value is None and name in ("adapter_dim", "continued_epochs"):
                 continue
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -196,6 +201,14 @@ class Settings:
 
     def _network_has(self, name: str) -> bool:
         return isinstance(self.network, Mapping) and self.network.get(name) is True
+
+    def epochs_of(self, starts_from: Sequence[str]) -> int:
+        """Epochs of a training.
+
+        Args:
+            starts_from: trainers whose finished model is its start, as in a recipe; none if it begins anew.
+        """
+        return self.continued_epochs if starts_from and self.continued_epochs is not None else self.epochs
 
     @property
     def signed_clicks(self) -> bool:

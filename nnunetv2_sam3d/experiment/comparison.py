@@ -38,6 +38,7 @@ class Comparison:
         plans: name of the derived plans.
         processes: worker processes of nnU-Net's preprocessing and export.
         test_time_mirroring: whether the unseen cases are predicted with mirroring.
+        verify: whether nnU-Net checks the raw data set before it plans.
     """
 
     dataset: int
@@ -50,6 +51,7 @@ class Comparison:
     plans: str = PLANS_NAME
     processes: int = 2
     test_time_mirroring: bool = True
+    verify: bool = True
 
     @property
     def name(self) -> str:
@@ -110,8 +112,9 @@ class Comparison:
         """Planning by nnU-Net, and preprocessing where its own spacing is kept (or a stock trainer needs it)."""
         plans = dataset_folder(self.dataset) / f"{BASE_PLANS}.json"
         workers = str(self.processes)
-        options = ("-d", str(self.dataset), "-c", CONFIGURATION, "-npfp", workers, "--verify_dataset_integrity")
-        command = (program("nnUNetv2_plan_and_preprocess"), *options)
+        options = ("-d", str(self.dataset), "-c", CONFIGURATION, "-npfp", workers)
+        checked = ("--verify_dataset_integrity",) if self.verify else ()
+        command = (program("nnUNetv2_plan_and_preprocess"), *options, *checked)
         if self.spacing_mm is not None and all(self.model(trainer).plans == self.plans for trainer in self.trainers):
             return Step("plan", (*command, "--no_pp"), (plans,), self.folder)
         results = (plans, *self._preprocessed(f"{BASE_PLANS}_{CONFIGURATION}"))

@@ -207,4 +207,4 @@ def epochs_of(model: Model) -> int:
         return STOCK_EPOCHS
     if not is_sam3d(model) or not trainer_class(model.trainer).recipe.groups:  # type: ignore[attr-defined]
         return 0
-    return settings_of(model).epochs
+    return settings_of(model).epochs_of(starts_from(model))

@@ -18,7 +18,7 @@ from nnunetv2_sam3d.experiment.devices import Device, share_of_cores
 from nnunetv2_sam3d.experiment.progress import Progress
 from nnunetv2_sam3d.experiment.steps import Step, StepCosts
 
-POLL_S = 0.5
+POLL_S = 0.1
 PATIENCE_S = 8.0  # that a command has to end in when it is asked to
 SHOWN_FAILURES = 3
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 from nnunetv2_sam3d.experiment.comparison import Comparison
 from nnunetv2_sam3d.experiment.devices import Device, child_environment
@@ -15,9 +17,6 @@ from nnunetv2_sam3d.experiment.steps import Step
 from nnunetv2_sam3d.nnunet.folders import dataset_folder
 from nnunetv2_sam3d.nnunet.layout import FINAL, check_paths
 from nnunetv2_sam3d.planning.plans import check_click_targets, derive_plans
-from nnunetv2_sam3d.report.build import write_report
-from nnunetv2_sam3d.report.request import Request
-from nnunetv2_sam3d.report.study import controls
 from nnunetv2_sam3d.trainers.names import BUDGET_PLANS, SHORT_NAMES, TIME_BUDGET, check_trainers, short_name
 from nnunetv2_sam3d.weights.describe import training_seconds
 from nnunetv2_sam3d.weights.reading import read_trained
@@ -52,6 +51,8 @@ def run(
     check_trainers(comparison.trainers)
     check_devices(devices)
     environment = child_environment(comparison.processes)
+    # The report's libraries take seconds to import; nnU-Net plans meanwhile.
+    Thread(target=import_module, args=("nnunetv2_sam3d.report.build",)).start()
 
     def run_in_turn(steps: Sequence[Step]) -> None:
         run_steps(steps, environment, devices)
@@ -68,7 +69,7 @@ def run(
         limited = replace(comparison.settings, max_seconds=round(spent))
         derive_plans(comparison.dataset, name=BUDGET_PLANS, configuration=CONFIGURATION, settings=limited)
         run_in_turn(_trained_and_predicted(comparison, [TIME_BUDGET], devices, say))
-    page = write_report(_request(comparison, command), comparison.folder, say)
+    page = _report(comparison, command, say)
     overview = page.parent / "tables" / "overview.md"
     say(f"\n{overview.read_text()}")
     say(f"report:   {page}")
@@ -91,15 +92,19 @@ def _trained_and_predicted(
     return [*crossval.steps(), *(comparison.prediction(trainer, trainings[trainer]) for trainer in unseen)]
 
 
-def _request(comparison: Comparison, command: Sequence[str]) -> Request:
-    """The report of the one fold, and of the unseen cases if they have annotations."""
+def _report(comparison: Comparison, command: Sequence[str], say: Callable[[str], None]) -> Path:
+    """Writes that of the one fold, and of the unseen cases if they have annotations."""
+    from nnunetv2_sam3d.report.build import write_report
+    from nnunetv2_sam3d.report.request import Request
+    from nnunetv2_sam3d.report.study import controls
+
     models = {trainer: comparison.model(trainer) for trainer in comparison.trainers}
     named = {
         trainer: short_name(trainer) if model.plans == comparison.plans else f"{short_name(trainer)}__{model.plans}"
         for trainer, model in models.items()
     }
     annotated = comparison.unseen() and (comparison.raw / "labelsTs").is_dir()
-    return Request(
+    request = Request(
         dataset=dataset_folder(comparison.dataset),
         trainers=list(named.values()),
         names=SHORT_NAMES,
@@ -110,3 +115,4 @@ def _request(comparison: Comparison, command: Sequence[str]) -> Request:
         processes=comparison.processes,
         command=command,
     )
+    return write_report(request, comparison.folder, say)

@@ -85,10 +85,10 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         self.adapter_log = AdapterLog(self.local_rank == 0)
         self.initial_lr = settings.initial_lr
         self.weight_decay = self.recipe.weight_decay
-        self.num_epochs = settings.epochs
+        self.num_epochs = settings.epochs_of(self.recipe.starts_from)
         self.num_iterations_per_epoch = settings.iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.val_iterations_per_epoch
-        self.save_every = max(1, min(50, settings.epochs // 10))
+        self.save_every = max(1, min(50, self.num_epochs // 10))
         self.enable_deep_supervision = False
         # nnU-Net's rule takes the last third of a batch from the foreground: of a batch of one, never any
         self.probabilistic_oversampling = self.configuration_manager.batch_size == 1

@@ -97,6 +97,7 @@ def test_unknown_sizes_of_the_network_are_named() -> None:
         ("epochs", 0, "epochs must be a whole number of at least 1, got 0"),
         ("epochs", 2.5, "epochs must be a whole number of at least 1, got 2.5"),
         ("epochs", "10", "epochs must be a whole number of at least 1, got '10'"),
+        ("continued_epochs", 0, "continued_epochs must be a whole number of at least 1, got 0"),
         ("iterations_per_epoch", -1, "iterations_per_epoch must be a whole number of at least 1, got -1"),
         ("val_iterations_per_epoch", 0, "val_iterations_per_epoch must be a whole number of at least 1, got 0"),
         ("initial_lr", 0, "initial_lr must lie between 0 and 1, got 0"),

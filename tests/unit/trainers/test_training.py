@@ -81,6 +81,26 @@ def test_settings_of_the_plans_reach_the_trainer(make_trainer: MakeTrainer) -> N
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {1e-3}
 
 
+@pytest.mark.parametrize(
+    ("kind", "epochs"),
+    [
+        ("Original", 30),
+        ("Full", 30),
+        ("DualPath", 20),
+        ("OriginalContinued", 20),
+        ("DualPathFFT", 20),
+        ("OriginalEval", 0),
+    ],
+)
+def test_epochs_of_what_starts_from_a_model(kind: str, epochs: int, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(kind, epochs=30, continued_epochs=20, initialize=True)
+    assert trainer.num_epochs == epochs
+    assert epochs == 0 or trainer.save_every == epochs // 10
+    if epochs:
+        trainer.lr_scheduler.step(epochs)
+        assert {group["lr"] for group in trainer.optimizer.param_groups} == {pytest.approx(trainer.initial_lr / 100)}
+
+
 # --- steps ---
 
 
