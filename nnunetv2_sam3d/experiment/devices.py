@@ -82,7 +82,7 @@ def child_environment(processes: int) -> dict[str, str]:
     # short waits between the parts of a step are shorter than going to sleep is, though.
     if "OMP_WAIT_POLICY" not in environment:
         environment["OMP_WAIT_POLICY"] = "passive"
-        environment.setdefault("GOMP_SPINCOUNT", "30000")  # about a millisecond
+        environment.setdefault("GOMP_SPINCOUNT", "3000")  # a tenth of a millisecond, or two
     return environment
 
 
