@@ -158,7 +158,7 @@ def _introduce(offer: Offer, device: str) -> None:
     say(f"voxel size of the model: {size} mm along z, y, x; the training's images: {offer.geometry}")
     flipped = f", {offer.axes.flipped} reversed" if offer.axes.flipped else ""
     say(f"axes: a volume's {', '.join(offer.axes.name)} are the model's z, y, x{flipped}")
-    say(offer.geometry.advice(offer.axes))
+    say(offer.axes_in_words)
     if offer.reorients:
         say(
             "Warning: the training's images were turned to one orientation when they were read, and a viewer's volume "

@@ -99,18 +99,24 @@ class TrainingGeometry:
             )
         return None
 
-    def advice(self, axes: AxisOrder) -> str:
+    def advice(self, axes: AxisOrder, *, refused: bool = True, asked: bool = False) -> str:
         """How volumes must lie, and whether that is checked: for people, before they send one.
 
         Args:
             axes: which axis of a volume goes where.
+            refused: whether a volume in another order is.
+            asked: whether a volume that cannot be judged is refused once.
         """
         wanted = f"lie in the array as the training's images do ({self.along(axes)})"
-        if self.spacing is None or self.check(self.spacing, self.shape or self.spacing, AxisOrder()) is not None:
+        shape = self.shape or (1, 1, 1)  # not looked at where the training's is not known
+        if self.spacing is None or self.check(self.spacing, shape, AxisOrder()) is not None:
             return f"Make sure that a volume's axes {wanted}: nobody can tell them apart"
+        if not refused:
+            return f"Make sure that a volume's axes {wanted}: another order is taken, too"
+        judged = "has to be sent twice" if asked else "is taken"
         return (
             f"A volume's axes must {wanted}: another order is refused where spacing and shape show it, but a volume "
-            "that cannot be judged is taken"
+            f"that cannot be judged {judged}"
         )
 
     def _spacing_allows(self, spacing: Sequence[float]) -> bool:

@@ -73,7 +73,7 @@ class Served:
         }
         most = min(MOST_IMAGE_BYTES, (available_bytes() or 4 * MOST_IMAGE_BYTES) // 4)
         title = f"{offer.plans.dataset_name}, {offer.model.name}"
-        licence = f"{cls.licence}. {offer.geometry.advice(offer.axes)}"
+        licence = f"{cls.licence}. {offer.axes_in_words}"
         return cls(title, offer.patch_size, facts, image_bytes=most, licence=licence, api_key=api_key)
 
 

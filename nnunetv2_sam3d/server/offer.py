@@ -150,6 +150,11 @@ class Offer:
         return f"foreground clicks move the mask; background clicks are {known}"
 
     @property
+    def axes_in_words(self) -> str:
+        """How volumes must lie, and what becomes of others, for people."""
+        return self.geometry.advice(self.axes, refused=self._refuse, asked=self._confirmations is not None)
+
+    @property
     def doubt(self) -> str | None:
         """Why clicks on the target may be worth little; ``None`` where the training had them."""
         if not self.takes_clicks or not isinstance(self._predictor, ClickPredictor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import threading
 import time
@@ -114,10 +115,17 @@ def test_a_volume_whose_axes_cannot_be_told(
 def test_the_viewers_are_told_how_volumes_must_lie(served_model: Path) -> None:
     """In the one text of a good answer that 3D Slicer and napari show: what they take for the model's licence."""
     remote = pytest.importorskip("nnInteractive.inference.remote.remote_session")
-    offer = Offer(served_model, axes=AxisOrder.parse("ikj"))
-    with serving(offer) as (url, _), remote.nnInteractiveRemoteInferenceSession(url) as viewer:
-        assert viewer.license.endswith(offer.geometry.advice(offer.axes))
-        assert "1 x 1 x 3 mm" in viewer.license
+    axes = AxisOrder.parse("ikj")
+    for options, words in (
+        ({}, "is refused .* cannot be judged is taken"),
+        ({"confirm_axes": True}, "is refused .* cannot be judged has to be sent twice"),
+        ({"refuse_axes": False}, "another order is taken"),
+    ):
+        offer = Offer(served_model, axes=axes, **options)
+        with serving(offer) as (url, _), remote.nnInteractiveRemoteInferenceSession(url) as viewer:
+            assert re.search(
+                rf"training data and weights\. .* 1 x 1 x 3 mm .* along k, j, i\): .*{words}", viewer.license
+            )
 
 
 def test_refusals_have_a_sentence(client: httpx.Client, volume: np.ndarray) -> None:
