@@ -124,7 +124,7 @@ def test_the_viewers_are_told_how_volumes_must_lie(served_model: Path) -> None:
         offer = Offer(served_model, axes=axes, **options)
         with serving(offer) as (url, _), remote.nnInteractiveRemoteInferenceSession(url) as viewer:
             assert re.search(
-                rf"training data and weights\. .* 1 x 1 x 3 mm .* along k, j, i\): .*{words}", viewer.license
+                rf"training data and weights\. .*1 x 1 x 3 mm .* along k, j, i\): .*{words}", viewer.license
             )
 
 
