@@ -78,11 +78,11 @@ def child_environment(processes: int) -> dict[str, str]:
     environment = dict(os.environ)
     for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         environment.setdefault(name, str(processes))
-    # Waiting threads give their core to nnU-Net's workers; spinning ones slow a CPU training down several times. The
-    # short waits between the parts of a step are shorter than going to sleep is, though.
+    # Waiting threads give their core to nnU-Net's workers; spinning ones slow a CPU training down several times. Most
+    # waits within a step are shorter than going to sleep is, though, so they spin for a moment (docs/performance.md).
     if "OMP_WAIT_POLICY" not in environment:
         environment["OMP_WAIT_POLICY"] = "passive"
-        environment.setdefault("GOMP_SPINCOUNT", "3000")  # a tenth of a millisecond, or two
+        environment.setdefault("GOMP_SPINCOUNT", "3000")
     return environment
 
 
