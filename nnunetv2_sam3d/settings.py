@@ -93,7 +93,9 @@ class Settings:
     )
     epochs: int = _setting(500, "of training, and of the learning rate's way down (default: 500)", type=int)
     continued_epochs: int | None = _setting(
-        None, "the same, of trainings that start from a finished model (default: as many as epochs)", type=int
+        None,
+        "of trainings that start from a finished model, such as DualPath's (default: as many as --epochs)",
+        type=int,
     )
     iterations_per_epoch: int = _setting(250, "training steps (default: 250)", type=int)
     val_iterations_per_epoch: int = _setting(50, "validation steps (default: 50)", type=int)
