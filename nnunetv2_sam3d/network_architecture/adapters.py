@@ -181,11 +181,11 @@ class DualPathAdapter3d(Adapter3d):
 
     def gate(self, g: Tensor) -> Tensor:
         """Weights of the local path, 0 to 1, from the global one."""
-        return torch.sigmoid(self.fusion_gate(g).to(g.dtype))
+        return self.fusion_gate(g).to(g.dtype).sigmoid_()
 
     def fuse(self, g: Tensor, local: Tensor) -> Tensor:
         """Both paths, (B, mid, D, H, W), in one."""
-        return g + self.gate(g) * local
+        return torch.addcmul(g, self.gate(g), local)
 
     def from_other(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """An original adapter's: its convolution is the global path."""

@@ -20,14 +20,6 @@ CHUNK_TOKENS = 2048
 _as_on_gpus = ContextVar("as_on_gpus", default=False)
 
 
-def each_sample(function: Callable[[Tensor, Tensor], None], batch: Tensor) -> Tensor:
-    """Lets a function write what it makes of each sample into a new tensor of the batch's shape."""
-    results = batch.new_empty(batch.shape)  # contiguous whatever the batch is
-    for sample, result in zip(batch, results, strict=True):
-        function(sample, result)
-    return results
-
-
 def slabs(volume: Tensor) -> list[slice]:
     """Cuts (D, H, W, ...) along D into chunks of whole slices."""
     depth, height, width = volume.shape[:3]

@@ -12,7 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_sam3d.network_architecture.adapters import Adapter3d
 from nnunetv2_sam3d.network_architecture.cpu import CHUNK_TOKENS, on_cpu
-from nnunetv2_sam3d.network_architecture.cpu_adapters import adapted
+from nnunetv2_sam3d.network_architecture.cpu_adapters import adapt_
+from nnunetv2_sam3d.network_architecture.cpu_attention import attend_, chunks_of_windows
+from nnunetv2_sam3d.network_architecture.cpu_memory import Scratch, add_product, product, product_dtype
 from nnunetv2_sam3d.network_architecture.windows import WindowLayout
 
 
@@ -25,38 +27,37 @@ class Block(Protocol):
     norm2: nn.LayerNorm
     mlp: Any  # MLP
 
-    def attended(self, tokens: Tensor, layout: WindowLayout, windows: slice = ...) -> Tensor: ...
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-def forward(block: Block, x: Tensor, layout: WindowLayout) -> Tensor:
-    """``block(x, layout)`` without gradients, (B, D, H, W, C) -> the same."""
-    x = adapted(block.adapter, x)
-    tokens = x.flatten(1, 3)
-    attend_in_chunks(block, tokens, layout)
-    for chunk in tokens.split(CHUNK_TOKENS, 1):
-        chunk += block.mlp(block.norm2(chunk))
+def forward(block: Block, x: Tensor, layout: WindowLayout, scratch: Scratch | None) -> Tensor:
+    """``block(x, layout)`` without gradients, (B, D, H, W, C) -> the same.
+
+    Args:
+        block: of the encoder.
+        x: replaced by the result if there is scratch memory, and left alone otherwise.
+        layout: of the windows.
+        scratch: that the blocks of a pass share.
+    """
+    if scratch is None:
+        x, scratch = x.clone(memory_format=torch.contiguous_format), Scratch()
+    for sample in x:
+        adapt_(block.adapter, sample, scratch)
+        tokens = sample.flatten(0, 2)
+        attend_(tokens, block.norm1, block.attn, layout, scratch)
+        _add_mlp(tokens, block, scratch)
     return x
 
 
-def attend_in_chunks(block: Block, tokens: Tensor, layout: WindowLayout) -> None:
-    """``x = x + attn(norm1(x))`` of (B, D * H * W, C), in chunks and into their memory."""
-    attended: Tensor | None = None
-    for windows in chunks_of_windows(layout):
-        part = block.attended(tokens, layout, windows)
-        if attended is None:
-            attended = part.new_empty(len(part), len(layout.gather) // layout.tokens, *part.shape[2:])
-        attended[:, windows] = part
-    assert attended is not None
-    for part, slots in zip(tokens.split(CHUNK_TOKENS, 1), layout.scatter.split(CHUNK_TOKENS), strict=True):
-        part += attended.flatten(1, 2)[:, slots]
-
-
-def chunks_of_windows(layout: WindowLayout) -> list[slice]:
-    """Windows of about ``CHUNK_TOKENS`` at a time."""
-    step, count = max(1, CHUNK_TOKENS // layout.tokens), len(layout.gather) // layout.tokens
-    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
+def _add_mlp(tokens: Tensor, block: Block, scratch: Scratch) -> None:
+    """``tokens += mlp(norm2(tokens))``, (D * H * W, C)."""
+    lin1, lin2, dtype = block.mlp.lin1, block.mlp.lin2, product_dtype(tokens)
+    weight1, bias1, weight2 = (parameter.to(dtype) for parameter in (lin1.weight, lin1.bias, lin2.weight))
+    for chunk in tokens.split(CHUNK_TOKENS):
+        hidden = scratch("wide", len(chunk), lin1.out_features, dtype=dtype)
+        product(block.norm2(chunk).to(dtype), weight1, bias1, hidden)
+        torch.ops.aten.gelu_(hidden)
+        add_product(chunk, hidden, weight2, lin2.bias)
 
 
 def recomputed(block: Block, x: Tensor, layout: WindowLayout) -> Tensor:
@@ -98,7 +99,8 @@ class _RecomputedInChunks(torch.autograd.Function):
             tokens = adapted.detach().flatten(1, 3)
             middle = tokens.clone()
             with torch.no_grad():
-                attend_in_chunks(block, middle, layout)
+                for sample in middle:
+                    attend_(sample, block.norm1, block.attn, layout, Scratch())
             grad = grad.clone(memory_format=torch.contiguous_format)
             of_tokens = grad.flatten(1, 3)
             for part, of_part in zip(middle.split(CHUNK_TOKENS, 1), of_tokens.split(CHUNK_TOKENS, 1), strict=True):

@@ -22,8 +22,7 @@ def pointwise(conv: nn.Conv3d, x: Tensor) -> Tensor:
 
 def depthwise_in_plane(conv: nn.Conv3d, x: Tensor) -> Tensor:
     """Depthwise 1x3x3, (B, C, D, H, W) -> the same, slice by slice and in the weight's precision."""
-    assert conv.bias is not None
-    return channels_first(_each_slice(channels_last(x).contiguous(), conv.weight[:, :, 0]) + conv.bias)
+    return channels_first(_each_slice(channels_last(x).contiguous(), conv.weight[:, :, 0], conv.bias))
 
 
 def depthwise_across_slices(conv: nn.Conv3d, x: Tensor) -> Tensor:
@@ -36,9 +35,9 @@ def depthwise_across_slices(conv: nn.Conv3d, x: Tensor) -> Tensor:
 def depthwise_3x3x3(conv: nn.Conv3d, x: Tensor) -> Tensor:
     """Depthwise 3x3x3, (B, C, D, H, W) -> the same, as the sum of three convolutions of single slices."""
     x = channels_last(x).contiguous()
-    before, here, after = (_each_slice(x, weight) for weight in conv.weight.unbind(2))
-    assert conv.bias is not None
-    return channels_first(here + conv.bias + _shifted(before, after))
+    before, here, after = conv.weight.unbind(2)
+    around = _shifted(_each_slice(x, before), _each_slice(x, after))
+    return channels_first(_each_slice(x, here, conv.bias) + around)
 
 
 def _shifted(before: Tensor, after: Tensor) -> Tensor:
@@ -46,26 +45,25 @@ def _shifted(before: Tensor, after: Tensor) -> Tensor:
     return F.pad(before[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0)) + F.pad(after[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
 
 
-def _each_slice(x: Tensor, weight: Tensor) -> Tensor:
+def _each_slice(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`depthwise_slices` of a batch, (B, D, H, W, C)."""
-    return depthwise_slices(x.flatten(0, 1), weight).unflatten(0, x.shape[:2])
+    return depthwise_slices(x.flatten(0, 1), weight, bias).unflatten(0, x.shape[:2])
 
 
-def depthwise_slices(slices: Tensor, weight: Tensor) -> Tensor:
+def depthwise_slices(slices: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Depthwise 3x3 convolution of each slice, in the weight's precision; PyTorch's kernel is far faster than in 3D.
 
     Shape:
-        slices: (D, H, W, C), weight: (C, 1, 3, 3) -> (D, H, W, C)
+        slices: (D, H, W, C), weight: (C, 1, 3, 3), bias: (C,) -> (D, H, W, C)
     """
     images = slices.to(weight.dtype).permute(0, 3, 1, 2)
     with torch.autocast("cpu", enabled=False):
-        return F.conv2d(images, weight, padding=1, groups=len(weight)).permute(0, 2, 3, 1)
+        return F.conv2d(images, weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1)
 
 
 def depthwise_volume(volume: Tensor, slab: slice, conv: nn.Conv3d) -> Tensor:
     """A slab of a depthwise 3x3x3 convolution (padding 1) of (D, H, W, C), as the sum of three in the plane."""
-    assert conv.bias is not None
-    result = depthwise_slices(volume[slab], conv.weight[:, :, 1]) + conv.bias
+    result = depthwise_slices(volume[slab], conv.weight[:, :, 1], conv.bias)
     for offset in (-1, 1):
         near = slice(max(slab.start + offset, 0), min(slab.stop + offset, len(volume)))
         there = slice(near.start - offset - slab.start, near.stop - offset - slab.start)

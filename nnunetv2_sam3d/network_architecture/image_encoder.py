@@ -14,13 +14,18 @@ from nnunetv2_sam3d.network_architecture.adapters import make_adapter
 from nnunetv2_sam3d.network_architecture.axes import channels_first
 from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
 from nnunetv2_sam3d.network_architecture.cpu import in_chunks
+from nnunetv2_sam3d.network_architecture.cpu_memory import Scratch
 from nnunetv2_sam3d.network_architecture.frozen_cache import FrozenCache
 from nnunetv2_sam3d.network_architecture.layers import MLP, ChannelLayerNorm3d, Conv3x3x3, Pointwise3d
 from nnunetv2_sam3d.network_architecture.stem import FoldedStem3d
-from nnunetv2_sam3d.network_architecture.windows import WINDOW, WindowLayout, make_layout, window_layout
+from nnunetv2_sam3d.network_architecture.windows import (
+    REGION_PENALTY,
+    WindowLayout,
+    make_layout,
+    relative_table,
+    window_layout,
+)
 
-# Swin's penalty on logits between regions that do not touch; the softmax turns it into zero.
-REGION_PENALTY = 100.0
 SAM_WINDOW_ROWS = 27  # SAM's tables: 2 * 14 - 1 rows in windowed blocks,
 SAM_GLOBAL_ROWS = 127  # 2 * 64 - 1 rows in global ones
 
@@ -63,7 +68,8 @@ class ImageEncoder3d(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         x = self.stem(image)
         grid = (x.shape[1], x.shape[2], x.shape[3])
-        x = x + self.positions(grid)
+        x = (x + self.positions(grid)).contiguous()
+        scratch = Scratch() if in_chunks(x) else None
         plain, shifted = self._layouts(grid, x.device)
         per_tap = len(self.blocks) // TAPS
         taps: list[Tensor] = []
@@ -72,7 +78,7 @@ class ImageEncoder3d(nn.Module):
             if self.checkpointing and torch.is_grad_enabled():
                 x = cpu_block.recomputed(cast(Block3d, block), x, layout)
             else:
-                x = block(x, layout)
+                x = block(x, layout, scratch)
             if (index + 1) % per_tap == 0:
                 taps.append(self.neck_3d[len(taps)](channels_first(x)))
         return taps
@@ -129,7 +135,7 @@ class Block3d(nn.Module):
         index: position in the encoder; even blocks have shifted windows, global ones longer position tables.
 
     Shape:
-        x: (B, D, H, W, C) -> (B, D, H, W, C)
+        x: (B, D, H, W, C) -> (B, D, H, W, C); with scratch memory, on CPUs without gradients, x itself is replaced
     """
 
     def __init__(self, config: SAM3DConfig, index: int) -> None:
@@ -143,18 +149,14 @@ class Block3d(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width, 4 * width, nn.GELU)
 
-    def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: WindowLayout, scratch: Scratch | None = None) -> Tensor:
         if in_chunks(x):
-            return cpu_block.forward(self, x, layout)
+            return cpu_block.forward(self, x, layout, scratch)
         x = self.adapter(x)
-        attended = self.attended(x.flatten(1, 3), layout).flatten(1, 2)[:, layout.scatter]
+        inside = x.flatten(1, 3)[:, layout.gather].unflatten(1, (-1, layout.tokens))
+        attended = self.attn(self.norm1(inside), layout).flatten(1, 2)[:, layout.scatter]
         x = x + attended.view_as(x)
         return x + self.mlp(self.norm2(x))
-
-    def attended(self, tokens: Tensor, layout: WindowLayout, windows: slice = slice(None)) -> Tensor:
-        """What attention adds, window by window: (B, D * H * W, C) -> (B, windows, tokens of a window, C)."""
-        inside = tokens[:, layout.gather.view(-1, layout.tokens)[windows].flatten()].unflatten(1, (-1, layout.tokens))
-        return self.attn(self.norm1(inside), layout, windows)
 
 
 class WindowAttention3d(nn.Module):
@@ -205,32 +207,19 @@ class WindowAttention3d(nn.Module):
         x = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : self.head_dim]
         return self.proj(x.transpose(1, 2).reshape(batch, count, tokens, width))
 
+    def relative(self, axis: int, size: int) -> Tensor:
+        """R of one axis of a window, (q position, k position, head_dim)."""
+        table = (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)[axis]
+        return self._offsets[axis](partial(relative_table, table, size), table, key=size)
+
     def _position_terms(self, q: Tensor, layout: WindowLayout) -> tuple[list[Tensor], list[Tensor]]:
         """What q and k are extended by: per axis ``lr * q.R`` and the one-hot position of the key."""
         size = layout.size
         grid_q = q.unflatten(2, size)
         lr = self.lr.to(q.dtype)
         q_more = []
-        for axis, table in enumerate((self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)):
-            offsets = self._offsets[axis](partial(relative_table, table, size[axis]), table, key=size[axis])
-            offsets = offsets.to(q.dtype)  # (q position, k position, head_dim)
+        for axis in range(3):
+            offsets = self.relative(axis, size[axis]).to(q.dtype)
             equation = ("bndhwc,dkc->bndhwk", "bndhwc,hkc->bndhwk", "bndhwc,wkc->bndhwk")[axis]
             q_more.append(lr * torch.einsum(equation, grid_q, offsets).flatten(2, 4))
         return q_more, [layout.position.to(q.dtype).expand(*q.shape[:2], -1, -1)]
-
-
-def relative_table(table: Tensor, size: int) -> Tensor:
-    """SAM's table of any length -> R[q, k] for positions 0 .. size-1 of one axis.
-
-    The table is interpolated linearly (align_corners=False) to the 15 offsets of a window of 8 and indexed with
-    ``q - k + 7``; smaller windows use its middle.
-
-    Shape:
-        table: (rows, head_dim) -> (size, size, head_dim)
-    """
-    rows = 2 * WINDOW - 1
-    if table.shape[0] != rows:
-        table = F.interpolate(table.t()[None], size=rows, mode="linear", align_corners=False)[0].t()
-    # rows q - k + 7 as overlapping slices of the reversed table; indexing would be a gather
-    reversed_rows = table[WINDOW - size : WINDOW - 1 + size].flip(0)
-    return reversed_rows.unfold(0, size, 1).flip(0).transpose(1, 2).contiguous()

@@ -6,9 +6,12 @@ from functools import lru_cache
 from math import ceil, prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 WINDOW = 8
+# Swin's penalty on logits between regions that do not touch; the softmax turns it into zero.
+REGION_PENALTY = 100.0
 
 
 class WindowLayout(nn.Module):
@@ -87,6 +90,32 @@ def make_layout(grid: tuple[int, int, int], shifted: bool, device: torch.device)
         code = _into_windows(rolled, (4, 2, 1), counts, size)
         region = _one_hot(code, 8) * inside[..., None]
     return WindowLayout(size, gather, scatter, region)
+
+
+def relative_table(table: Tensor, size: int) -> Tensor:
+    """SAM's table of any length -> R[q, k] for positions 0 .. size-1 of one axis.
+
+    The table is interpolated linearly (align_corners=False) to the 15 offsets of a window of 8 and indexed with
+    ``q - k + 7``; smaller windows use its middle.
+
+    Shape:
+        table: (rows, head_dim) -> (size, size, head_dim)
+    """
+    rows = 2 * WINDOW - 1
+    if table.shape[0] != rows:
+        table = F.interpolate(table.t()[None], size=rows, mode="linear", align_corners=False)[0].t()
+    # rows q - k + 7 as overlapping slices of the reversed table; indexing would be a gather
+    reversed_rows = table[WINDOW - size : WINDOW - 1 + size].flip(0)
+    return reversed_rows.unfold(0, size, 1).flip(0).transpose(1, 2).contiguous()
+
+
+def by_offset(relative: Tensor) -> Tensor:
+    """The rows of a :func:`relative_table` by the offset of the key from the query, ``1 - size`` to ``size - 1``.
+
+    Shape:
+        relative: (size, size, head_dim) -> (2 * size - 1, head_dim)
+    """
+    return torch.cat([relative[:, 0].flip(0), relative[0, 1:]])
 
 
 @lru_cache(maxsize=32)

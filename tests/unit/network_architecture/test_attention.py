@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_sam3d.network_architecture.image_encoder import WindowAttention3d, relative_table
-from nnunetv2_sam3d.network_architecture.windows import window_layout
+from nnunetv2_sam3d.network_architecture.image_encoder import WindowAttention3d
+from nnunetv2_sam3d.network_architecture.windows import relative_table, window_layout
 
 CPU = torch.device("cpu")
 GRIDS = [(16, 16, 16), (8, 8, 8), (10, 14, 9), (17, 8, 5), (3, 5, 7), (1, 9, 2), (24, 4, 16)]

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_sam3d.network_architecture import image_encoder as attention
 from nnunetv2_sam3d.network_architecture import image_encoder as encoder
 from nnunetv2_sam3d.network_architecture import stem, windows
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
@@ -22,7 +21,7 @@ TABLES = {
     "kernel": (stem, "channel_kernels"),
     "plane": (encoder, "_plane"),
     "line": (encoder, "_line"),
-    "relative": (attention, "relative_table"),
+    "relative": (encoder, "relative_table"),
     "layout": (windows, "make_layout"),
     "prepared": (encoder, "make_layout"),
     "upsampling": (stem, "upsampling_taps"),

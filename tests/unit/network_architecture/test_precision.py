@@ -54,7 +54,7 @@ def test_logits_of_vit_tiny(adapter: str, seed: int, shape: tuple[int, int, int]
     other.load_state_dict(network.state_dict())
     image, points = torch.randn(1, 1, *shape), torch.tensor([[[3.0, 30.0, 11.0]]])
     products: set[torch.dtype] = set()
-    other.encoder.blocks[0].attn.qkv.register_forward_hook(lambda module, given, out: products.add(out.dtype))
+    other.encoder.neck_3d[0][0].register_forward_hook(lambda module, given, out: products.add(out.dtype))
     with torch.no_grad():
         expected, logits = network(image, points), other(image, points)
     assert products == {torch.bfloat16}
@@ -75,7 +75,7 @@ def test_auto_is_for_inference_alone(make_network: Make, monkeypatch: pytest.Mon
     processor(monkeypatch, PROBES[0])
     network = SAM3D(make_network().config, "auto")
     products: list[torch.dtype] = []
-    network.encoder.blocks[0].attn.qkv.register_forward_hook(lambda module, given, out: products.append(out.dtype))
+    network.encoder.neck_3d[0][0].register_forward_hook(lambda module, given, out: products.append(out.dtype))
     network(torch.randn(1, 1, 8, 16, 8))
     with torch.inference_mode():
         network(torch.randn(1, 1, 8, 16, 8))
