@@ -137,10 +137,12 @@ def prepare_step(case: BenchmarkCase, network: nn.Module, image: Tensor, points:
     """What the trainer does with a batch, and the sizes that belong to training."""
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+    from nnunetv2_sam3d.trainers.cpu_process import prepare_process
     from nnunetv2_sam3d.trainers.cpu_samples import sample_threads
     from nnunetv2_sam3d.trainers.losses import DiceCELoss
     from nnunetv2_sam3d.trainers.recipes import clip_groups
 
+    prepare_process(torch.device(case.device))
     recipe, groups = recipe_and_groups(case, network)
     optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=4e-4, weight_decay=recipe.weight_decay)
     clipped = clip_groups(network, recipe)

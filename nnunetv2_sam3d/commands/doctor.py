@@ -128,13 +128,13 @@ def _paths() -> list[Finding]:
 def _devices() -> list[Finding]:
     import torch
 
-    from nnunetv2_sam3d.network_architecture.cpu import cpu_has_bfloat16
+    from nnunetv2_sam3d.network_architecture.cpu import bfloat16_is_faster
 
     findings = [
         Finding(
             "CPU",
             True,
-            f"{os.cpu_count()} cores, bfloat16 products in hardware: {'yes' if cpu_has_bfloat16() else 'no'}",
+            f"{os.cpu_count()} cores, bfloat16 products faster than float32: {'yes' if bfloat16_is_faster() else 'no'}",
         )
     ]
     if torch.cuda.is_available():

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture.cpu import CHUNK_TOKENS
+from nnunetv2_sam3d.network_architecture.cpu import per_chunk
 from nnunetv2_sam3d.network_architecture.cpu_memory import Scratch, add_product, product, product_dtype
 from nnunetv2_sam3d.network_architecture.windows import REGION_PENALTY, WindowLayout, by_offset
 
@@ -122,6 +122,6 @@ class _Windows:
 
 
 def chunks_of_windows(layout: WindowLayout) -> list[slice]:
-    """Windows of about ``CHUNK_TOKENS`` at a time."""
-    step, count = max(1, CHUNK_TOKENS // layout.tokens), len(layout.gather) // layout.tokens
+    """Windows of about a chunk's tokens at a time."""
+    step, count = per_chunk(layout.tokens), len(layout.gather) // layout.tokens
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]

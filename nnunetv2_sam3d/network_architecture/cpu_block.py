@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_sam3d.network_architecture.adapters import Adapter3d
-from nnunetv2_sam3d.network_architecture.cpu import CHUNK_TOKENS, on_cpu
+from nnunetv2_sam3d.network_architecture.cpu import on_cpu, per_chunk
 from nnunetv2_sam3d.network_architecture.cpu_adapters import adapt_
 from nnunetv2_sam3d.network_architecture.cpu_attention import attend_, chunks_of_windows
 from nnunetv2_sam3d.network_architecture.cpu_memory import Scratch, add_product, product, product_dtype
@@ -53,7 +53,7 @@ def _add_mlp(tokens: Tensor, block: Block, scratch: Scratch) -> None:
     """``tokens += mlp(norm2(tokens))``, (D * H * W, C)."""
     lin1, lin2, dtype = block.mlp.lin1, block.mlp.lin2, product_dtype(tokens)
     weight1, bias1, weight2 = (parameter.to(dtype) for parameter in (lin1.weight, lin1.bias, lin2.weight))
-    for chunk in tokens.split(CHUNK_TOKENS):
+    for chunk in tokens.split(per_chunk()):
         hidden = scratch("wide", len(chunk), lin1.out_features, dtype=dtype)
         product(block.norm2(chunk).to(dtype), weight1, bias1, hidden)
         torch.ops.aten.gelu_(hidden)
@@ -103,7 +103,7 @@ class _RecomputedInChunks(torch.autograd.Function):
                     attend_(sample, block.norm1, block.attn, layout, Scratch())
             grad = grad.clone(memory_format=torch.contiguous_format)
             of_tokens = grad.flatten(1, 3)
-            for part, of_part in zip(middle.split(CHUNK_TOKENS, 1), of_tokens.split(CHUNK_TOKENS, 1), strict=True):
+            for part, of_part in zip(middle.split(per_chunk(), 1), of_tokens.split(per_chunk(), 1), strict=True):
                 part = part.detach().requires_grad_()
                 of_part += gradients.through(block.mlp(block.norm2(part)), part, of_part)
             del middle
@@ -124,7 +124,7 @@ def _attention(block: Block, layout: WindowLayout, tokens: Tensor, of_tokens: Te
             of_attended *= layout.region[windows].sum(-1).view(-1, 1)
         attended = block.attn(block.norm1(part.unflatten(1, (-1, layout.tokens))), layout, windows)
         of_slots[:, slots] = gradients.through(attended, part, of_attended.view_as(attended))
-    for part, slots in zip(of_tokens.split(CHUNK_TOKENS, 1), layout.scatter.split(CHUNK_TOKENS), strict=True):
+    for part, slots in zip(of_tokens.split(per_chunk(), 1), layout.scatter.split(per_chunk()), strict=True):
         part += of_slots[:, slots]
 
 

@@ -201,8 +201,9 @@ class WindowAttention3d(nn.Module):
             k_more.append(region)
         extra = sum(part.shape[-1] for part in q_more)
         align = -(self.head_dim + extra) % 8  # fused kernels want a head width divisible by 8 ...
-        q = F.pad(torch.cat([q * self.head_dim**-0.5, *q_more], -1), (0, align))
-        k = F.pad(torch.cat([k, *k_more], -1), (0, align))
+        padding = [q.new_zeros(()).expand(*q.shape[:3], align)] if align else []
+        q = torch.cat([q * self.head_dim**-0.5, *q_more, *padding], -1)
+        k = torch.cat([k, *k_more, *padding], -1)
         v = F.pad(v, (0, extra + align))  # ... and the same for q, k and v
         x = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : self.head_dim]
         return self.proj(x.transpose(1, 2).reshape(batch, count, tokens, width))

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_sam3d.network_architecture import cpu, cpu_attention, cpu_block, cpu_convolutions, image_encoder
+from nnunetv2_sam3d.network_architecture import cpu, cpu_convolutions
+from nnunetv2_sam3d.network_architecture.cpu_memory import Scratch
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing
 
@@ -19,24 +20,22 @@ SIZES = [(16, 20, 12), (48, 36, 40), (8, 16, 16)]
 
 @pytest.fixture(params=[8, 100, 2048], autouse=True)
 def part_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    for module in (cpu, cpu_attention, cpu_block):
-        monkeypatch.setattr(module, "CHUNK_TOKENS", request.param)
+    monkeypatch.setattr(cpu, "CHUNK_TOKENS", request.param)
     return request.param
 
 
-def at_once(network: SAM3D, monkeypatch: pytest.MonkeyPatch, *inputs: Tensor) -> Tensor:
-    with monkeypatch.context() as patch, torch.inference_mode():
-        patch.setattr(image_encoder, "in_chunks", lambda x: False)
+def at_once(network: SAM3D, *inputs: Tensor) -> Tensor:
+    with cpu.as_on_gpus(), torch.inference_mode():
         return network(*inputs)
 
 
 @pytest.mark.parametrize("adapter", ["original", "dualpath"])
 @pytest.mark.parametrize("size", SIZES)
-def test_same_logits(make_network: Make, monkeypatch: pytest.MonkeyPatch, adapter: str, size: tuple[int, ...]) -> None:
+def test_same_logits(make_network: Make, adapter: str, size: tuple[int, ...]) -> None:
     network = make_network(adapter=adapter)
     generator = torch.Generator().manual_seed(1)
     image, points = torch.randn(2, 1, *size, generator=generator), 4 * torch.rand(2, 3, 3, generator=generator)
-    expected = at_once(network, monkeypatch, image, points)
+    expected = at_once(network, image, points)
     with torch.inference_mode():
         torch.testing.assert_close(network(image, points), expected, rtol=0, atol=2e-5)
     with torch.enable_grad():  # what training computes
@@ -44,14 +43,12 @@ def test_same_logits(make_network: Make, monkeypatch: pytest.MonkeyPatch, adapte
 
 
 @pytest.mark.parametrize("adapter", ["original", "dualpath"])
-def test_bfloat16_is_as_close_to_float32_as_all_at_once(
-    make_network: Make, monkeypatch: pytest.MonkeyPatch, adapter: str
-) -> None:
+def test_bfloat16_is_as_close_to_float32_as_in_training(make_network: Make, adapter: str) -> None:
     network = make_network(adapter=adapter)
     image = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(1))
-    exact = at_once(network, monkeypatch, image)
-    network.cpu_precision = "bfloat16"
-    rough = at_once(network, monkeypatch, image)
+    exact = at_once(network, image)
+    network.cpu_precision = network.cpu_training_precision = "bfloat16"
+    rough = network(image).detach()
     with torch.inference_mode():
         in_parts = network(image)
     assert 0 < (in_parts - exact).norm() < 1.3 * (rough - exact).norm()
@@ -66,6 +63,20 @@ def test_input_is_left_alone(make_network: Make) -> None:
         block(tokens, network.encoder._layouts((4, 6, 5), tokens.device)[0])
         block.adapter(tokens)
     assert torch.equal(tokens, before)
+
+
+@pytest.mark.parametrize("adapter", ["original", "dualpath", "dualpath_conv"])
+def test_with_scratch_memory_the_input_becomes_the_result(make_network: Make, adapter: str) -> None:
+    network, scratch = make_network(adapter=adapter), Scratch()
+    tokens = torch.randn(2, 9, 6, 5, network.config.embed_dim)
+    plain, shifted = network.encoder._layouts((9, 6, 5), tokens.device)
+    with torch.inference_mode():
+        expected = network.encoder.blocks[1](network.encoder.blocks[0](tokens, shifted), plain)
+        for _ in range(2):  # the second pass finds the first one's memory
+            mine = tokens.clone()
+            for block, layout in zip(network.encoder.blocks, (shifted, plain), strict=False):
+                assert block(mine, layout, scratch) is mine
+            assert torch.equal(mine, expected)
 
 
 @pytest.mark.parametrize("adapter", ["original", "dualpath"])
@@ -136,9 +147,10 @@ def test_recomputation_changes_no_gradient(make_network: Make, recipe: str, size
     assert_same_gradients(found, expected)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("adapter", ["original", "dualpath"])
-def test_processors_train_as_gpus_do(make_network: Make, adapter: str) -> None:
-    network = make_network(adapter=adapter, checkpointing=True)
+def test_processors_train_as_gpus_do(make_network: Make, adapter: str, checkpointing: bool) -> None:
+    network = make_network(adapter=adapter, checkpointing=checkpointing)
     image = torch.randn(2, 1, 48, 36, 40, generator=torch.Generator().manual_seed(1))
     found = gradients(network, image)
     with cpu.as_on_gpus():

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ Make = Callable[..., SAM3D]
 PROBES = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
-def processor(monkeypatch: pytest.MonkeyPatch, has: str | None = None) -> None:
+def processor(monkeypatch: pytest.MonkeyPatch, has: str | None = None, maker: str = "AuthenticAMD") -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: f"vendor_id : {maker}")
     for probe in PROBES:
         monkeypatch.setattr(torch.cpu, probe, partial(operator.eq, probe, has), raising=False)
 
@@ -31,6 +33,14 @@ def test_auto_is_what_the_processor_has(monkeypatch: pytest.MonkeyPatch, probe: 
     processor(monkeypatch, probe)
     assert cpu_precision("auto") == "bfloat16"
     assert cpu_precision("float32") == "float32"
+
+
+def test_auto_is_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX512-BF16 of Intel's processors, where AMX is hidden: 168 GFLOP/s instead of float32's 320."""
+    processor(monkeypatch, PROBES[1], "GenuineIntel")
+    assert cpu_precision("auto") == "float32"
+    processor(monkeypatch, PROBES[0], "GenuineIntel")
+    assert cpu_precision("auto") == "bfloat16"
 
 
 def test_torch_without_the_probes_means_float32(monkeypatch: pytest.MonkeyPatch) -> None:
