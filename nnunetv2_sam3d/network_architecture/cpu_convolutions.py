@@ -72,7 +72,7 @@ def depthwise_volume(volume: Tensor, slab: slice, conv: nn.Conv3d) -> Tensor:
 
 
 def conv3x3x3(x: Tensor, weight: Tensor) -> Tensor:
-    """3x3x3 convolution with padding 1, also fast on a CPU for few outputs, and for one small volume.
+    """3x3x3 convolution with padding 1, also fast on a CPU for few outputs, for one input, and for one small volume.
 
     Shape:
         x: (B, in_channels, D, H, W), weight: (out_channels, in_channels, 3, 3, 3) -> (B, out_channels, D, H, W)
@@ -80,6 +80,8 @@ def conv3x3x3(x: Tensor, weight: Tensor) -> Tensor:
     batch, channels, depth, height, _ = x.shape
     if x.device.type == "cpu" and len(weight) <= FEW_OUTPUTS:
         return _by_slices(x, weight)
+    if x.device.type == "cpu" and channels == 1:
+        return _of_neighbours(x, weight)
     if batch > 1 or x.device.type != "cpu" or depth % 2 or channels * depth * height > SMALL:
         return F.conv3d(x, weight, padding=1)
     return _by_halves(x, weight)
@@ -95,6 +97,13 @@ def _by_slices(x: Tensor, weight: Tensor) -> Tensor:
     y = F.conv2d(slices, weight.permute(2, 0, 1, 3, 4).flatten(0, 1), padding=1)
     before, here, after = y.unflatten(0, (len(x), -1)).unflatten(2, (3, outputs)).unbind(2)
     return (here + _shifted(before, after)).transpose(1, 2)
+
+
+def _of_neighbours(x: Tensor, weight: Tensor) -> Tensor:
+    """As convolutions of single slices, whose channels are a slice and the two beside it."""
+    neighbours = F.pad(x, (0, 0, 0, 0, 1, 1)).unfold(2, 3, 1)  # (B, C, D, H, W, 3)
+    slices = neighbours.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)
+    return F.conv2d(slices, weight.flatten(1, 2), padding=1).unflatten(0, (len(x), -1)).transpose(1, 2)
 
 
 def _by_halves(x: Tensor, weight: Tensor) -> Tensor:

@@ -153,9 +153,8 @@ class Block3d(nn.Module):
         if in_chunks(x):
             return cpu_block.forward(self, x, layout, scratch)
         x = self.adapter(x)
-        inside = x.flatten(1, 3)[:, layout.gather].unflatten(1, (-1, layout.tokens))
-        attended = self.attn(self.norm1(inside), layout).flatten(1, 2)[:, layout.scatter]
-        x = x + attended.view_as(x)
+        windows = layout.into_windows(x.flatten(1, 3))
+        x = x + layout.from_windows(self.attn(self.norm1(windows), layout)).view_as(x)
         return x + self.mlp(self.norm2(x))
 
 
