@@ -1,8 +1,8 @@
 """What is different on CPUs: chunks of tokens, and bfloat16.
 
-Large temporaries are slow on CPUs: the kernel zeroes every new page, which took a third of the forward pass over all
-tokens at once. Chunks of 2048 tokens stay below the allocator's limit of 32 MB, so that their memory is used again, and
-fit into caches. Inference works so, and what training computes twice.
+Large temporaries are slow on CPUs: the system clears every new page, which took a third of the forward pass over all
+tokens at once. Chunks of 2048 tokens fit into caches, and into memory that is used again (``cpu_memory.py``). Inference
+works so, and what training computes twice.
 """
 
 from __future__ import annotations

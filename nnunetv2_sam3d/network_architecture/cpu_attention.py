@@ -32,9 +32,8 @@ def attend_(tokens: Tensor, norm: nn.LayerNorm, attn: Any, layout: WindowLayout,
     for part in chunks_of_windows(layout):
         slots = slice(part.start * layout.tokens, part.stop * layout.tokens)
         places = layout.gather[slots]
-        rows = torch.index_select(
-            tokens, 0, places, out=scratch("rows", len(places), tokens.shape[1], dtype=tokens.dtype)
-        )
+        rows = scratch("rows", len(places), tokens.shape[1], dtype=tokens.dtype)
+        torch.index_select(tokens, 0, places, out=rows)
         windows.add_attention(rows, norm(rows), part)
         if padded and layout.region is not None:  # padding has none
             inside = layout.region[part].flatten(0, 1).any(1)
@@ -51,11 +50,8 @@ class _Windows:
     def __init__(self, attn: Any, layout: WindowLayout, dtype: torch.dtype, scratch: Scratch) -> None:
         self.attn, self.layout, self.dtype, self.scratch = attn, layout, dtype, scratch
         self.scale = attn.head_dim**-0.5
-        self.qkv_weight, self.qkv_bias = (
-            attn.qkv.weight.to(dtype),
-            attn.qkv.bias.to(dtype).view(3, -1, 1, attn.head_dim),
-        )
-        self.proj_weight = attn.proj.weight.to(dtype)
+        self.qkv_weight, self.proj_weight = attn.qkv.weight.to(dtype), attn.proj.weight.to(dtype)
+        self.qkv_bias = attn.qkv.bias.to(dtype).view(3, -1, 1, attn.head_dim)
         # attention scales all of it
         offsets = [by_offset(attn.relative(axis, edge)) for axis, edge in enumerate(layout.size)]
         self.offsets = (attn.lr / self.scale * torch.cat(offsets)).to(dtype)
@@ -79,8 +75,7 @@ class _Windows:
         memory = self.scratch("wide", 3 * normed.numel() + spare, dtype=self.dtype)
         qkv = memory[: 3 * normed.numel()].view(-1, 3 * width)
         product(normed.to(self.dtype), self.qkv_weight, None, qkv)
-        parts = qkv.view(count, layout.tokens, 3, heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, _ = parts.unbind()
+        q, k, _ = qkv.view(count, layout.tokens, 3, heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         bias_q, bias_k, bias_v = self.qkv_bias
         q = torch.add(q, bias_q, out=self.q[:count, ..., : attn.head_dim])
         torch.add(k, bias_k, out=self.k[:count, ..., : attn.head_dim])
@@ -89,7 +84,7 @@ class _Windows:
             region = layout.region[part, None]
             self.q[:count, ..., self.regions] = REGION_PENALTY / self.scale * region
             self.k[:count, ..., self.regions] = region
-        # a head's values are as wide as its keys, and what stands there is the next head's: it weighs nothing
+        # values have to be as wide as keys: a head's are read on into the next head's, and those columns dropped
         strides = layout.tokens * 3 * width, attn.head_dim, 3 * width, 1
         v = memory.as_strided((count, heads, layout.tokens, self.width), strides, 2 * width)
         attended = F.scaled_dot_product_attention(self.q[:count], self.k[:count], v, scale=self.scale)
@@ -114,10 +109,8 @@ class _Windows:
         for axis, edge in enumerate(size):
             # position p reads the columns edge - 1 - p and on
             own = [step - (other == axis) for other, step in enumerate(steps)]
-            own_columns = of_offsets.as_strided(
-                grid.shape[:4] + (edge,), (tokens * columns, *own, 1), column + edge - 1
-            )
-            grid[..., first : first + edge] = own_columns
+            strides = tokens * columns, *own, 1
+            grid[..., first : first + edge] = of_offsets.as_strided((*grid.shape[:4], edge), strides, column + edge - 1)
             column, first = column + 2 * edge - 1, first + edge
 
 
