@@ -64,8 +64,8 @@ def _moved(x: Tensor, source: Tensor, back: Tensor, inside: Tensor | None) -> Te
 class _Moved(torch.autograd.Function):
     """``x[:, source]`` where every row goes to one place: its gradient comes from there.
 
-    PyTorch adds up gradients of an indexing, since places may come twice. That took up to eight times as long as the
-    indexing does. Rows that go nowhere have no gradient, nor have the copies of a token that stand in padding.
+    PyTorch adds up gradients of an indexing, since places may come twice, on two threads four times as slowly as on
+    one. Rows that go nowhere have no gradient, nor have the copies of a token that stand in padding.
 
     Shape:
         x: (B, N, C), source: (M,), back: (N,), where the gradient of each row comes from, inside: (N, 1), zero for
