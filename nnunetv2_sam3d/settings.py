@@ -88,7 +88,7 @@ class Settings:
     )
     precision: str = _setting(
         "auto",
-        "of matrix products on CPUs; auto is bfloat16 where the CPU has it (default: auto)",
+        "of matrix products on CPUs; auto is bfloat16 where it is faster (default: auto)",
         choices=PRECISIONS,
     )
     epochs: int = _setting(500, "of training, and of the learning rate's way down (default: 500)", type=int)

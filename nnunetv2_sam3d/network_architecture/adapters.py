@@ -181,7 +181,7 @@ class DualPathAdapter3d(Adapter3d):
 
     def gate(self, g: Tensor) -> Tensor:
         """Weights of the local path, 0 to 1, from the global one."""
-        return self.fusion_gate(g).to(g.dtype).sigmoid_()
+        return torch.sigmoid(self.fusion_gate(g).to(g.dtype))
 
     def fuse(self, g: Tensor, local: Tensor) -> Tensor:
         """Both paths, (B, mid, D, H, W), in one."""

@@ -57,8 +57,8 @@ def as_on_gpus() -> Iterator[None]:
 def bfloat16_is_faster() -> bool:
     """Whether the CPU multiplies bfloat16 matrices faster than float32 ones.
 
-    AMX does. So does AVX512-BF16, four times as fast on AMD's Zen 5, but not on Intel's processors, which have it
-    beside AMX: where a virtual machine hides AMX, bfloat16 takes twice the time of float32.
+    AMX does. So does AVX512-BF16, four times as fast on AMD's Zen 5, but not on Intel's processors: on a Xeon whose AMX
+    the virtual machine hides, bfloat16 takes twice the time of float32.
     """
     amx, avx512 = (
         getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

@@ -1,7 +1,8 @@
 """Attention of a block on CPUs without gradients: some windows at a time, into the memory of the tokens.
 
 The same function as ``image_encoder.WindowAttention3d``, whose extended queries and keys are written where the fused
-attention reads them. Tokens of one window are read by no other, so that each window may replace its own.
+attention reads them. Without padding, tokens of one window are read by no other, so that each window may replace its
+own.
 """
 
 from __future__ import annotations
@@ -28,17 +29,19 @@ def attend_(tokens: Tensor, norm: nn.LayerNorm, attn: Any, layout: WindowLayout,
         scratch: for a chunk of windows.
     """
     windows = _Windows(attn, layout, product_dtype(tokens), scratch)
-    padded = len(layout.gather) > len(tokens)
+    padded = len(layout.gather) > len(tokens)  # with a token that many windows read
+    width, dtype = tokens.shape[1], tokens.dtype
+    everything = scratch("slots", len(layout.gather), width, dtype=dtype) if padded else tokens
     for part in chunks_of_windows(layout):
         slots = slice(part.start * layout.tokens, part.stop * layout.tokens)
         places = layout.gather[slots]
-        rows = scratch("rows", len(places), tokens.shape[1], dtype=tokens.dtype)
+        rows = everything[slots] if padded else scratch("rows", len(places), width, dtype=dtype)
         torch.index_select(tokens, 0, places, out=rows)
         windows.add_attention(rows, norm(rows), part)
-        if padded and layout.region is not None:  # padding has none
-            inside = layout.region[part].flatten(0, 1).any(1)
-            places, rows = places[inside], rows[inside]
-        tokens.index_copy_(0, places, rows)
+        if not padded:
+            tokens.index_copy_(0, places, rows)
+    if padded:
+        torch.index_select(everything, 0, layout.scatter, out=tokens)
 
 
 class _Windows:

@@ -52,7 +52,8 @@ class MaskDecoder3d(nn.Module):
         heads = torch.cat([head(tap) for head, tap in zip(self.heads, taps, strict=True)], 1)
         fused = enlarged_conv3x3x3(heads, weight[:, :-1], self.scale)
         of_image = in_float32(partial(conv3x3x3, weight=weight[:, -1:]), self._gray(image, taps[0]))
-        fused += of_image  # in place: it is large, and no gradient needs it
+        # it is large; where gradients are wanted, adding in place would copy one of its size
+        fused = fused + of_image.to(fused.dtype) if torch.is_grad_enabled() else fused.add_(of_image)
         logits = self.seg_layers[0](self.fuse[1:](fused))
         return F.interpolate(logits, size=image.shape[2:], mode="trilinear", align_corners=True)
 
@@ -64,4 +65,4 @@ class MaskDecoder3d(nn.Module):
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    return Conv3x3x3(in_channels, out_channels), nn.InstanceNorm3d(out_channels), nn.ReLU(inplace=True)
+    return Conv3x3x3(in_channels, out_channels), nn.InstanceNorm3d(out_channels), nn.ReLU()

@@ -40,7 +40,7 @@ class SAM3D(nn.Module):
     Args:
         config: sizes, see :class:`SAM3DConfig`.
         precision: of the matrix products on a CPU, where nnU-Net has no autocast: ``float32``, ``bfloat16``, or
-            ``auto``, bfloat16 for inference where the CPU has it (not for training, where PyTorch's gradients on
+            ``auto``, bfloat16 for inference where it is faster (not for training, where PyTorch's gradients on
             CPUs are less tried in it). Weights, gradients and logits stay float32. Elsewhere than on CPUs, and under
             the caller's own autocast, it has no effect.
 

@@ -63,6 +63,17 @@ def test_counting_leaves_nothing_behind_in_the_network(adapter: str) -> None:
     assert type(loss.detach()) is torch.Tensor and loss.detach().numpy().size == 1
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_patches_that_windows_do_not_divide_are_counted(checkpointing: bool, device: str) -> None:
+    config = replace(TINY, checkpointing=checkpointing)
+    padded, whole = (
+        counted_bytes(config, "DualPath", patch, 1, "float32", device=device).peak
+        for patch in ((40, 48, 36), (64, 64, 64))
+    )
+    assert 0 < padded < whole
+
+
 def test_depth_is_extrapolated_rightly() -> None:
     """Against the count of the whole network."""
     config = replace(TINY, depth=16)
