@@ -30,8 +30,7 @@ def step_of(options: argparse.Namespace, recipe: str, threads: int) -> Callable[
     torch.manual_seed(0)
     config = replace(VARIANTS[options.variant], adapter=RECIPES[recipe].adapter, num_classes=3)
     network = SAM3D(config).prepare(options.patch_size).train()
-    groups = [{"params": group} for group in apply_freezing(network, RECIPES[recipe])]
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW([{"params": group} for group in apply_freezing(network, RECIPES[recipe])], lr=1e-4)
     clipped = clip_groups(network, RECIPES[recipe])
     loss = DiceCELoss(LabelManager({"background": 0, "kidney": 1, "tumour": 2}, None), batch_dice=False).train()
     image = torch.randn(options.batch_size, 1, *options.patch_size)

@@ -144,12 +144,7 @@ def prepare_step(case: BenchmarkCase, network: nn.Module, image: Tensor, points:
 
     prepare_process(torch.device(case.device))
     recipe, groups = recipe_and_groups(case, network)
-    optimizer = torch.optim.AdamW(
-        [{"params": group} for group in groups],
-        lr=4e-4,
-        weight_decay=recipe.weight_decay,
-        fused=True if case.device == "cpu" else None,
-    )
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=4e-4, weight_decay=recipe.weight_decay)
     clipped = clip_groups(network, recipe)
     loss_of = DiceCELoss(LabelManager({"background": 0, "tumour": 1}, None), batch_dice=False).train()
     scaler = torch.amp.GradScaler(case.device, enabled=case.precision == "float16")

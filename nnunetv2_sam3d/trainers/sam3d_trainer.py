@@ -164,8 +164,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LinearDecay]:
         """One AdamW over what the recipe trains."""
         groups = [{"params": group} for group in self.prepare_parameters()]
-        fused = True if self.device.type == "cpu" else None  # a third of the time there; PyTorch chooses elsewhere
-        optimizer = torch.optim.AdamW(groups, lr=self.initial_lr, weight_decay=self.weight_decay, fused=fused)
+        optimizer = torch.optim.AdamW(groups, lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, LinearDecay(optimizer, self.initial_lr, self.num_epochs)
 
     def _load_start(self) -> None:
