@@ -50,7 +50,8 @@ def test_what_must_cost_more_does() -> None:
     assert original < full
     assert bytes_of(TINY, "DualPath", PATCH, 1, "bfloat16") < 0.8 * step
     assert bytes_of(replace(TINY, checkpointing=True), "DualPath", PATCH, 1, "float32") < 0.8 * step
-    assert 1.8 * step < bytes_of(TINY, "DualPath", PATCH, 2, "float32") < 2 * step  # weights are there once
+    # weights are there once, but what the decoder enlarges comes sample by sample only for one sample: a copy more
+    assert 1.8 * step < bytes_of(TINY, "DualPath", PATCH, 2, "float32") < 2.1 * step
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
