@@ -39,6 +39,11 @@ def in_chunks(x: Tensor) -> bool:
     return on_cpu(x) and not torch.is_grad_enabled()
 
 
+def trained_in_chunks(x: Tensor) -> bool:
+    """Whether gradients are computed chunk by chunk, by functions of their own, which know no autocast."""
+    return on_cpu(x) and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
 def on_cpu(x: Tensor) -> bool:
     """Whether the forms for CPUs are called for; what is compiled keeps the plain one."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not _as_on_gpus.get()

@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from nnunetv2_sam3d.network_architecture.adapters import Adapter3d
 from nnunetv2_sam3d.network_architecture.cpu import on_cpu, per_chunk
 from nnunetv2_sam3d.network_architecture.cpu_adapters import adapt_
-from nnunetv2_sam3d.network_architecture.cpu_attention import attend_, chunks_of_windows
-from nnunetv2_sam3d.network_architecture.cpu_memory import Scratch, add_product, product, product_dtype
+from nnunetv2_sam3d.network_architecture.cpu_attention import attend_, chunks_of_windows, slots_of
+from nnunetv2_sam3d.network_architecture.cpu_memory import Scratch
+from nnunetv2_sam3d.network_architecture.cpu_mlp import add_mlp
 from nnunetv2_sam3d.network_architecture.windows import WindowLayout
 
 
@@ -45,19 +46,8 @@ def forward(block: Block, x: Tensor, layout: WindowLayout, scratch: Scratch | No
         adapt_(block.adapter, sample, scratch)
         tokens = sample.flatten(0, 2)
         attend_(tokens, block.norm1, block.attn, layout, scratch)
-        _add_mlp(tokens, block, scratch)
+        add_mlp(tokens, block.norm2, block.mlp, scratch)
     return x
-
-
-def _add_mlp(tokens: Tensor, block: Block, scratch: Scratch) -> None:
-    """``tokens += mlp(norm2(tokens))``, (D * H * W, C)."""
-    lin1, lin2, dtype = block.mlp.lin1, block.mlp.lin2, product_dtype(tokens)
-    weight1, bias1, weight2 = (parameter.to(dtype) for parameter in (lin1.weight, lin1.bias, lin2.weight))
-    for chunk in tokens.split(per_chunk()):
-        hidden = scratch("wide", len(chunk), lin1.out_features, dtype=dtype)
-        product(block.norm2(chunk).to(dtype), weight1, bias1, hidden)
-        torch.ops.aten.gelu_(hidden)
-        add_product(chunk, hidden, weight2, lin2.bias)
 
 
 def recomputed(block: Block, x: Tensor, layout: WindowLayout) -> Tensor:
@@ -116,7 +106,7 @@ def _attention(block: Block, layout: WindowLayout, tokens: Tensor, of_tokens: Te
     """Adds the gradient of ``tokens`` through ``attn(norm1(tokens))`` to that of its result."""
     of_slots = tokens.new_empty(len(tokens), len(layout.gather), tokens.shape[2])
     for windows in chunks_of_windows(layout):
-        slots = slice(windows.start * layout.tokens, windows.stop * layout.tokens)
+        slots = slots_of(windows, layout)
         gather = layout.gather[slots]
         part = tokens[:, gather].requires_grad_()
         of_attended = of_tokens[:, gather]

@@ -59,3 +59,8 @@ def add_product(to: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = Non
     to.addmm_(x, weight.t())
     if bias is not None:
         to += bias
+
+
+def scaled_product(a: Tensor, b: Tensor, scale: float, out: Tensor) -> Tensor:
+    """``out = scale * a @ b`` of batches, (B, N, K), (B, K, M) -> (B, N, M)."""
+    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)

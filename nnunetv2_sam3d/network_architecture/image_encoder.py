@@ -13,8 +13,9 @@ from nnunetv2_sam3d.network_architecture import cpu_block
 from nnunetv2_sam3d.network_architecture.adapters import make_adapter
 from nnunetv2_sam3d.network_architecture.axes import channels_first
 from nnunetv2_sam3d.network_architecture.config import TAPS, SAM3DConfig
-from nnunetv2_sam3d.network_architecture.cpu import in_chunks
+from nnunetv2_sam3d.network_architecture.cpu import in_chunks, trained_in_chunks
 from nnunetv2_sam3d.network_architecture.cpu_memory import Scratch
+from nnunetv2_sam3d.network_architecture.cpu_training import with_attention, with_mlp
 from nnunetv2_sam3d.network_architecture.frozen_cache import FrozenCache
 from nnunetv2_sam3d.network_architecture.layers import MLP, ChannelLayerNorm3d, Conv3x3x3, Pointwise3d
 from nnunetv2_sam3d.network_architecture.stem import FoldedStem3d
@@ -69,7 +70,7 @@ class ImageEncoder3d(nn.Module):
         x = self.stem(image)
         grid = (x.shape[1], x.shape[2], x.shape[3])
         x = (x + self.positions(grid)).contiguous()
-        scratch = Scratch() if in_chunks(x) else None
+        scratch = Scratch() if in_chunks(x) or trained_in_chunks(x) else None
         plain, shifted = self._layouts(grid, x.device)
         per_tap = len(self.blocks) // TAPS
         taps: list[Tensor] = []
@@ -153,6 +154,10 @@ class Block3d(nn.Module):
         if in_chunks(x):
             return cpu_block.forward(self, x, layout, scratch)
         x = self.adapter(x)
+        if trained_in_chunks(x):
+            scratch = scratch or Scratch()
+            tokens = with_attention(x.flatten(1, 3), self.norm1, self.attn, layout, scratch)
+            return with_mlp(tokens, self.norm2, self.mlp, scratch).view_as(x)
         windows = layout.into_windows(x.flatten(1, 3))
         x = x + layout.from_windows(self.attn(self.norm1(windows), layout)).view_as(x)
         return x + self.mlp(self.norm2(x))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_sam3d.network_architecture import cpu_convolutions
-from nnunetv2_sam3d.network_architecture.cpu import in_chunks, in_float32, on_cpu, slabs
+from nnunetv2_sam3d.network_architecture.cpu import in_float32, on_cpu
 from nnunetv2_sam3d.network_architecture.cpu_convolutions import conv3x3x3
 
 
@@ -132,59 +132,3 @@ class Conv3x3x3(Conv3d):
 
     def _convolved(self, x: Tensor) -> Tensor:
         return conv3x3x3(x, self.weight)
-
-
-def enlarged_conv3x3x3(x: Tensor, weight: Tensor, scale: int) -> Tensor:
-    """``conv3x3x3`` of a volume that was enlarged trilinearly (``align_corners=True``), computed on the small one.
-
-    Both are linear: the channels are mixed first, for each of the 27 places of the kernel, and the results enlarged and
-    shifted axis by axis, which is a matrix product for each axis. For many channels that is a fraction of the
-    arithmetic and of the memory.
-
-    Shape:
-        x: (B, in_channels, d, h, w), weight: (out_channels, in_channels, 3, 3, 3)
-            -> (B, out_channels, scale*d, scale*h, scale*w)
-    """
-    batch, channels, d, h, w = x.shape
-    mix = weight.permute(4, 3, 2, 0, 1).reshape(-1, channels)  # (3 along W * 3 along H * 3 along D * out, C)
-    x = x.transpose(0, 1)
-    first, *others = slabs(x[0, 0]) if in_chunks(x) else [slice(0, d)]
-    planes = _enlarged_in_plane(mix, x[:, :, first], scale)
-    if others:  # less memory, and what the processor has in its caches
-        of_first, planes = planes, planes.new_empty(3, len(weight) * batch, d, scale**2 * h * w)
-        planes[:, :, first] = of_first
-        for part in others:
-            planes[:, :, part] = _enlarged_in_plane(mix, x[:, :, part], scale)
-    y = _sum_of_products(_enlarge_and_shift(d, scale, planes)[:, None], planes)
-    return y.view(-1, batch, scale * d, scale * h, scale * w).transpose(0, 1)
-
-
-def _enlarged_in_plane(mix: Tensor, x: Tensor, scale: int) -> Tensor:
-    """Mixed channels, enlarged along H and W, for each of the three places along D.
-
-    Shape:
-        mix: (27 * out_channels, in_channels), x: (in_channels, B, d, h, w)
-            -> (3, out_channels * B, d, scale**2 * h * w)
-    """
-    _, _, d, h, w = x.shape
-    y = mix @ x.flatten(1)
-    height, width = (_enlarge_and_shift(length, scale, y) for length in (h, w))
-    y = _sum_of_products(y.view(3, 1, -1, w), width.transpose(1, 2)[:, None])
-    y = _sum_of_products(height[:, None], y.view(3, -1, h, scale * w))
-    return y.view(3, -1, d, scale**2 * h * w)
-
-
-def _enlarge_and_shift(length: int, scale: int, like: Tensor) -> Tensor:
-    """(3, scale*length, length): enlarging a line linearly, then shifting it by -1, 0 and 1 voxels."""
-    line = torch.eye(length, dtype=torch.float32, device=like.device)[None]
-    enlarged = F.pad(F.interpolate(line, scale_factor=scale, mode="linear", align_corners=True)[0], (1, 1))
-    return torch.stack([enlarged[:, k : k + scale * length].T for k in range(3)]).to(like.dtype)
-
-
-def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
-    """(3, N, M, K), (3, N, K, P) -> (N, M, P), the batched products of the three summed; N of one may be 1."""
-    number = max(left.shape[1], right.shape[1])
-    result = torch.matmul(left[0], right[0])
-    for a, b in zip(left[1:], right[1:], strict=True):
-        result.baddbmm_(a.expand(number, -1, -1), b.expand(number, -1, -1))
-    return result
