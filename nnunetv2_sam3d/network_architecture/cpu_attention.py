@@ -34,7 +34,8 @@ def attend_(
         attn: a ``WindowAttention3d``.
         layout: of the windows.
         scratch: for a chunk of windows.
-        kept: where the product of each slot with ``qkv`` goes, (windows * tokens, 3 * C), if it is wanted.
+        kept: where the product of each slot with ``qkv`` goes, if it is wanted: (windows * tokens, 3 * C), in memory
+            that has another row behind these.
     """
     windows = Windows(attn, layout, position_offsets(attn, layout), product_dtype(tokens), scratch)
     padded = len(layout.gather) > len(tokens)  # with a token that many windows read
@@ -92,23 +93,15 @@ class Windows:
         """``to += attn(normed)``, both (windows * tokens, C); ``kept`` see :func:`attend_`."""
         attn, heads = self.attn, self.attn.num_heads
         if kept is None:
-            # what the last head's values are read beyond their end
-            memory = self.scratch("wide", 3 * normed.numel() + self.width - attn.head_dim, dtype=self.dtype)
-            kept = memory[: 3 * normed.numel()].view(len(normed), -1)
+            kept = self.scratch("wide", len(normed) + 1, 3 * normed.shape[1], dtype=self.dtype)[:-1]
         product(normed.to(self.dtype), self.qkv_weight, None, kept)
         q, k, v = self.extended(kept, part)
         joined = self.scratch("narrow", len(q), self.layout.tokens, heads, attn.head_dim, dtype=self.dtype)
-        by_head = joined.transpose(1, 2)  # into which bmm would not write directly
-        if self.dtype != torch.bfloat16:
-            attended = self.scratch("attended", *by_head.shape, dtype=self.dtype)
-            for window in range(len(q)):
-                torch.bmm(self.weights(q[window], k[window]), v[window], out=attended[window])
-        else:
-            # values have to be as wide as keys: a head's are read on into the next head's, and those columns dropped
-            v = v.as_strided((*v.shape[:3], self.width), v.stride())
-            attended = F.scaled_dot_product_attention(q, k, v, scale=self.scale)[..., : attn.head_dim]
+        # values have to be as wide as keys: a head's are read on into what follows, and those columns dropped
+        v = v.as_strided((*v.shape[:3], self.width), v.stride())
+        attended = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         # the weights of a query's values add up to one, so that their bias may come last
-        torch.add(attended, self.qkv_bias[2], out=by_head)
+        torch.add(attended[..., : attn.head_dim], self.qkv_bias[2], out=joined.transpose(1, 2))
         add_product(to, joined.view(normed.shape), self.proj_weight, attn.proj.bias)
 
     def extended(self, qkv: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:

@@ -133,10 +133,10 @@ class _Attention(torch.autograd.Function):
         offsets: Tensor,
         *weights: Tensor,
     ) -> Tensor:
-        qkv = x.new_empty(len(x), len(layout.gather), 3 * x.shape[2])
+        qkv = x.new_empty(len(x), len(layout.gather) + 1, 3 * x.shape[2])
         result = x.clone()
         for sample, kept in zip(result, qkv, strict=True):
-            attend_(sample, norm, attn, layout, scratch, kept)
+            attend_(sample, norm, attn, layout, scratch, kept[:-1])
         ctx.save_for_backward(x, qkv, offsets, *weights)
         ctx.norm, ctx.attn, ctx.layout, ctx.scratch = norm, attn, layout, scratch
         return result
