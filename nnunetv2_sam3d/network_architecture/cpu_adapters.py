@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from nnunetv2_sam3d.network_architecture.adapters import Adapter3d, DualPathAdapter3d, OriginalAdapter3d
 from nnunetv2_sam3d.network_architecture.axes import channels_first, channels_last
 from nnunetv2_sam3d.network_architecture.cpu import in_bfloat16, slabs
-from nnunetv2_sam3d.network_architecture.cpu_convolutions import depthwise_slices, depthwise_volume
+from nnunetv2_sam3d.network_architecture.cpu_convolutions import (
+    depthwise_slices,
+    depthwise_volume,
+    enlarged_slices,
+    pooled_slices,
+)
 from nnunetv2_sam3d.network_architecture.cpu_memory import Scratch, add_product, product, product_dtype
 from nnunetv2_sam3d.network_architecture.local_paths import (
     InPlaneConv3d,
@@ -80,10 +85,10 @@ def _unetpp(path: UNetPlusPlus, x: Tensor, scratch: Scratch) -> Tensor:
     x00, x01 = (scratch(name, *x.shape, dtype=x.dtype) for name in ("x00", "x01"))
     x10 = scratch("x10", *small, dtype=x.dtype)
     _in_plane(path.conv_0_0, lambda part: [x[part]], parts, x00, scratch)
-    _in_plane(path.conv_1_0, lambda part: [_pooled(x00[part])], parts, x10, scratch)
+    _in_plane(path.conv_1_0, lambda part: [pooled_slices(x00[part])], parts, x10, scratch)
 
     def both(part: slice) -> list[Tensor]:
-        return [x00[part], _enlarged(x10[part], x.shape[1:3])]
+        return [x00[part], enlarged_slices(x10[part], x.shape[1:3])]
 
     _in_plane(path.conv_0_1, both, parts, x01, scratch)
     return x01
@@ -147,17 +152,3 @@ def _mix(layer: InPlaneConv3d, inputs: Sequence[Tensor], rows: Tensor) -> None:
         else:
             add_product(rows, y, weight)
         first = channels.stop
-
-
-def _pooled(x: Tensor) -> Tensor:
-    """``pooled_in_plane`` of (D, H, W, C); PyTorch's kernels take twenty times as long where channels are last."""
-    for axis in (1, 2):
-        if x.shape[axis] > 1:
-            pairs = x.narrow(axis, 0, x.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))
-            x = torch.maximum(*pairs.unbind(axis + 1))
-    return x
-
-
-def _enlarged(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """``enlarged_in_plane`` of (D, H, W, C), which stays in that order; in 3D it would not."""
-    return F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)

@@ -61,6 +61,23 @@ def depthwise_slices(slices: Tensor, weight: Tensor, bias: Tensor | None = None)
         return F.conv2d(images, weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1)
 
 
+def pooled_slices(x: Tensor) -> Tensor:
+    """Maxima of 2x2 in the plane, (D, H, W, C), see ``local_paths.pooled_in_plane``.
+
+    PyTorch's pooling takes twenty times as long where channels are last.
+    """
+    for axis in (1, 2):
+        if x.shape[axis] > 1:
+            pairs = x.narrow(axis, 0, x.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))
+            x = torch.maximum(*pairs.unbind(axis + 1))
+    return x
+
+
+def enlarged_slices(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Linear interpolation in the plane to another size, (D, H, W, C), which stay in that order; in 3D they would not."""
+    return F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+
+
 def depthwise_volume(volume: Tensor, slab: slice, conv: nn.Conv3d) -> Tensor:
     """A slab of a depthwise 3x3x3 convolution (padding 1) of (D, H, W, C), as the sum of three in the plane."""
     result = depthwise_slices(volume[slab], conv.weight[:, :, 1], conv.bias)

@@ -5,14 +5,18 @@ Volumes are (B, C, D, H, W). The plane of a path is in the last two axes, see :f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_sam3d.network_architecture.axes import channels_first, channels_last
 from nnunetv2_sam3d.network_architecture.config import SLICE
-from nnunetv2_sam3d.network_architecture.cpu import in_bfloat16, in_float32
+from nnunetv2_sam3d.network_architecture.cpu import in_bfloat16, in_float32, on_cpu
+from nnunetv2_sam3d.network_architecture.cpu_convolutions import enlarged_slices, pooled_slices
 from nnunetv2_sam3d.network_architecture.layers import DepthwiseInPlane, Pointwise3d
 
 FFT_CUTOFF = 0.25  # of the largest frequency; what lies above it is amplified
@@ -73,8 +77,15 @@ class AffineInstanceNorm3d(nn.InstanceNorm3d):
 
     def forward(self, x: Tensor) -> Tensor:
         if x[0, 0].numel() > 1:
-            return super().forward(x)
+            return self._each_sample(x) if on_cpu(x) else super().forward(x)
         return (x - x) * self.weight.view(1, -1, 1, 1, 1) + self.bias.view(1, -1, 1, 1, 1)
+
+    def _each_sample(self, x: Tensor) -> Tensor:
+        """The same, in the order in which the channels stand, which instance_norm would change."""
+        samples = [
+            F.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps) for sample in x.split(1)
+        ]
+        return samples[0] if len(samples) == 1 else torch.cat(samples)
 
 
 class HighFrequencies(nn.Module):
@@ -123,13 +134,23 @@ def pooled_in_plane(volume: Tensor) -> Tensor:
     Shape:
         (B, C, D, H, W) -> (B, C, D, H // 2, W // 2)
     """
+    if on_cpu(volume):
+        return _slice_by_slice(pooled_slices, volume)
     kernel = (min(2, volume.shape[3]), min(2, volume.shape[4]))
     return F.max_pool2d(volume.flatten(1, 2), kernel, kernel).unflatten(1, volume.shape[1:3])
 
 
 def enlarged_in_plane(volume: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Linear interpolation to another size of the last two axes."""
+    if on_cpu(volume):
+        return _slice_by_slice(partial(enlarged_slices, size=size), volume)
     return F.interpolate(volume, size=(volume.shape[2], *size), mode="trilinear", align_corners=False)
+
+
+def _slice_by_slice(function: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
+    """A function of slices (., H, W, C) that knows nothing of depth, of (B, C, D, H, W)."""
+    slices = channels_last(volume).flatten(0, 1)
+    return channels_first(function(slices).unflatten(0, (len(volume), -1)))
 
 
 def to_plane(volume: Tensor, plane: str) -> Tensor:
