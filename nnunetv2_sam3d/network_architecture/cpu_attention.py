@@ -24,6 +24,7 @@ def attend_(
     attn: Any,
     layout: WindowLayout,
     scratch: Scratch,
+    offsets: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> None:
     """``tokens += attn(norm(tokens))`` of one sample, (D * H * W, C), contiguous.
@@ -34,10 +35,12 @@ def attend_(
         attn: a ``WindowAttention3d``.
         layout: of the windows.
         scratch: for a chunk of windows.
+        offsets: :func:`position_offsets`, if they are at hand.
         kept: where the product of each slot with ``qkv`` goes, if it is wanted: (windows * tokens, 3 * C), in memory
             that has another row behind these.
     """
-    windows = Windows(attn, layout, position_offsets(attn, layout), product_dtype(tokens), scratch)
+    offsets = position_offsets(attn, layout) if offsets is None else offsets
+    windows = Windows(attn, layout, offsets, product_dtype(tokens), scratch)
     padded = len(layout.gather) > len(tokens)  # with a token that many windows read
     width, dtype = tokens.shape[1], tokens.dtype
     everything = scratch("slots", len(layout.gather), width, dtype=dtype) if padded else tokens

@@ -136,7 +136,7 @@ class _Attention(torch.autograd.Function):
         qkv = x.new_empty(len(x), len(layout.gather) + 1, 3 * x.shape[2])
         result = x.clone()
         for sample, kept in zip(result, qkv, strict=True):
-            attend_(sample, norm, attn, layout, scratch, kept[:-1])
+            attend_(sample, norm, attn, layout, scratch, offsets, kept[:-1])
         ctx.save_for_backward(x, qkv, offsets, *weights)
         ctx.norm, ctx.attn, ctx.layout, ctx.scratch = norm, attn, layout, scratch
         return result

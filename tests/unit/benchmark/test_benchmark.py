@@ -137,7 +137,10 @@ def test_both_forms_get_the_same_weights() -> None:
 
 
 def test_operations_are_those_of_the_case() -> None:
-    """A step costs more than a pass; fewer trained parameters, less; recomputation is no necessary work."""
+    """A step costs more than a pass; fewer trained parameters, less; recomputation is no necessary work.
+
+    Of a product there are two gradients at most, each of its own cost.
+    """
     values = TINY.to_dict()
     forward = count_operations(TINY)
     dualpath = count_operations(BenchmarkCase.from_dict(values | {"what": "step"}))
@@ -147,7 +150,7 @@ def test_operations_are_those_of_the_case() -> None:
     )
     recomputed = count_operations(BenchmarkCase.from_dict(values | {"what": "step", "checkpointing": True}))
     assert forward < dualpath == recomputed
-    assert original < full < 3.2 * forward
+    assert original < full < 3 * forward and dualpath < 3 * forward
 
 
 @pytest.mark.parametrize("recipe", TRAINED)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from nnunetv2_sam3d.network_architecture import cpu
 from nnunetv2_sam3d.network_architecture.cpu_convolutions import conv3x3x3
-from nnunetv2_sam3d.network_architecture.layers import enlarged_conv3x3x3
+from nnunetv2_sam3d.network_architecture.enlarged_convolution import enlarged_conv3x3x3
 from nnunetv2_sam3d.network_architecture.windows import window_layout
 
 

@@ -52,9 +52,11 @@ def gradients(network: SAM3D) -> dict[str, Tensor | None]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_same_loss_and_gradients(recipe: str, size: int, threads: int, checkpointing: bool) -> None:
     torch.set_num_threads(threads)
-    network = network_of(recipe, checkpointing=checkpointing, signed_clicks=recipe == "Full")
+    # in float32, rounding turns single units of a ReLU on or off
+    network = network_of(recipe, checkpointing=checkpointing, signed_clicks=recipe == "Full").double()
     loss = DiceCELoss(LABELS, batch_dice=False).train()
-    image, target = torch.randn(size, 1, *PATCH), torch.randint(0, 3, (size, 1, *PATCH)).float()
+    image = torch.randn(size, 1, *PATCH, dtype=torch.float64)
+    target = torch.randint(0, 3, (size, 1, *PATCH)).double()
     clicks = (torch.rand(size, 4, 3) * torch.tensor(PATCH), torch.ones(size, 4)) if recipe == "Full" else ()
     expected = loss(network(image, *clicks), target)
     expected.backward()
@@ -64,7 +66,7 @@ def test_same_loss_and_gradients(recipe: str, size: int, threads: int, checkpoin
 
     found = SampleThreads(size).backward(network, loss, target, image, *clicks)
     assert torch.get_num_threads() == threads
-    assert torch.allclose(found, expected, rtol=1e-5)
+    assert torch.allclose(found, expected, rtol=1e-6)  # float32 in part
     after = gradients(network)
     assert {name for name, value in after.items() if value is None} == {
         name for name, value in before.items() if value is None
@@ -72,7 +74,7 @@ def test_same_loss_and_gradients(recipe: str, size: int, threads: int, checkpoin
     largest = max(float(value.abs().max()) for value in before.values() if value is not None)
     for name, value in before.items():
         if value is not None:
-            assert torch.allclose(after[name], value, rtol=1e-3, atol=1e-5 * largest), name
+            assert torch.allclose(after[name], value, rtol=1e-8, atol=1e-10 * largest), name
 
 
 def test_workers_keep_their_share_of_the_threads() -> None:

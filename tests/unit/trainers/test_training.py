@@ -191,7 +191,7 @@ def test_precision_of_the_plans_reaches_training_and_prediction(make_trainer: Ma
     trainer = make_trainer("Full", initialize=True, precision=precision)
     assert trainer.plain_network.cpu_precision == precision
     seen = set[torch.dtype]()
-    layer = trainer.plain_network.encoder.blocks[0].mlp.lin1
+    layer = trainer.plain_network.encoder.blocks[0].adapter.linear2
     layer.register_forward_hook(lambda module, given, out: seen.add(out.dtype))
     train(trainer, 1)
     assert seen == {getattr(torch, precision)}
