@@ -1,7 +1,8 @@
 """Prints what further threads are worth to a training step on a CPU: ``python benchmarks/step_threads.py``.
 
-One process measures all, in turn, so that the ratios hold whatever else the machine does. The steps are the trainers':
-forward, loss, backward, clipping, AdamW, with the samples of a batch side by side where the trainers do that.
+One process measures all, in turn, some steps in a row, so that the ratios hold whatever else the machine does. The
+steps are the trainers': forward, loss, backward, clipping, AdamW, with the samples of a batch side by side where the
+trainers do that.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from torch import nn
 
 from nnunetv2_sam3d.network_architecture.config import VARIANTS
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
-from nnunetv2_sam3d.trainers.cpu_process import keep_freed_memory
+from nnunetv2_sam3d.trainers.cpu_process import prepare_process
 from nnunetv2_sam3d.trainers.cpu_samples import sample_threads
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
+from nnunetv2_sam3d.trainers.optimizer import adamw
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing, clip_groups
+
+STEPS = 7  # in a row, as in a training
 
 
 def step_of(options: argparse.Namespace, recipe: str, threads: int) -> Callable[[], None]:
@@ -30,7 +34,7 @@ def step_of(options: argparse.Namespace, recipe: str, threads: int) -> Callable[
     torch.manual_seed(0)
     config = replace(VARIANTS[options.variant], adapter=RECIPES[recipe].adapter, num_classes=3)
     network = SAM3D(config).prepare(options.patch_size).train()
-    optimizer = torch.optim.AdamW([{"params": group} for group in apply_freezing(network, RECIPES[recipe])], lr=1e-4)
+    optimizer = adamw(apply_freezing(network, RECIPES[recipe]), torch.device("cpu"), 1e-4, 0.0)
     clipped = clip_groups(network, RECIPES[recipe])
     loss = DiceCELoss(LabelManager({"background": 0, "kidney": 1, "tumour": 2}, None), batch_dice=False).train()
     image = torch.randn(options.batch_size, 1, *options.patch_size)
@@ -58,18 +62,19 @@ def main() -> None:
     parser.add_argument("--patch-size", type=int, nargs=3, default=[32, 64, 64], metavar=("D", "H", "W"))
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    keep_freed_memory()
+    prepare_process(torch.device("cpu"))
     for recipe in options.recipe:
         steps = {threads: step_of(options, recipe, threads) for threads in options.threads}
         seconds: dict[int, list[float]] = {threads: [] for threads in steps}
-        for number in range(options.repeats + 2):
+        for _ in range(options.repeats):
             for threads, step in steps.items():
-                begin = time.perf_counter()
-                step()
-                if number > 1:  # the first ones warm up
-                    seconds[threads].append(time.perf_counter() - begin)
+                for number in range(STEPS):
+                    begin = time.perf_counter()
+                    step()
+                    if number > 1:  # the first ones find the caches of others
+                        seconds[threads].append(time.perf_counter() - begin)
         first = statistics.median(seconds[options.threads[0]])
         for threads, measured in seconds.items():
             middle = statistics.median(measured)

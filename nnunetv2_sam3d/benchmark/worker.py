@@ -140,11 +140,12 @@ def prepare_step(case: BenchmarkCase, network: nn.Module, image: Tensor, points:
     from nnunetv2_sam3d.trainers.cpu_process import prepare_process
     from nnunetv2_sam3d.trainers.cpu_samples import sample_threads
     from nnunetv2_sam3d.trainers.losses import DiceCELoss
+    from nnunetv2_sam3d.trainers.optimizer import adamw
     from nnunetv2_sam3d.trainers.recipes import clip_groups
 
     prepare_process(torch.device(case.device))
     recipe, groups = recipe_and_groups(case, network)
-    optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=4e-4, weight_decay=recipe.weight_decay)
+    optimizer = adamw(groups, torch.device(case.device), 4e-4, recipe.weight_decay)
     clipped = clip_groups(network, recipe)
     loss_of = DiceCELoss(LabelManager({"background": 0, "tumour": 1}, None), batch_dice=False).train()
     scaler = torch.amp.GradScaler(case.device, enabled=case.precision == "float16")
@@ -263,7 +264,8 @@ def count_operations(case: BenchmarkCase) -> int:
         if case.what == "step":
             recipe_and_groups(case, network)
         formulas = {torch.ops.aten.convolution_backward: convolution_backward}
-        with FlopCounterMode(display=False, custom_mapping=formulas) as counter, nullcontext() if case.what == "step" else torch.no_grad():
+        counter = FlopCounterMode(display=False, custom_mapping=formulas)
+        with counter, nullcontext() if case.what == "step" else torch.no_grad():
             logits = network(image, points)
             if case.what == "step":
                 logits.sum().backward()

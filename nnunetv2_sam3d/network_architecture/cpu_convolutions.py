@@ -74,7 +74,7 @@ def pooled_slices(x: Tensor) -> Tensor:
 
 
 def enlarged_slices(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Linear interpolation in the plane to another size, (D, H, W, C), which stay in that order; in 3D they would not."""
+    """Linear interpolation in the plane, (D, H, W, C), which stay in that order; in 3D they would not."""
     return F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
 
 

@@ -68,9 +68,9 @@ class _Sums:
         return self.all[index] is not None
 
     def add_linear(self, index: int, of_y: Tensor, x: Tensor | None) -> None:
-        """Of a linear layer, (N, in) -> (N, out), whose weight has that index and whose bias the next."""
+        """Of a linear layer, (N, in) -> (N, out), whose weight has that index; ``x`` may be missing if it is frozen."""
         weight, bias = self.all[index : index + 2]
-        if weight is not None:
+        if weight is not None and x is not None:
             weight.addmm_(of_y.t(), x)
         if bias is not None:
             bias += of_y.sum(0)

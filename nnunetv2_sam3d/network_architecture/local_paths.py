@@ -82,10 +82,8 @@ class AffineInstanceNorm3d(nn.InstanceNorm3d):
 
     def _each_sample(self, x: Tensor) -> Tensor:
         """The same, in the order in which the channels stand, which instance_norm would change."""
-        samples = [
-            F.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps) for sample in x.split(1)
-        ]
-        return samples[0] if len(samples) == 1 else torch.cat(samples)
+        norm = partial(F.batch_norm, weight=self.weight, bias=self.bias, training=True, eps=self.eps)
+        return torch.cat([norm(sample, None, None) for sample in x.split(1)]) if len(x) > 1 else norm(x, None, None)
 
 
 class HighFrequencies(nn.Module):

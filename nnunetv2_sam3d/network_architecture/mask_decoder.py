@@ -22,7 +22,8 @@ class MaskDecoder3d(nn.Module):
     Every tap passes two convolutions and is enlarged (doubled in the reference); the four and the image at that size
     are fused. The image enters with one channel, the mean of its channels, so that pretrained decoders fit any number
     of them. The fusing convolution is computed on the grid of the taps, see
-    :func:`~nnunetv2_sam3d.network_architecture.enlarged_convolution.enlarged_conv3x3x3`: the same function, maximum difference 2e-6.
+    :func:`~nnunetv2_sam3d.network_architecture.enlarged_convolution.enlarged_conv3x3x3`: the same function, maximum
+    difference 2e-6.
 
     Source: Gong et al., arXiv:2306.13465, section 3.4.
 
