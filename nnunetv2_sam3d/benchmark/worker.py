@@ -70,6 +70,8 @@ def measure_case(case: BenchmarkCase, repeats: int, time_limit_s: float, logits_
     Returns:
         what a record holds beside the case.
     """
+    if case.what == "step":
+        prepare_training(case)
     network = build(case)
     fill(network)
     network.to(case.device)
@@ -108,6 +110,14 @@ def measure_case(case: BenchmarkCase, repeats: int, time_limit_s: float, logits_
     return record
 
 
+def prepare_training(case: BenchmarkCase) -> None:
+    """What a training asks of its process, before there are other threads than the first."""
+    from nnunetv2_sam3d.trainers.cpu_process import map_large_tensors, prepare_process
+
+    prepare_process(torch.device(case.device))
+    map_large_tensors(torch.device(case.device), case.checkpointing)
+
+
 def timed(work: Callable[[], Any], device: str, repeats: int, time_limit_s: float) -> list[float]:
     """Seconds of each run."""
     seconds: list[float] = []
@@ -137,13 +147,11 @@ def prepare_step(case: BenchmarkCase, network: nn.Module, image: Tensor, points:
     """What the trainer does with a batch, and the sizes that belong to training."""
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-    from nnunetv2_sam3d.trainers.cpu_process import prepare_process
     from nnunetv2_sam3d.trainers.cpu_samples import sample_threads
     from nnunetv2_sam3d.trainers.losses import DiceCELoss
     from nnunetv2_sam3d.trainers.optimizer import adamw
     from nnunetv2_sam3d.trainers.recipes import clip_groups
 
-    prepare_process(torch.device(case.device))
     recipe, groups = recipe_and_groups(case, network)
     optimizer = adamw(groups, torch.device(case.device), 4e-4, recipe.weight_decay)
     clipped = clip_groups(network, recipe)

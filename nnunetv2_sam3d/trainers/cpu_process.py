@@ -8,7 +8,9 @@ import os
 import torch
 
 # mallopt(3)'s parameters in glibc
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+_LARGEST_ON_THE_HEAP = 32 << 20  # bytes; glibc takes no more
+_MOST_MAPS = 65536  # glibc's default
 _KEPT = (2 << 30) - 1  # bytes; the largest int
 _GROWTH = 64 << 20
 
@@ -37,12 +39,26 @@ def keep_freed_memory() -> None:
     """Lets glibc keep freed memory for the next step instead of giving it back to the system.
 
     Otherwise every step asks anew for the memory of its activations, and the system clears each page of it, one thread
-    at a time: a sixth of the time of vit_b's. Without maps of their own, tensors above 32 MB are kept, too. Other C
-    libraries are left as they are.
+    at a time. For tensors above 32 MB see :func:`map_large_tensors`.
     """
+    for parameter, value in ((_MMAP_THRESHOLD, _LARGEST_ON_THE_HEAP), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _GROWTH)):
+        _mallopt(parameter, value)
+
+
+def map_large_tensors(device: torch.device, yes: bool) -> None:
+    """Whether tensors above 32 MB get maps of their own, as by default, which go back to the system when they are freed.
+
+    Without, the steps of a training keep their memory too, a sixth of the time of vit_b's. What is not freed in the
+    order in which it was made then leaves gaps: with checkpointing 5.9 instead of 4.2 GB.
+    """
+    if device.type == "cpu":
+        _mallopt(_MMAP_MAX, _MOST_MAPS if yes else 0)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    """glibc's; other C libraries are left as they are."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no glibc
         return
-    for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _GROWTH)):
-        mallopt(parameter, value)
+    mallopt(parameter, value)
