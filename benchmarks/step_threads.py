@@ -19,7 +19,7 @@ from torch import nn
 
 from nnunetv2_sam3d.network_architecture.config import VARIANTS
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
-from nnunetv2_sam3d.trainers.cpu_process import map_large_tensors, prepare_process
+from nnunetv2_sam3d.trainers.cpu_process import keep_large_tensors, prepare_process
 from nnunetv2_sam3d.trainers.cpu_samples import sample_threads
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.optimizer import adamw
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     prepare_process(torch.device("cpu"))
-    map_large_tensors(torch.device("cpu"), False)
+    keep_large_tensors(torch.device("cpu"), True)
     for recipe in options.recipe:
         steps = {threads: step_of(options, recipe, threads) for threads in options.threads}
         seconds: dict[int, list[float]] = {threads: [] for threads in steps}

@@ -112,10 +112,10 @@ def measure_case(case: BenchmarkCase, repeats: int, time_limit_s: float, logits_
 
 def prepare_training(case: BenchmarkCase) -> None:
     """What a training asks of its process, before there are other threads than the first."""
-    from nnunetv2_sam3d.trainers.cpu_process import map_large_tensors, prepare_process
+    from nnunetv2_sam3d.trainers.cpu_process import keep_large_tensors, prepare_process
 
     prepare_process(torch.device(case.device))
-    map_large_tensors(torch.device(case.device), case.checkpointing)
+    keep_large_tensors(torch.device(case.device), not case.checkpointing)
 
 
 def timed(work: Callable[[], Any], device: str, repeats: int, time_limit_s: float) -> list[float]:

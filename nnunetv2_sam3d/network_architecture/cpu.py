@@ -2,7 +2,7 @@
 
 Large temporaries are slow on CPUs: the system clears every new page, which took a third of the forward pass over all
 tokens at once. Chunks of 2048 tokens fit into caches, and into memory that is used again (``cpu_memory.py``). Inference
-works so, and what training computes twice.
+works so, and most of training.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Attention of a block on CPUs without gradients: some windows at a time, into the memory of the tokens.
+"""Attention of a block on CPUs: some windows at a time, into the memory of the tokens; no gradients.
 
 The same function as ``image_encoder.WindowAttention3d``, whose extended queries and keys are written where the fused
-attention reads them. Without padding, tokens of one window are read by no other, so that each window may replace its
-own.
+attention reads them, and where ``cpu_training.py`` finds them for the gradient. Without padding, tokens of one window
+are read by no other, so that each window may replace its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Memory of inference on CPUs that is used again, and matrix products that write into memory which is there already.
+"""Memory on CPUs that is used again, and matrix products that write into memory which is there already.
 
 A new tensor is memory that the system has to clear page by page, which took longer than what then filled it: of GELU's
 time, four fifths.

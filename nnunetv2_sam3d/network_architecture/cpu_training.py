@@ -1,8 +1,10 @@
 """Attention and MLP of a block in training on CPUs: the functions of inference, and their gradients, chunk by chunk.
 
 What autograd would keep, and make anew in each step, is memory that the system has to clear page by page: it took half
-of a step. Kept are what enters, the product with ``qkv``, and the hidden layer of the MLP. All else lives in memory
-that is used again, and is computed twice where that is cheap: norms, GELU, the attention's weights.
+of a step. Kept are what enters, the product with ``qkv``, and the hidden layer of the MLP. What is large lives in
+memory that is used again, and is computed twice where that is cheap: norms, GELU, the attention's weights.
+
+Blocks take this form without autocast and without checkpointing.
 """
 
 from __future__ import annotations
@@ -94,9 +96,8 @@ class _MLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, norm: nn.LayerNorm, mlp: Any, scratch: Scratch, x: Tensor, *weights: Tensor) -> Tensor:
         hidden = x.new_empty(*x.shape[:2], mlp.lin1.out_features)
-        result = x.clone()
-        for sample, kept in zip(result, hidden, strict=True):
-            add_mlp(sample, norm, mlp, scratch, kept)
+        result = x.clone(memory_format=torch.contiguous_format)
+        add_mlp(result.flatten(0, 1), norm, mlp, scratch, hidden.flatten(0, 1))
         ctx.save_for_backward(x, hidden, *weights)
         ctx.norm, ctx.scratch = norm, scratch
         return result
@@ -134,7 +135,7 @@ class _Attention(torch.autograd.Function):
         *weights: Tensor,
     ) -> Tensor:
         qkv = x.new_empty(len(x), len(layout.gather) + 1, 3 * x.shape[2])
-        result = x.clone()
+        result = x.clone(memory_format=torch.contiguous_format)
         for sample, kept in zip(result, qkv, strict=True):
             attend_(sample, norm, attn, layout, scratch, offsets, kept[:-1])
         ctx.save_for_backward(x, qkv, offsets, *weights)

@@ -112,7 +112,7 @@ class _Enlarged(torch.autograd.Function):
             lines = scratch("lines", 3, len(planes), h, scale * w, dtype=x.dtype)
             _each_product(height, planes, lines)
             lines = lines.view(-1, scale * w)
-            y = scratch("mixed", len(mix), lines[:, 0].numel() * 3 // len(mix) * w, dtype=x.dtype)
+            y = scratch("mixed", len(mix), len(x) * (part.stop - part.start) * h * w, dtype=x.dtype)
             for place, of_lines in zip(width, y.view(3, len(lines), w), strict=True):
                 torch.mm(lines, place.t(), out=of_lines)
             of_x[:, :, part] = (mix.t() @ y).view(channels, len(x), -1, h, w)

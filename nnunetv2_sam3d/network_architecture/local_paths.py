@@ -127,8 +127,6 @@ def frequency_gain(grid: tuple[int, int, int], device: torch.device) -> Tensor:
 def pooled_in_plane(volume: Tensor) -> Tensor:
     """Maxima of 2x2 in the last two axes; odd edges lose their last row, edges of one token are kept.
 
-    The planes are pooled in two dimensions: PyTorch's 3D pooling knows no bfloat16 on CPUs.
-
     Shape:
         (B, C, D, H, W) -> (B, C, D, H // 2, W // 2)
     """

@@ -28,7 +28,7 @@ from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.nnunet.validation import note_validated
 from nnunetv2_sam3d.nnunet.version import check_nnunet_version
 from nnunetv2_sam3d.trainers.adapter_log import AdapterLog
-from nnunetv2_sam3d.trainers.cpu_process import map_large_tensors, prepare_process
+from nnunetv2_sam3d.trainers.cpu_process import keep_large_tensors, prepare_process
 from nnunetv2_sam3d.trainers.cpu_samples import SampleThreads, sample_threads
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.optimizer import adamw
@@ -235,12 +235,13 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
             )
         if self.recipe.groups:
             self.sample_threads = sample_threads(self.network, self.loss, self.batch_size, self.device)
-            map_large_tensors(self.device, self.plain_network.encoder.checkpointing)
         super().on_train_start()
+        if self.recipe.groups:  # and not for the workers, which have begun
+            keep_large_tensors(self.device, not self.plain_network.encoder.checkpointing)
 
     def on_train_end(self) -> None:
         super().on_train_end()
-        map_large_tensors(self.device, True)  # what the validation takes and frees is large and of many sizes
+        keep_large_tensors(self.device, False)  # what the validation takes and frees is large and of many sizes
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's; the epoch's clicks begin, too."""

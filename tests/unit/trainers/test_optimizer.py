@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from nnunetv2_sam3d.network_architecture.frozen_cache import FrozenCache
@@ -21,14 +22,22 @@ def test_tables_follow_its_steps() -> None:
     assert kept[0][1] is kept[1][1]
 
 
-def test_same_steps_as_the_plain_one() -> None:
-    weights = [torch.nn.Parameter(torch.randn(40, generator=torch.Generator().manual_seed(0))) for _ in range(2)]
+@pytest.mark.parametrize("order", ["as the weight", "transposed", "expanded"])
+def test_same_steps_as_the_plain_one(order: str) -> None:
+    """Whatever order a gradient has in memory; ``torch.autograd.grad`` returns any."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 5, generator=generator)
+    weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
     mine = adamw([[weights[0]]], torch.device("cpu"), 1e-2, 0.1)
     plain = torch.optim.AdamW([weights[1]], lr=1e-2, weight_decay=0.1, foreach=False, fused=False)
-    for step in range(5):
-        gradient = torch.randn(40, generator=torch.Generator().manual_seed(step))
+    for _ in range(5):
+        gradient = torch.randn(3, 5, generator=generator)
+        if order == "transposed":
+            gradient = gradient.t().contiguous().t()
+        elif order == "expanded":
+            gradient = gradient[:1].expand(3, 5)
         for weight, optimizer in zip(weights, (mine, plain), strict=True):
-            weight.grad = gradient.clone()
+            weight.grad = gradient
             optimizer.step()
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-6)
 
@@ -40,6 +49,7 @@ def test_a_checkpoint_of_the_plain_one_goes_on() -> None:
     plain.step()
     mine = adamw([[weight]], torch.device("cpu"), 1e-2, 0.0)
     mine.load_state_dict(plain.state_dict())
+    assert mine.param_groups[0]["fused"] is True
     version = weight._version
     mine.step()
     assert weight._version > version and mine.state[weight]["step"] == 2
