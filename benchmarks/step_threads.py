@@ -22,7 +22,6 @@ from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
 from nnunetv2_sam3d.trainers.cpu_process import keep_large_tensors, prepare_process
 from nnunetv2_sam3d.trainers.cpu_samples import sample_threads
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
-from nnunetv2_sam3d.trainers.optimizer import adamw
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing, clip_groups
 
 STEPS = 7  # in a row, as in a training
@@ -34,7 +33,7 @@ def step_of(options: argparse.Namespace, recipe: str, threads: int) -> Callable[
     torch.manual_seed(0)
     config = replace(VARIANTS[options.variant], adapter=RECIPES[recipe].adapter, num_classes=3)
     network = SAM3D(config).prepare(options.patch_size).train()
-    optimizer = adamw(apply_freezing(network, RECIPES[recipe]), torch.device("cpu"), 1e-4, 0.0)
+    optimizer = torch.optim.AdamW([{"params": group} for group in apply_freezing(network, RECIPES[recipe])], lr=1e-4)
     clipped = clip_groups(network, RECIPES[recipe])
     loss = DiceCELoss(LabelManager({"background": 0, "kidney": 1, "tumour": 2}, None), batch_dice=False).train()
     image = torch.randn(options.batch_size, 1, *options.patch_size)

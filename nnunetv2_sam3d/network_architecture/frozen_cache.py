@@ -14,8 +14,8 @@ class FrozenCache:
 
     Nothing is kept where a gradient has to reach the weights: a trained table is computed in each training step, a
     frozen one only once. Changes are detected by ``_version`` (raised by optimizers and ``load_state_dict``, not by
-    writes through ``.data``, nor by PyTorch's fused optimizers, see ``trainers/optimizer.py``), storage address, dtype
-    and device. Only the last value is held. It is not part of the state dict.
+    writes through ``.data`` and not by PyTorch's fused optimizers), storage address, dtype and device. Only the last
+    value is held. It is not part of the state dict.
     """
 
     def __init__(self) -> None:

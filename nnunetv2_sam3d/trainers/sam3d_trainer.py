@@ -31,7 +31,6 @@ from nnunetv2_sam3d.trainers.adapter_log import AdapterLog
 from nnunetv2_sam3d.trainers.cpu_process import keep_large_tensors, prepare_process
 from nnunetv2_sam3d.trainers.cpu_samples import SampleThreads, sample_threads
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
-from nnunetv2_sam3d.trainers.optimizer import adamw
 from nnunetv2_sam3d.trainers.preflight import check_foreground, checked_settings, decide_checkpointing
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
 from nnunetv2_sam3d.trainers.schedule import LinearDecay
@@ -164,7 +163,8 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LinearDecay]:
         """One AdamW over what the recipe trains."""
-        optimizer = adamw(self.prepare_parameters(), self.device, self.initial_lr, self.weight_decay)
+        groups = [{"params": group} for group in self.prepare_parameters()]
+        optimizer = torch.optim.AdamW(groups, lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, LinearDecay(optimizer, self.initial_lr, self.num_epochs)
 
     def _load_start(self) -> None:
