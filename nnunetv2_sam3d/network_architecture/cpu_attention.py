@@ -7,6 +7,7 @@ are read by no other, so that each window may replace its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,6 +42,15 @@ def attend_(
     """
     offsets = position_offsets(attn, layout) if offsets is None else offsets
     windows = Windows(attn, layout, offsets, product_dtype(tokens), scratch)
+    for part, slots, rows in in_windows_(tokens, layout, scratch):
+        windows.add_attention(rows, norm(rows), part, None if kept is None else kept[slots])
+
+
+def in_windows_(tokens: Tensor, layout: WindowLayout, scratch: Scratch) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Some windows at a time: which they are, their slots, and a copy of the tokens there, (slots, C).
+
+    What is done to the copy is done to ``tokens``, (D * H * W, C), except for what stands in padding.
+    """
     padded = len(layout.gather) > len(tokens)  # with a token that many windows read
     width, dtype = tokens.shape[1], tokens.dtype
     everything = scratch("slots", len(layout.gather), width, dtype=dtype) if padded else tokens
@@ -49,7 +59,7 @@ def attend_(
         places = layout.gather[slots]
         rows = everything[slots] if padded else scratch("rows", len(places), width, dtype=dtype)
         torch.index_select(tokens, 0, places, out=rows)
-        windows.add_attention(rows, norm(rows), part, None if kept is None else kept[slots])
+        yield part, slots, rows
         if not padded:
             tokens.index_copy_(0, places, rows)
     if padded:

@@ -21,9 +21,8 @@ from nnunetv2_sam3d.network_architecture.cpu import per_chunk
 from nnunetv2_sam3d.network_architecture.cpu_attention import (
     Windows,
     attend_,
-    chunks_of_windows,
+    in_windows_,
     position_offsets,
-    slots_of,
 )
 from nnunetv2_sam3d.network_architecture.cpu_memory import Scratch, scaled_product
 from nnunetv2_sam3d.network_architecture.cpu_mlp import add_mlp
@@ -168,27 +167,14 @@ class _WindowGradients:
         self.sums = _Sums(weights, ctx.needs_input_grad[6:])
 
     def add(self, x: Tensor, of_x: Tensor, qkv: Tensor) -> None:
-        """Adds to the gradient of a sample's result, (D * H * W, C), what comes through its attention.
-
-        Without padding, in the same way as ``attend_`` adds to the tokens.
-        """
-        layout, scratch, width, dtype = self.layout, self.scratch, x.shape[1], x.dtype
-        padded = len(layout.gather) > len(x)
-        everything = scratch("slots", len(layout.gather), width, dtype=dtype) if padded else of_x
-        for part in chunks_of_windows(layout):
-            slots = slots_of(part, layout)
-            places = layout.gather[slots]
-            of_rows = everything[slots] if padded else scratch("rows", len(places), width, dtype=dtype)
-            torch.index_select(of_x, 0, places, out=of_rows)
-            if padded:
+        """Adds to the gradient of a sample's result, (D * H * W, C), what comes through its attention."""
+        layout = self.layout
+        for part, slots, of_rows in in_windows_(of_x, layout, self.scratch):
+            if len(layout.gather) > len(x):  # the copies of a token that stand in padding have none
                 of_rows *= layout.region[part].sum(-1).view(-1, 1)
-            rows = x[places]
+            rows = x[layout.gather[slots]]
             of_normed = self._through_attention(rows, of_rows, qkv[slots], part)
             of_rows += self.sums.through_norm(self.norm, rows, of_normed)
-            if not padded:
-                of_x.index_copy_(0, places, of_rows)
-        if padded:
-            torch.index_select(everything, 0, layout.scatter, out=of_x)
 
     def _through_attention(self, rows: Tensor, of_rows: Tensor, qkv: Tensor, part: slice) -> Tensor:
         """The gradient of normed tokens, given that of their attention, (windows * tokens, C)."""
