@@ -23,6 +23,7 @@ from nnunetv2_sam3d.trainers.cpu_process import keep_large_tensors, prepare_proc
 from nnunetv2_sam3d.trainers.cpu_samples import sample_threads
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.recipes import RECIPES, apply_freezing, clip_groups
+from nnunetv2_sam3d.trainers.schedule import adamw
 
 STEPS = 7  # in a row, as in a training
 
@@ -33,7 +34,7 @@ def step_of(options: argparse.Namespace, recipe: str, threads: int) -> Callable[
     torch.manual_seed(0)
     config = replace(VARIANTS[options.variant], adapter=RECIPES[recipe].adapter, num_classes=3)
     network = SAM3D(config).prepare(options.patch_size).train()
-    optimizer = torch.optim.AdamW([{"params": group} for group in apply_freezing(network, RECIPES[recipe])], lr=1e-4)
+    optimizer = adamw(apply_freezing(network, RECIPES[recipe]), 1e-4, RECIPES[recipe].weight_decay)
     clipped = clip_groups(network, RECIPES[recipe])
     loss = DiceCELoss(LabelManager({"background": 0, "kidney": 1, "tumour": 2}, None), batch_dice=False).train()
     image = torch.randn(options.batch_size, 1, *options.patch_size)

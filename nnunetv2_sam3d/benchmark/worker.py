@@ -150,9 +150,10 @@ def prepare_step(case: BenchmarkCase, network: nn.Module, image: Tensor, points:
     from nnunetv2_sam3d.trainers.cpu_samples import sample_threads
     from nnunetv2_sam3d.trainers.losses import DiceCELoss
     from nnunetv2_sam3d.trainers.recipes import clip_groups
+    from nnunetv2_sam3d.trainers.schedule import adamw
 
     recipe, groups = recipe_and_groups(case, network)
-    optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=4e-4, weight_decay=recipe.weight_decay)
+    optimizer = adamw(groups, 4e-4, recipe.weight_decay)
     clipped = clip_groups(network, recipe)
     loss_of = DiceCELoss(LabelManager({"background": 0, "tumour": 1}, None), batch_dice=False).train()
     scaler = torch.amp.GradScaler(case.device, enabled=case.precision == "float16")

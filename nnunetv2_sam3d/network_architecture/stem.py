@@ -116,10 +116,9 @@ def upsampling_taps(stride: int) -> Tensor:
     """
     if stride == SAM_PATCH:
         return torch.eye(SAM_PATCH)
-    taps = torch.zeros(SAM_PATCH, stride + 2)
-    for sample in range(SAM_PATCH):
+    taps = [[0.0] * (stride + 2) for _ in range(SAM_PATCH)]  # one tensor in the end: each step makes them
+    for sample, row in enumerate(taps):
         position = (sample + 0.5) * stride / SAM_PATCH - 0.5 + 1  # +1: voxel -1 is column 0
         left = int(position)
-        taps[sample, left] = 1 - (position - left)
-        taps[sample, left + 1] += position - left
-    return taps
+        row[left : left + 2] = 1 - (position - left), position - left
+    return torch.tensor(taps, dtype=torch.float32)

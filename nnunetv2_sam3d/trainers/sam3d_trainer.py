@@ -28,12 +28,12 @@ from nnunetv2_sam3d.nnunet.layout import FINAL
 from nnunetv2_sam3d.nnunet.validation import note_validated
 from nnunetv2_sam3d.nnunet.version import check_nnunet_version
 from nnunetv2_sam3d.trainers.adapter_log import AdapterLog
-from nnunetv2_sam3d.trainers.cpu_process import keep_large_tensors, prepare_process
+from nnunetv2_sam3d.trainers.cpu_process import keep_large_tensors, look_seldom, prepare_process
 from nnunetv2_sam3d.trainers.cpu_samples import SampleThreads, sample_threads
 from nnunetv2_sam3d.trainers.losses import DiceCELoss
 from nnunetv2_sam3d.trainers.preflight import check_foreground, checked_settings, decide_checkpointing
 from nnunetv2_sam3d.trainers.recipes import Recipe, apply_freezing, clip_groups
-from nnunetv2_sam3d.trainers.schedule import LinearDecay
+from nnunetv2_sam3d.trainers.schedule import LinearDecay, adamw
 from nnunetv2_sam3d.trainers.seeds import seed_loaders, seed_of_run, seed_process
 from nnunetv2_sam3d.trainers.start import Run, Start, outputs_of
 from nnunetv2_sam3d.trainers.training_clicks import AUTOMATIC_LOSSES, CLICKED_LOSSES, ClickSteps, seed_of
@@ -163,8 +163,7 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LinearDecay]:
         """One AdamW over what the recipe trains."""
-        groups = [{"params": group} for group in self.prepare_parameters()]
-        optimizer = torch.optim.AdamW(groups, lr=self.initial_lr, weight_decay=self.weight_decay)
+        optimizer = adamw(self.prepare_parameters(), self.initial_lr, self.weight_decay)
         return optimizer, LinearDecay(optimizer, self.initial_lr, self.num_epochs)
 
     def _load_start(self) -> None:
@@ -191,7 +190,9 @@ class nnUNetTrainer_SAM3D(nnUNetTrainer):
         """nnU-Net's, whose cases, crops and augmentation are those of the repeat and the fold."""
         seed = (self.seed, self.current_epoch, self.local_rank)  # a resumed training draws what it has not yet seen
         seed_process(*seed)
-        return seed_loaders(super().get_dataloaders(), *seed)
+        loaders = super().get_dataloaders()
+        look_seldom(loaders)
+        return seed_loaders(loaders, *seed)
 
     def _build_loss(self) -> nn.Module:
         return DiceCELoss(self.label_manager, self.configuration_manager.batch_dice, self.is_ddp)

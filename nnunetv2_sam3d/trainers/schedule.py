@@ -1,10 +1,23 @@
-"""The learning rate's way down."""
+"""AdamW, and its learning rate's way down."""
 
 from __future__ import annotations
 
-from torch.optim import Optimizer
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
 
 END_FACTOR = 0.01
+
+
+def adamw(groups: Iterable[Sequence[nn.Parameter]], initial_lr: float, weight_decay: float) -> AdamW:
+    """The one optimizer of a recipe's groups.
+
+    With PyTorch's calls for many weights at once, its default on GPUs alone: the same numbers on CPUs, too, without ten
+    calls for each weight. They raise the weights' versions, which its fused calls do not.
+    """
+    parameters = [{"params": group} for group in groups]
+    return AdamW(parameters, lr=initial_lr, weight_decay=weight_decay, foreach=True)
 
 
 class LinearDecay:

@@ -36,7 +36,7 @@ from nnunetv2_sam3d.trainers.recipes import (
     select,
 )
 from nnunetv2_sam3d.trainers.recipes import RECIPES as ALL_RECIPES
-from nnunetv2_sam3d.trainers.schedule import LinearDecay
+from nnunetv2_sam3d.trainers.schedule import LinearDecay, adamw
 
 MakeNetwork = Callable[..., SAM3D]
 RECIPES = {"original": ORIGINAL, "dualpath": DUALPATH, "full": FULL, "original_eval": ORIGINAL_EVAL}
@@ -146,6 +146,22 @@ def test_clip_groups(kind: str, make_network: MakeNetwork) -> None:
         parts = ("encoder.", "mask_decoder.", "prompt_encoder.")
         assert sorted(map(sorted, groups)) == sorted(sorted(n for n in trained if n.startswith(p)) for p in parts)
     assert recipe.max_grad_norm == 1.0
+
+
+def test_adamw_is_torchs_and_raises_versions() -> None:
+    """Bit for bit, for gradients in any memory order; what is cached from weights depends on their versions."""
+    weights = [torch.randn(5, 7), torch.randn(7), torch.randn(3, 1, 3, 3, 3)]
+    theirs, ours = ([torch.nn.Parameter(weight.clone()) for weight in weights] for _ in range(2))
+    steps = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=0.1, foreach=False), adamw([ours[:1], ours[1:]], 1e-2, 0.1)
+    for number in range(5):
+        versions = [parameter._version for parameter in ours]
+        for pair in zip(theirs, ours, strict=True):
+            gradient = torch.randn(pair[0].shape)
+            pair[0].grad, pair[1].grad = gradient, gradient.movedim(0, -1).contiguous().movedim(-1, 0)
+        for step in steps:
+            step.step()
+        assert all(torch.equal(*pair) for pair in zip(theirs, ours, strict=True)), number
+        assert all(p._version > before for p, before in zip(ours, versions, strict=True))
 
 
 def test_learning_rate_is_that_of_torchs_linear_schedule() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
-from nnunetv2_sam3d.trainers.cpu_process import prepare_process
+from nnunetv2_sam3d.trainers.cpu_process import look_seldom, prepare_process
 
 
 @pytest.fixture
@@ -49,3 +52,26 @@ print(products(), *SampleThreads(2)._pool.map(lambda _: products(), range(8)))
     first, later = done.stdout.splitlines()
     if torch.set_flush_denormal(False):  # the processor can do it
         assert (first, later) == ("True", " ".join("0" * 9))
+
+
+class _Counting:
+    """Batches of a worker, as nnU-Net's data loader gives them."""
+
+    def set_thread_id(self, thread_id: int) -> None:
+        self.count = 0
+
+    def __next__(self) -> dict[str, int]:
+        self.count += 1
+        return {"number": self.count}
+
+
+def test_loaders_that_look_seldom_lose_no_batch_and_do_not_wait() -> None:
+    loader = NonDetMultiThreadedAugmenter(_Counting(), None, 1, num_cached=2, wait_time=0.002)
+    look_seldom((loader, SingleThreadedAugmenter(_Counting(), None)))
+    assert loader.wait_time >= 0.1
+    try:
+        begin = time.perf_counter()
+        assert [next(loader)["number"] for _ in range(200)] == list(range(1, 201))
+        assert time.perf_counter() - begin < 200 * loader.wait_time
+    finally:
+        loader._finish()
