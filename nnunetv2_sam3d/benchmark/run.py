@@ -55,20 +55,17 @@ def run(
 
     Raises:
         ValueError: if the file holds measurements of another machine or other code.
-        RuntimeError: if the machine's own speed cannot be measured.
+        RuntimeError: if no process can be started on the device.
     """
     earlier = {} if again or json_file is None or not json_file.is_file() else _earlier(json_file)
     scratch = Path(tempfile.mkdtemp(prefix="sam3d_benchmark_"))
     logits = Path(f"{json_file}.logits") if json_file else scratch  # beside the results, so that a later run compares
     try:
         device = cases[0].device
-        precisions = sorted({case.precision for case in cases})
-        environment = _process({"device": device, "precisions": precisions}, scratch, threads, timeout_s)
+        environment = _process({"device": device}, scratch, threads, timeout_s)
         if "failed" in environment:
-            raise RuntimeError(f"the speed of {device} could not be measured: {environment['failed']}")
-        rates = environment["products_per_second"]
+            raise RuntimeError(f"nothing can be measured on {device}: {environment['failed']}")
         say(", ".join([environment.get("gpu", environment["processor"]), f"{environment['threads']} threads"]))
-        say("matrix products: " + ", ".join(f"{key} {rate / 1e9:.0f} GFLOP/s" for key, rate in rates.items()))
         records = _kept(json_file, earlier, environment) if earlier else {}
         if records:
             say(f"{len(records)} records of {json_file} are kept; --again measures them anew")
@@ -80,9 +77,6 @@ def run(
             if case.what == "forward":
                 job["logits_file"] = str(_logits_of(case, logits))
             measured = _process(job, scratch, threads, timeout_s)
-            if "operations" in measured:
-                measured["products_per_second"] = rates[case.precision]
-                measured["floor_seconds"] = measured["operations"] / rates[case.precision]
             records[case] = case.to_dict() | measured
             say(f"[{number}/{len(cases)}] {case.label()}: {_summary(records[case])}")
             result = {"environment": environment, "records": list(records.values())}
@@ -192,5 +186,6 @@ def _summary(record: dict[str, Any]) -> str:
         return f"failed: {record['failed']}"
     return (
         f"{record['seconds']:.3g} s (spread {record['seconds_spread']:.2g}), "
-        f"{record['seconds'] / record['floor_seconds']:.1f} x floor, {record['peak_rss_bytes'] / 1e9:.2f} GB"
+        f"{record['seconds'] / record['floor_seconds']:.2f} x floor at "
+        f"{record['products_per_second'] / 1e9:.0f} GFLOP/s, {record['peak_rss_bytes'] / 1e9:.2f} GB"
     )

@@ -87,13 +87,21 @@ def measure_case(case: BenchmarkCase, repeats: int, time_limit_s: float, logits_
     prepare = {"forward": prepare_forward, "step": prepare_step, "predict": prepare_predict}[case.what]
     work, describe = prepare(case, network, image, points.to(case.device))
 
+    rates: list[float] = []
+
+    def measure_rate() -> None:
+        """Beside each run, since processors are not always as fast; its three matrices are 12 MB."""
+        if case.device == "cpu":
+            rates.append(machine.product_rate(case.device, case.precision))
+
     begin = time.perf_counter()
     result = work()  # warms up: memory, caches, the optimizer's state
     machine.synchronise(case.device)
     if logits_file is not None:
         np.save(logits_file, result.cpu().numpy())
     del result
-    seconds = timed(work, case.device, repeats, time_limit_s - (time.perf_counter() - begin))
+    measure_rate()
+    seconds = timed(work, case.device, repeats, time_limit_s - (time.perf_counter() - begin), measure_rate)
     record: dict[str, Any] = {
         "seconds": statistics.median(seconds),
         "seconds_spread": max(seconds) - min(seconds),
@@ -105,8 +113,12 @@ def measure_case(case: BenchmarkCase, repeats: int, time_limit_s: float, logits_
     if case.device == "cuda":
         record["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
         record["reserved_cuda_bytes"] = torch.cuda.max_memory_reserved()
+        rates.append(machine.product_rate(case.device, case.precision))  # 400 MB and more, so after the peak is read
     record |= describe()
     record["operations"] = count_operations(case) * record.get("passes", 1)
+    record["products_per_second"] = statistics.fmean(rates)
+    record["products_per_second_all"] = rates
+    record["floor_seconds"] = record["operations"] / record["products_per_second"]
     return record
 
 
@@ -118,7 +130,13 @@ def prepare_training(case: BenchmarkCase) -> None:
     keep_large_tensors(torch.device(case.device), not case.checkpointing)
 
 
-def timed(work: Callable[[], Any], device: str, repeats: int, time_limit_s: float) -> list[float]:
+def timed(
+    work: Callable[[], Any],
+    device: str,
+    repeats: int,
+    time_limit_s: float,
+    after_each: Callable[[], None] = lambda: None,
+) -> list[float]:
     """Seconds of each run."""
     seconds: list[float] = []
     while not seconds or (len(seconds) < repeats and sum(seconds) < time_limit_s):
@@ -126,6 +144,7 @@ def timed(work: Callable[[], Any], device: str, repeats: int, time_limit_s: floa
         work()
         machine.synchronise(device)
         seconds.append(time.perf_counter() - begin)
+        after_each()
     return seconds
 
 
@@ -313,8 +332,7 @@ def main(job_file: str) -> None:
             case = BenchmarkCase.from_dict(job["case"])
             result = measure_case(case, job["repeats"], job["time_limit_s"], job["logits_file"])
         else:
-            rates = {precision: machine.product_rate(job["device"], precision) for precision in job["precisions"]}
-            result = machine.environment(job["device"]) | {"products_per_second": rates}
+            result = machine.environment(job["device"])
     except (RuntimeError, MemoryError, ValueError) as error:  # out of memory above all
         result = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
     Path(job["result_file"]).write_text(json.dumps(result))
