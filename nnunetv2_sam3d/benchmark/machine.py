@@ -93,7 +93,7 @@ def product_rate(device: str, precision: str) -> float:
 
     size = MATRIX[device]
     # CPUs without the precision emulate it: the whole size would take them minutes
-    if seconds(size // 4, 1) * 4**3 * ATTEMPTS > SLOW_S:
+    if seconds(size // 4, 3) * 4**3 * ATTEMPTS > SLOW_S:
         size //= 4
     return 2 * size**3 / seconds(size, ATTEMPTS)
 

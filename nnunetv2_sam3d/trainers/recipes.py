@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the names of trainers are wanted where PyTorch is not
     from torch import nn
@@ -103,8 +103,8 @@ def _evaluation(adapter: str) -> Recipe:
     return Recipe(adapter, groups=(), question="What does a trained model of these adapters reach, without training?")
 
 
-def _ablation(question: str, **changes: str) -> Recipe:
-    return replace(DUALPATH, control="DualPath", question=question, **changes)  # type: ignore[arg-type]
+def _ablation(question: str, **changes: Any) -> Recipe:
+    return replace(DUALPATH, control="DualPath", question=question, **changes)
 
 
 # By the trainers' short names; what others start from comes first.

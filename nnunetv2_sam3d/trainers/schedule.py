@@ -14,7 +14,8 @@ def adamw(groups: Iterable[Sequence[nn.Parameter]], initial_lr: float, weight_de
     """The one optimizer of a recipe's groups.
 
     With PyTorch's calls for many weights at once, its default on GPUs alone: the same numbers on CPUs, too, without ten
-    calls for each weight. They raise the weights' versions, which its fused calls do not.
+    calls for each weight, for as much memory as the trained weights take, when activations are gone. They raise the
+    weights' versions, which its fused calls do not.
     """
     parameters = [{"params": group} for group in groups]
     return AdamW(parameters, lr=initial_lr, weight_decay=weight_decay, foreach=True)
