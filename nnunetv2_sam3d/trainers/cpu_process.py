@@ -1,4 +1,4 @@
-"""What a training on CPUs asks of its own process: threads, freed memory that is kept, tiny numbers that are zero."""
+"""What a training on CPUs asks of its own process: threads, kept memory, tiny numbers that are zero, quiet loaders."""
 
 from __future__ import annotations
 
