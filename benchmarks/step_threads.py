@@ -3,6 +3,9 @@
 One process measures all, in turn, some steps in a row, so that the ratios hold whatever else the machine does. The
 steps are the trainers': forward, loss, backward, clipping, AdamW, with the samples of a batch side by side where the
 trainers do that.
+
+The last row is what the cores can do: as many processes as threads, each with one thread, one sample and a network of
+its own. Where they gain less than their number, the machine's cores are in each other's way.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
+from torch.multiprocessing import get_context
 
 from nnunetv2_sam3d.network_architecture.config import VARIANTS
 from nnunetv2_sam3d.network_architecture.sam3d import SAM3D
@@ -55,6 +60,78 @@ def step_of(options: argparse.Namespace, recipe: str, threads: int) -> Callable[
     return step
 
 
+def seconds_of(step: Callable[[], None]) -> list[float]:
+    """Of some steps in a row, without the first ones, which find the caches of others."""
+    seconds = []
+    for _ in range(STEPS):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    return seconds[2:]
+
+
+def prepare() -> None:
+    """What a training asks of its process."""
+    prepare_process(torch.device("cpu"))
+    keep_large_tensors(torch.device("cpu"), True)
+
+
+def measure_on_demand(options: argparse.Namespace, recipe: str, pipe: Connection) -> None:
+    """A process of its own: some steps each time that it is asked."""
+    prepare()
+    step = step_of(options, recipe, 1)
+    while pipe.recv():
+        pipe.send(seconds_of(step))
+
+
+class SeparateProcesses:
+    """Trainings with one thread and one sample each, at once."""
+
+    def __init__(self, options: argparse.Namespace, recipe: str, number: int) -> None:
+        context = get_context("spawn")
+        job = argparse.Namespace(**{**vars(options), "batch_size": 1})
+        self.pipes = []
+        for _ in range(number):
+            pipe, other_end = context.Pipe()
+            context.Process(target=measure_on_demand, args=(job, recipe, other_end), daemon=True).start()
+            self.pipes.append(pipe)
+
+    def seconds(self) -> list[float]:
+        """Of each step, the slowest process's: a batch waits for its last sample."""
+        for pipe in self.pipes:
+            pipe.send(True)
+        return [max(step) for step in zip(*(pipe.recv() for pipe in self.pipes), strict=True)]
+
+    def end(self) -> None:
+        """Lets them go."""
+        for pipe in self.pipes:
+            pipe.send(False)
+
+
+def measure(options: argparse.Namespace, recipe: str) -> None:
+    """Prints the rows of a recipe."""
+    most = max(options.threads)
+    steps = {threads: step_of(options, recipe, threads) for threads in options.threads}
+    seconds: dict[int, list[float]] = {threads: [] for threads in steps}
+    processes, of_processes = SeparateProcesses(options, recipe, most), []
+    processes.seconds()  # they have begun
+    for _ in range(options.repeats):
+        for threads, step in steps.items():
+            seconds[threads] += seconds_of(step)
+        of_processes += processes.seconds()
+    processes.end()
+    rows = [(f"batch {options.batch_size}, {number} threads", options.batch_size, seconds[number]) for number in steps]
+    rows.append((f"{most} processes, a sample and a thread each", most, of_processes))
+    first = statistics.median(seconds[options.threads[0]]) / options.batch_size
+    fastest = min(seconds[options.threads[0]]) / options.batch_size
+    for name, samples, measured in rows:
+        middle = statistics.median(measured)
+        print(
+            f"{recipe}, {name}: {middle:.3f} s ({min(measured):.3f} to {max(measured):.3f}), "
+            f"{first * samples / middle:.2f} x, by the fastest steps {fastest * samples / min(measured):.2f} x"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="vit_tiny")
@@ -64,25 +141,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    prepare_process(torch.device("cpu"))
-    keep_large_tensors(torch.device("cpu"), True)
+    prepare()
     for recipe in options.recipe:
-        steps = {threads: step_of(options, recipe, threads) for threads in options.threads}
-        seconds: dict[int, list[float]] = {threads: [] for threads in steps}
-        for _ in range(options.repeats):
-            for threads, step in steps.items():
-                for number in range(STEPS):
-                    begin = time.perf_counter()
-                    step()
-                    if number > 1:  # the first ones find the caches of others
-                        seconds[threads].append(time.perf_counter() - begin)
-        first = statistics.median(seconds[options.threads[0]])
-        for threads, measured in seconds.items():
-            middle = statistics.median(measured)
-            print(
-                f"{recipe}, batch {options.batch_size}, {threads} threads: {middle:.3f} s "
-                f"({min(measured):.3f} to {max(measured):.3f}), {first / middle:.2f} x"
-            )
+        measure(options, recipe)
 
 
 if __name__ == "__main__":
